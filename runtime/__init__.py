@@ -1,0 +1,1 @@
+"""What every process needs: configuration, clock, logging, telemetry, gRPC server, drain."""

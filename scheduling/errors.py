@@ -1,0 +1,112 @@
+"""Domain errors, free of any transport. `runtime/grpc_errors.py` turns `code` into a status.
+
+TandemError
+├── InvalidRequest             the caller's fault; repeating it cannot help
+│   ├── UnknownModel
+│   └── ContextTooLong
+├── DuplicateRequest           the id is in use by another request
+├── CanNeverFit                larger than every worker; repeating it cannot help
+├── QueueFull                  try again later
+├── NoWorkerAvailable          no compatible worker is connected; try again later
+├── DeadlineExceeded
+├── RequestCancelled
+├── WorkerFailed               a worker failed the request too often
+├── KvCorrupted                moved KV did not pass its check; no token was produced from it
+└── StaleIncarnation           the message belongs to an earlier life of a process
+"""
+
+from typing import ClassVar
+
+
+class TandemError(Exception):
+    """Root of the errors that reach a user. The message ends in what to do."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        # How long to wait before a retry, where retrying can help.
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(TandemError):
+    """A field has a value that no request may have."""
+
+    code = "invalid_request"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+class UnknownModel(TandemError):
+    """The request names a model that this cluster does not serve."""
+
+    code = "unknown_model"
+
+
+class ContextTooLong(TandemError):
+    """Prompt and max_tokens together exceed the model's context."""
+
+    code = "context_too_long"
+
+
+class DuplicateRequest(TandemError):
+    """The request id is taken by a request with different content."""
+
+    code = "duplicate_request"
+
+
+class CanNeverFit(TandemError):
+    """No worker of this cluster has enough KV blocks, even when it is empty."""
+
+    code = "can_never_fit"
+
+
+class QueueFull(TandemError):
+    """A bounded queue is full; nothing was computed for the request."""
+
+    code = "queue_full"
+    retryable = True
+
+
+class NoWorkerAvailable(TandemError):
+    """No pair of compatible prefill and decode workers is connected."""
+
+    code = "no_worker_available"
+    retryable = True
+
+
+class DeadlineExceeded(TandemError):
+    """The caller's deadline passed; both legs were stopped."""
+
+    code = "deadline_exceeded"
+
+
+class RequestCancelled(TandemError):
+    """The caller left or cancelled; both legs were stopped."""
+
+    code = "cancelled"
+
+
+class WorkerFailed(TandemError):
+    """Workers failed this request more often than the limit allows."""
+
+    code = "worker_failed"
+    retryable = True
+
+
+class KvCorrupted(TandemError):
+    """KV blocks arrived damaged or with a stale generation, again after a recomputation."""
+
+    code = "kv_corrupted"
+    retryable = True
+
+
+class StaleIncarnation(TandemError):
+    """A message for or from an earlier life of a process."""
+
+    code = "stale_incarnation"
+    retryable = True

@@ -1,0 +1,56 @@
+"""One forward pass, as a value: what a core plans and what the engine answers.
+
+There is no prefill pass and no decode pass: each sequence has a history of tokens and a computed
+count that catches up with it. A chunk of one token at the end of the history is a decode step.
+"""
+
+from dataclasses import dataclass
+
+from scheduling.sampling import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStart:
+    """A sequence enters the engine under a slot number that no other live sequence has."""
+
+    slot: int
+    # Prompt and, after a hand-over or a preemption, the output so far.
+    token_ids: tuple[int, ...]
+    # token_ids[num_prompt_tokens:] is output; output index i is drawn with random number i.
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    # Blocks in the order of the tokens they hold; more follow by `extend_blocks`.
+    block_table: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """Compute tokens [start, start + num_tokens) of the sequence in `slot`."""
+
+    slot: int
+    start: int
+    num_tokens: int
+    # True when the chunk reaches the end of the history: the next token is sampled and appended.
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One iteration. A slot appears at most once."""
+
+    chunks: tuple[ScheduledChunk, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """The forward size: tokens computed in this iteration."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The sampled tokens, in the order of the sampling chunks of the plan."""
+
+    slots: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    # One entry a token where any sequence of the step asked for logprobs, else empty.
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
