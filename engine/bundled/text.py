@@ -5,8 +5,9 @@ options, comments) is dropped. Nothing here reads a file. `corpus` builds docume
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Paragraph:
 
 Block = Heading | Entry | Paragraph
 
-_SIGNATURE_KINDS = {
+_ENTRY_KINDS = {
     "function": "function",
     "coroutinefunction": "function",
     "awaitablefunction": "function",
@@ -62,31 +63,37 @@ _PROSE_DIRECTIVES = {"note", "warning", "important", "tip", "topic", "glossary",
 
 _DIRECTIVE = re.compile(r"\.\. ([a-z][a-z:_-]*)::\s*(.*)")
 _UNDERLINE = re.compile(r"([=\-`:'\"~^_*+#<>.])\1{2,}$")
-_BULLET = re.compile(r"(?:[*\-•]|#\.|\(?[0-9a-zA-Z]\)|[0-9]{1,2}\.)\s+")
-_FIELD = re.compile(r":[\w -]+:(\s|$)")
-_TABLE = re.compile(r"(\+[-=+]{3,}|=+(\s+=+)+$|\|.*\|$)")
+_BULLET = re.compile(r"(?:[*\-]|#\.|\(?[0-9a-z]\)|[0-9]{1,2}\.)\s+")
+_NOT_PROSE = re.compile(r":[\w -]+:(\s|$)|\+[-=+]{3,}|=+(\s+=+)+$|\|\s|>>>|\$ ")
 
+_NUMBERED_ROLE = re.compile(r":(pep|rfc|issue|gh):`([^`<]+?)`")
 _ROLE_WITH_TITLE = re.compile(r":[\w:+-]+:`([^`<]+?)\s*<[^`>]*>`")
 _ROLE = re.compile(r":[\w:+-]+:`([^`]*)`")
 _LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`__?")
-_NUMBERED_ROLE = {"pep": "PEP ", "rfc": "RFC ", "issue": "issue ", "gh": "issue "}
+_EMPHASIS = re.compile(r"(?<![\w*])\*{1,2}([^*\s](?:[^*]*[^*\s])?)\*{1,2}(?![\w*])")
+_FOOTNOTE = re.compile(r"\s*\[(#[\w-]*|\d+|\*)\]_")
+
+# A line of the source as (indentation, text).
+_Line = tuple[int, str]
 
 
 def strip_roles(text: str) -> str:
     """The words a reader sees: roles, links, footnote marks and emphasis removed."""
-    text = re.sub(r"\s*\[(#[\w-]*|\d+|\*)\]_", "", text)
-    text = re.sub(r"``(.+?)``", lambda m: m[1].replace("*", "\0").replace("_", "\1"), text)
-    text = re.sub(
-        r":(pep|rfc|issue|gh):`([^`<]+?)`", lambda m: f"{_NUMBERED_ROLE[m[1]]}{m[2]}", text
-    )
+    text = _FOOTNOTE.sub("", text)
+    # What stands in a literal is kept as it is, so its stars hide from the emphasis rule.
+    text = re.sub(r"``(.+?)``", lambda match: match[1].replace("*", "\0"), text)
+    text = _NUMBERED_ROLE.sub(lambda match: f"{_shown_prefix(match[1])} {match[2]}", text)
     text = _ROLE_WITH_TITLE.sub(r"\1", text)
-    text = _ROLE.sub(lambda m: _shown_target(m[1]), text)
+    text = _ROLE.sub(lambda match: _shown_target(match[1]), text)
     text = _LINK.sub(r"\1", text)
-    text = re.sub(r"`([^`]+)`__?", r"\1", text)
-    text = re.sub(r"(?<![\w*])\*{1,2}([^*\s](?:[^*]*[^*\s])?)\*{1,2}(?![\w*])", r"\1", text)
-    text = re.sub(r"\\(\W)", lambda m: "" if m[1].isspace() else m[1], text)
-    text = text.replace("\0", "*").replace("\1", "_").replace("`", "")
-    return re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"`([^`]+)`_{0,2}", r"\1", text)
+    text = _EMPHASIS.sub(r"\1", text)
+    text = re.sub(r"\\(\W)", lambda match: "" if match[1].isspace() else match[1], text)
+    return re.sub(r"\s+", " ", text.replace("\0", "*")).strip()
+
+
+def _shown_prefix(role: str) -> str:
+    return role.upper() if role in ("pep", "rfc") else "issue"
 
 
 def _shown_target(target: str) -> str:
@@ -96,92 +103,140 @@ def _shown_target(target: str) -> str:
     return target.lstrip("!")
 
 
+def leading_prose(text: str) -> str:
+    """The sentences of a paragraph up to the last one that reads as prose; may be empty."""
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z_])", text)
+    while sentences:
+        candidate = " ".join(sentences)
+        if is_prose(candidate):
+            return candidate
+        sentences.pop()
+    return ""
+
+
 def is_prose(text: str) -> bool:
-    """True for a paragraph that reads as sentences: long enough, ended, mostly letters."""
-    if len(text) < 25 or text[-1] not in ".!?:)\"'" or not (text[0].isalnum() or text[0] in "_('\""):
+    """True for text that reads as sentences: long enough, ended, mostly letters."""
+    if len(text) < 25 or not text.isascii() or text[-1] not in ".!?)":
         return False
-    if ">>>" in text or "://" in text or "::" in text or "|" in text:
+    if not (text[0].isalnum() or text[0] in "_("):
         return False
-    letters = sum(char.isalpha() or char == " " for char in text)
-    return letters >= 0.88 * len(text) and text.isascii()
+    if any(mark in text for mark in (">>>", "://", "::", "|", "`", "\\")):
+        return False
+    num_letters = sum(char.isalpha() or char == " " for char in text)
+    return num_letters >= 0.85 * len(text)
+
+
+_LABELLED_TITLE = re.compile(
+    r"^\.\. _([\w.-]+):[ \t]*\n(?:[ \t]*\n|\.\. _[^\n]*\n)*(\S[^\n]*)\n[=~^*-]{3}", re.M
+)
+_REFERENCE = re.compile(r":ref:`([\w.-]+)`")
+
+
+def labelled_titles(source: str) -> dict[str, str]:
+    """Title of each section that carries a label: what a bare `:ref:` shows."""
+    return {match[1].lower(): strip_roles(match[2]) for match in _LABELLED_TITLE.finditer(source)}
+
+
+def resolve_references(source: str, titles: Mapping[str, str]) -> str:
+    """Replace bare `:ref:` roles by the titles they point to, where these are known."""
+    return _REFERENCE.sub(lambda match: titles.get(match[1].lower(), match[0]), source)
 
 
 def blocks(source: str) -> Iterator[Block]:
-    """All prose blocks of one file, in order."""
-    return _Parser(source).run()
-
-
-class _Parser:
-    """One pass over the lines; indentation decides what belongs to a skipped directive."""
-
-    def __init__(self, source: str) -> None:
-        self._lines = source.expandtabs(8).splitlines()
-        self._pending: list[str] = []
-        self._pending_indent = 0
-        # Lines indented deeper than this belong to something that is not prose.
-        self._skip_indent: int | None = None
-
-    def run(self) -> Iterator[Block]:
-        index = 0
-        while index < len(self._lines):
-            line = self._lines[index]
-            index += 1
-            text = line.strip()
-            indent = len(line) - len(line.lstrip())
-            if not text:
-                yield from self._flush()
+    """All headings, entries and paragraphs of one file, in order."""
+    skip_indent: int | None = None
+    for chunk in _chunks(source):
+        if skip_indent is not None:
+            # What is indented deeper belongs to code, a table or a comment.
+            chunk = _without_deeper_lines(chunk, skip_indent)
+            if not chunk:
                 continue
-            if self._skip_indent is not None:
-                if indent > self._skip_indent:
-                    continue
-                self._skip_indent = None
-            if self._is_underlined(index, text, indent):
-                yield from self._flush()
-                yield Heading(strip_roles(text), module=text.startswith(":mod:"))
-                index += 1
-            elif text.startswith(".. ") or text in ("..", "::"):
-                yield from self._flush()
-                yield from self._directive(text, indent)
-            elif _UNDERLINE.match(text) or (not self._pending and _FIELD.match(text)):
-                yield from self._flush()
-            elif _TABLE.match(text) or text.startswith((">>>", "$ ", "| ")):
-                yield from self._flush()
-                self._skip_paragraph(index)
-                self._skip_indent = indent
-            else:
-                yield from self._prose_line(text, indent)
-        yield from self._flush()
+        found, skip_indent = _blocks_of_chunk(chunk)
+        yield from found
 
-    def _is_underlined(self, next_index: int, text: str, indent: int) -> bool:
-        if indent or self._pending or next_index >= len(self._lines):
-            return False
-        rule = self._lines[next_index].rstrip()
-        return bool(_UNDERLINE.match(rule)) and len(rule) >= min(len(text), 8)
 
-    def _directive(self, text: str, indent: int) -> Iterator[Block]:
-        match = _DIRECTIVE.match(text)
-        kind = match[1] if match else ""
-        if match and kind in _SIGNATURE_KINDS:
-            name = re.split(r"[(\s]", _without_c_type(kind, match[2]), maxsplit=1)[0].strip("*`")
-            if name:
-                yield Entry(_SIGNATURE_KINDS[kind], name, indent)
-            # Further signatures follow until the first empty line and are no prose.
-            self._skip_indent = None
-            self._blank_signature_lines(match[2], indent)
-        elif kind not in _PROSE_DIRECTIVES:
-            self._skip_indent = indent
+def _chunks(source: str) -> Iterator[list[_Line]]:
+    """Runs of lines without an empty line between them."""
+    chunk: list[_Line] = []
+    for line in [*source.expandtabs(8).splitlines(), ""]:
+        text = line.strip()
+        if text:
+            chunk.append((len(line) - len(line.lstrip()), text))
+        elif chunk:
+            yield chunk
+            chunk = []
 
-    def _blank_signature_lines(self, first: str, indent: int) -> None:
-        index = next(i for i, line in enumerate(self._lines) if line.strip().endswith(first.strip()))
-        del index, indent
 
-    def _skip_paragraph(self, index: int) -> None:
-        while index < len(self._lines) and self._lines[index].strip():
-            self._lines[index] = ""
-            index += 1
+def _blocks_of_chunk(chunk: list[_Line]) -> tuple[list[Block], int | None]:
+    """The blocks of one chunk, and the indentation beyond which what follows is no prose."""
+    found: list[Block] = []
+    skip_indent: int | None = None
+    while chunk:
+        indent, text = chunk[0]
+        if len(chunk) > 1 and _is_heading(chunk):
+            found.append(Heading(strip_roles(text), module=text.startswith(":mod:")))
+            chunk = chunk[2:]
+        elif text.startswith(".. ") or text in ("..", "::"):
+            entry, is_body_prose = _directive(text, indent)
+            chunk = chunk[1:]
+            if entry is not None:
+                found.append(entry)
+            if not is_body_prose:
+                # Options and further signatures; for anything but an entry, the body too.
+                chunk = _without_deeper_lines(chunk, indent)
+                skip_indent = None if entry is not None else indent
+        elif _NOT_PROSE.match(text):
+            return found, indent
+        elif _UNDERLINE.match(text):
+            chunk = chunk[1:]
+        else:
+            chunk, skip_indent = _take_paragraph(chunk, found)
+    return found, skip_indent
 
-    def _prose_line(self, text: str, indent: int) -> Iterator[Block]:
-        raise RuntimeError
 
-    def _flush(self) -> Iterator[Block]:
-        raise RuntimeError
+def _without_deeper_lines(chunk: list[_Line], limit: int) -> list[_Line]:
+    return list(dropwhile(lambda line: line[0] > limit, chunk))
+
+
+def _is_heading(chunk: list[_Line]) -> bool:
+    (indent, title), (_, rule) = chunk[0], chunk[1]
+    return (
+        indent == 0
+        and bool(_UNDERLINE.match(rule))
+        and not _UNDERLINE.match(title)
+        and not title.startswith("..")
+        and len(rule) >= min(len(title), 8)
+    )
+
+
+def _directive(text: str, indent: int) -> tuple[Entry | None, bool]:
+    """The entry a directive opens, if any, and whether the lines under it may be read on."""
+    match = _DIRECTIVE.match(text)
+    if match is None:
+        return None, False
+    kind = _ENTRY_KINDS.get(match[1])
+    if kind is None:
+        return None, match[1] in _PROSE_DIRECTIVES
+    signature = match[2].partition("(")[0].split()
+    return (Entry(kind, signature[-1].strip("*"), indent) if signature else None), False
+
+
+def _take_paragraph(chunk: list[_Line], found: list[Block]) -> tuple[list[_Line], int | None]:
+    """Move the first paragraph of a chunk to `found`; return the rest and the new skip limit."""
+    indent, text = chunk[0]
+    bullet = _BULLET.match(text)
+    if bullet:
+        indent, text = indent + bullet.end(), text[bullet.end() :]
+    elif len(chunk) > 1 and chunk[1][0] > indent:
+        # A single line above an indented one is the term of a definition.
+        found.append(Entry("term", strip_roles(text), indent))
+        return chunk[1:], None
+    rest = chunk[1:]
+    body = list(takewhile(lambda line: line[0] >= indent and not _BULLET.match(line[1]), rest))
+    text = strip_roles(" ".join([text, *(line for _, line in body)]))
+    rest = rest[len(body) :]
+    opens_code = text.endswith("::")
+    prose = leading_prose(text)
+    if prose:
+        found.append(Paragraph(prose, indent))
+    return rest, indent if opens_code else None

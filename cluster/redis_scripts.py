@@ -1,0 +1,140 @@
+"""Run Lua scripts on a Redis-compatible server: by hash, in time, one answer or one named error.
+
+Every script here may be repeated, so a broken connection is tried once more on a fresh one.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any
+
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    ClusterError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from cluster.errors import ClusterError as SharedStateError
+from cluster.redis_connection import RedisConnection, describe
+
+Reply = list[Any]
+ErrorFactory = Callable[[str, str, str], SharedStateError]
+
+# Answers of a server that cannot serve now. Any other ResponseError is a fault in a script.
+_NOT_NOW = (
+    BusyLoadingError,
+    ClusterDownError,
+    ClusterError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+
+
+class Script:
+    """One Lua file behind a shared prelude, named by its SHA-1 as the server names it."""
+
+    __slots__ = ("name", "sha", "source")
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name, self.source = name, source
+        # Not a matter of security: the server identifies scripts by this hash.
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+def load_scripts(prelude: str, names: Sequence[str]) -> dict[str, Script]:
+    """Read `cluster/lua/NAME.lua` for each name, each behind the prelude file."""
+    folder = resources.files("cluster") / "lua"
+    head = (folder / f"{prelude}.lua").read_text(encoding="utf-8")
+    return {
+        name: Script(name, head + (folder / f"{name}.lua").read_text(encoding="utf-8"))
+        for name in names
+    }
+
+
+class ScriptRunner:
+    """Calls scripts that share their keys."""
+
+    def __init__(
+        self,
+        connection: RedisConnection,
+        scripts: dict[str, Script],
+        keys: Sequence[str],
+        timeout_s: float,
+        unavailable: ErrorFactory,
+    ) -> None:
+        self._client = connection.client
+        self._address = connection.address
+        self._scripts = scripts
+        self._keys = tuple(keys)
+        self._timeout_s = timeout_s
+        self._unavailable = unavailable
+
+    async def call(self, name: str, args: Sequence[str | int]) -> Reply:
+        """Run one script. Raises: the `unavailable` error when there is no answer in time."""
+        return (await self._in_time(name, lambda: self._call(self._scripts[name], args)))[0]
+
+    async def call_many(self, name: str, calls: Sequence[Sequence[str | int]]) -> list[Reply]:
+        """Run one script once for each argument list, in order, in one round trip."""
+        if not calls:
+            return []
+        return await self._in_time(name, lambda: self._pipeline(self._scripts[name], calls))
+
+    async def _call(self, script: Script, args: Sequence[str | int]) -> list[Reply]:
+        num_keys = len(self._keys)
+        try:
+            reply = await self._client.evalsha(script.sha, num_keys, *self._keys, *args)
+        except NoScriptError:
+            reply = await self._client.eval(script.source, num_keys, *self._keys, *args)
+        return [reply]
+
+    async def _pipeline(self, script: Script, calls: Sequence[Sequence[str | int]]) -> list[Reply]:
+        pipeline = self._client.pipeline(transaction=False)
+        for args in calls:
+            pipeline.evalsha(script.sha, len(self._keys), *self._keys, *args)
+        replies = await pipeline.execute(raise_on_error=False)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            # Some may have run, if the script appeared meanwhile; running them again is harmless.
+            await self._client.script_load(script.source)
+            return await self._pipeline(script, calls)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return list(replies)
+
+    async def _in_time(self, name: str, attempt: Callable[[], Any]) -> list[Reply]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                try:
+                    return list(await attempt())
+                except RedisConnectionError:
+                    # A pooled connection may have died since its last use.
+                    return list(await attempt())
+        except (TimeoutError, RedisTimeoutError) as error:
+            problem = f"no answer within {self._timeout_s:g} s"
+            raise self._unavailable(name, self._address, problem) from error
+        except (RedisConnectionError, OSError, *_NOT_NOW) as error:
+            raise self._unavailable(name, self._address, describe(error)) from error
+        except RedisError as error:
+            if isinstance(error, ResponseError):
+                raise
+            raise self._unavailable(name, self._address, describe(error)) from error

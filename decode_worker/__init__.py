@@ -1,0 +1,1 @@
+"""Runs generation tasks in a continuous batch."""

@@ -1,0 +1,361 @@
+"""What a decode worker does next. Pure: the shell performs the actions.
+
+A generation task is admitted (blocks allocated, KV expected), started (the router says that the
+prompt is computed), arrives (every block checked) and joins the continuous batch. It asks for more
+blocks before it needs them; when nobody can get any, the cheapest sequence is given back to the
+router to be computed again. Blocks that a sender might still write are quarantined, not freed.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import assert_never
+
+from scheduling.block_pool import BlockPool, num_blocks_for
+from scheduling.errors import TandemError
+from scheduling.ids import TaskId
+from scheduling.messages import (
+    AdmitGeneration,
+    BlocksGranted,
+    BlocksRefused,
+    CancelTask,
+    Command,
+    DecodeStarted,
+    GrantGrowth,
+    GrowthNeeded,
+    KvExport,
+    KvTarget,
+    Preempted,
+    PushTo,
+    SequenceSpec,
+    StartDecode,
+    StartPrefill,
+    TaskFailed,
+    TaskReleased,
+    TokensEmitted,
+    WorkerLoad,
+)
+from scheduling.slots import SlotPool
+from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
+from scheduling.worker_events import (
+    AwaitKv,
+    CommandArrived,
+    DropSequence,
+    ExpectKv,
+    ExtendSequence,
+    KvArrived,
+    KvRefused,
+    LoadSequence,
+    PushFinished,
+    QuarantineCleared,
+    RevokeKv,
+    SampledOutput,
+    SendReport,
+    SessionId,
+    SessionLost,
+    StepFailed,
+    StepFinished,
+    WorkerAction,
+    WorkerEvent,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """Limits of one decode worker."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    # Blocks asked for at a time when a response outgrows its prediction.
+    growth_blocks: int = 4
+
+
+class Stage(Enum):
+    """Where a task stands on this worker."""
+
+    # Blocks granted; KV may be arriving.
+    ADMITTED = auto()
+    # The prompt is computed; waiting for the last blocks.
+    ARRIVING = auto()
+    # All KV is here; waiting for a slot.
+    READY = auto()
+    RUNNING = auto()
+    # Over, but a sender might still write into its blocks.
+    QUARANTINED = auto()
+
+
+@dataclass(slots=True)
+class GenerationTask:
+    """One sequence from admission until its last block is free."""
+
+    task_id: TaskId
+    session_id: SessionId
+    sequence: SequenceSpec
+    num_kv_blocks: int
+    stage: Stage = Stage.ADMITTED
+    output_token_ids: list[int] = field(default_factory=list)
+    slot: int | None = None
+    # A growth request is on its way.
+    is_growing: bool = False
+    # The last growth request was refused.
+    is_denied: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far; the newest token's KV is computed by the next step."""
+        return len(self.sequence.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_tokens_at_most(self) -> int:
+        """Tokens whose KV this sequence can ever need."""
+        return len(self.sequence.prompt_token_ids) + self.sequence.stop.max_tokens - 1
+
+
+class DecodeCore:
+    """Owned by the engine thread; holds no lock."""
+
+    def __init__(self, settings: DecodeSettings, export: KvExport) -> None:
+        self._settings = settings
+        self._export = export
+        self.pool = BlockPool(settings.num_blocks)
+        self._slots = SlotPool(settings.max_num_seqs)
+        self._task_by_id: dict[TaskId, GenerationTask] = {}
+        self._ready: deque[TaskId] = deque()
+        # In order of joining; the order of the batch.
+        self._running: dict[int, GenerationTask] = {}
+        self._planned: tuple[GenerationTask, ...] = ()
+
+    @property
+    def load(self) -> WorkerLoad:
+        """How full the worker is."""
+        return WorkerLoad(
+            num_free_blocks=self.pool.num_free_blocks,
+            num_running=len(self._running),
+            num_waiting=len(self._task_by_id) - len(self._running),
+            num_backlog_tokens=0,
+        )
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks that hold or await anything here."""
+        return len(self._task_by_id)
+
+    def handle(self, event: WorkerEvent) -> list[WorkerAction]:
+        """Take in one event."""
+        match event:
+            case CommandArrived(session_id, command):
+                return self._command(session_id, command)
+            case SessionLost(session_id):
+                lost = [t for t in self._task_by_id.values() if t.session_id == session_id]
+                return [action for task in lost for action in self._end(task)]
+            case StepFinished(outputs):
+                return self._step_finished(outputs)
+            case StepFailed(message):
+                failed, self._planned = self._planned, ()
+                return [a for t in failed for a in self._fail(t, TandemError.code, message)]
+            case KvArrived(task_id):
+                return self._arrived(task_id)
+            case KvRefused(task_id, code, message):
+                task = self._task_by_id.get(task_id)
+                if task is None or task.stage is not Stage.ARRIVING:
+                    return []
+                return self._fail(task, code, message)
+            case QuarantineCleared(task_id):
+                task = self._task_by_id.get(task_id)
+                if task is None or task.stage is not Stage.QUARANTINED:
+                    return []
+                return self._release(task)
+            case PushFinished():
+                raise ValueError(f"a decode worker pushes no KV: {event}")
+            case _:
+                assert_never(event)
+
+    def plan(self) -> tuple[list[WorkerAction], StepPlan | None]:
+        """The next iteration: one token for every running sequence that has room for it."""
+        actions = self._fill_slots()
+        batch: list[GenerationTask] = []
+        starved: list[GenerationTask] = []
+        for task in self._running.values():
+            (batch if self._has_room(task) else starved).append(task)
+        if starved and not batch and all(task.is_denied for task in starved):
+            # Nobody can go on, so nobody will free anything: give up the cheapest to recompute.
+            victim = min(starved, key=lambda task: (task.num_tokens, task.task_id))
+            actions += self._preempt(victim)
+        else:
+            actions += [a for task in starved for a in self._ask(task)]
+        self._planned = tuple(batch)
+        if not batch:
+            return actions, None
+        chunks = tuple(
+            ScheduledChunk(_slot_of(task), task.num_tokens - 1, 1, samples=True) for task in batch
+        )
+        return actions, StepPlan(chunks)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless blocks, slots and tasks agree."""
+        self.pool.check_invariants()
+        assert len(self._running) == self._slots.num_used
+        assert sum(self.pool.num_blocks_of(task_id) for task_id in self._task_by_id) == (
+            self.pool.num_blocks - self.pool.num_free_blocks
+        )
+        for slot, task in self._running.items():
+            assert task.slot == slot
+            assert task.stage is Stage.RUNNING
+
+    def _command(self, session_id: SessionId, command: Command) -> list[WorkerAction]:
+        task = self._task_by_id.get(command.task_id)
+        match command:
+            case AdmitGeneration():
+                return [] if task is not None else self._admit(session_id, command)
+            case StartDecode(_, output_token_ids):
+                if task is None or task.stage is not Stage.ADMITTED:
+                    return []
+                task.stage = Stage.ARRIVING
+                task.output_token_ids = list(output_token_ids)
+                blocks = self.pool.blocks_of(task.task_id)[: task.num_kv_blocks]
+                return [AwaitKv(task.task_id, blocks, self.pool.generations_of(blocks))]
+            case GrantGrowth(_, num_blocks):
+                if task is None or not task.is_growing:
+                    return []
+                return self._grow(task, num_blocks)
+            case CancelTask(task_id):
+                if task is None:
+                    return [SendReport(session_id, TaskReleased(task_id))]
+                return self._end(task)
+            case StartPrefill() | PushTo():
+                message = f"a decode worker cannot take {type(command).__name__}"
+                failed = TaskFailed(command.task_id, TandemError.code, message)
+                return [SendReport(session_id, failed)]
+            case _:
+                assert_never(command)
+
+    def _admit(self, session_id: SessionId, command: AdmitGeneration) -> list[WorkerAction]:
+        task_id = command.task_id
+        blocks = self.pool.allocate(task_id, command.num_blocks)
+        if blocks is None:
+            refused = BlocksRefused(task_id, self.pool.num_free_blocks)
+            return [SendReport(session_id, refused)]
+        self._task_by_id[task_id] = GenerationTask(
+            task_id, session_id, command.sequence, command.num_kv_blocks
+        )
+        awaited = blocks[: command.num_kv_blocks]
+        generations = self.pool.generations_of(awaited)
+        target = KvTarget(command.transfer_id, self._export, awaited, generations)
+        return [
+            ExpectKv(awaited, generations),
+            SendReport(session_id, BlocksGranted(task_id, target)),
+        ]
+
+    def _arrived(self, task_id: TaskId) -> list[WorkerAction]:
+        task = self._task_by_id.get(task_id)
+        if task is None or task.stage is not Stage.ARRIVING:
+            return []
+        task.stage = Stage.READY
+        self._ready.append(task_id)
+        return [SendReport(task.session_id, DecodeStarted(task_id))]
+
+    def _fill_slots(self) -> list[WorkerAction]:
+        actions: list[WorkerAction] = []
+        while self._ready and self._slots.num_free:
+            task = self._task_by_id[self._ready.popleft()]
+            task.stage, task.slot = Stage.RUNNING, self._slots.take()
+            self._running[task.slot] = task
+            sequence = task.sequence
+            start = SequenceStart(
+                slot=task.slot,
+                token_ids=sequence.prompt_token_ids + tuple(task.output_token_ids),
+                num_prompt_tokens=len(sequence.prompt_token_ids),
+                sampling=sequence.sampling,
+                block_table=self.pool.blocks_of(task.task_id),
+            )
+            actions.append(LoadSequence(start, sequence.stop))
+            actions += self._ask_ahead(task)
+        return actions
+
+    def _has_room(self, task: GenerationTask) -> bool:
+        num_slots = self.pool.num_blocks_of(task.task_id) * self._settings.block_size
+        return task.num_tokens <= num_slots
+
+    def _step_finished(self, outputs: tuple[SampledOutput, ...]) -> list[WorkerAction]:
+        actions: list[WorkerAction] = []
+        for task, output in zip(self._planned, outputs, strict=True):
+            assert task.slot == output.slot
+            emitted = TokensEmitted(
+                task_id=task.task_id,
+                first_token_index=len(task.output_token_ids),
+                token_ids=(output.token_id,),
+                text=output.text,
+                logprobs=() if output.logprobs is None else (output.logprobs,),
+                finish_reason=output.finish_reason,
+                matched_stop=output.matched_stop,
+            )
+            actions.append(SendReport(task.session_id, emitted))
+            task.output_token_ids.append(output.token_id)
+            if output.finish_reason is not None:
+                actions += self._end(task)
+            else:
+                actions += self._ask_ahead(task)
+        self._planned = ()
+        return actions
+
+    def _ask_ahead(self, task: GenerationTask) -> list[WorkerAction]:
+        """Ask one block before the last one is full, so that the answer is there in time."""
+        block_size = self._settings.block_size
+        num_slots = self.pool.num_blocks_of(task.task_id) * block_size
+        return self._ask(task) if task.num_tokens + block_size > num_slots else []
+
+    def _ask(self, task: GenerationTask) -> list[WorkerAction]:
+        if task.is_growing or task.is_denied:
+            return []
+        held = self.pool.num_blocks_of(task.task_id)
+        most = num_blocks_for(task.num_tokens_at_most, self._settings.block_size)
+        num_blocks = min(self._settings.growth_blocks, most - held)
+        if num_blocks <= 0:
+            return []
+        task.is_growing = True
+        return [SendReport(task.session_id, GrowthNeeded(task.task_id, num_blocks))]
+
+    def _grow(self, task: GenerationTask, num_blocks: int) -> list[WorkerAction]:
+        task.is_growing = False
+        blocks = self.pool.allocate(task.task_id, num_blocks) if num_blocks else None
+        task.is_denied = blocks is None
+        if blocks is None or task.slot is None:
+            return []
+        return [ExtendSequence(task.slot, blocks)]
+
+    def _preempt(self, task: GenerationTask) -> list[WorkerAction]:
+        return [SendReport(task.session_id, Preempted(task.task_id)), *self._end(task)]
+
+    def _fail(self, task: GenerationTask, code: str, message: str) -> list[WorkerAction]:
+        failed = TaskFailed(task.task_id, code, message)
+        return [SendReport(task.session_id, failed), *self._end(task)]
+
+    def _end(self, task: GenerationTask) -> list[WorkerAction]:
+        if task.stage is Stage.QUARANTINED:
+            return []
+        if task.stage in (Stage.ADMITTED, Stage.ARRIVING):
+            task.stage = Stage.QUARANTINED
+            blocks = self.pool.blocks_of(task.task_id)[: task.num_kv_blocks]
+            return [RevokeKv(task.task_id, blocks)]
+        actions: list[WorkerAction] = []
+        if task.stage is Stage.READY:
+            self._ready.remove(task.task_id)
+        if task.slot is not None:
+            del self._running[task.slot]
+            self._slots.give_back(task.slot)
+            actions.append(DropSequence(task.slot))
+        return actions + self._release(task)
+
+    def _release(self, task: GenerationTask) -> list[WorkerAction]:
+        self.pool.release(task.task_id)
+        del self._task_by_id[task.task_id]
+        for starved in self._running.values():
+            if starved.is_denied:
+                starved.is_denied = False  # room again: the next plan may ask
+        return [SendReport(task.session_id, TaskReleased(task.task_id))]
+
+
+def _slot_of(task: GenerationTask) -> int:
+    assert task.slot is not None
+    return task.slot

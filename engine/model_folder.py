@@ -1,0 +1,56 @@
+"""A Hugging Face model folder, read and checked before any weight is loaded.
+
+Everything that is wrong with a folder is named here, at start (engine/model_folder_errors.py).
+Nothing here imports torch: the router reads the same folder with the same code.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config_json import CONFIG_FILE, GenerationDefaults, read_file, read_model_config
+from engine.model_config import ModelConfig
+from engine.model_folder_errors import ModelFileMissing, ModelFolderMissing
+from engine.safetensors_header import checked_weight_files
+from engine.tokenizer import TOKENIZER_FILE, TOKENIZER_HINT
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A checked folder. The files may still change under us; whoever reads them reports that."""
+
+    path: Path
+    config: ModelConfig
+    generation: GenerationDefaults
+    # Every shard, in the order of their names.
+    weight_files: tuple[Path, ...]
+    tokenizer_file: Path
+
+
+def open_model_folder(path: str | Path) -> ModelFolder:
+    """Read and check all of the folder but the tensors themselves and the tokenizer's content.
+
+    Raises: a leaf of ModelFolderError.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelFolderMissing(folder)
+    config, generation = read_model_config(folder)
+    tokenizer_file = folder / TOKENIZER_FILE
+    if not tokenizer_file.is_file():
+        raise ModelFileMissing(tokenizer_file, TOKENIZER_HINT)
+    return ModelFolder(folder, config, generation, checked_weight_files(folder), tokenizer_file)
+
+
+def model_fingerprint(path: str | Path) -> str:
+    """Sixteen hex digits over the bytes of config.json and tokenizer.json, not of the weights.
+
+    A router and a worker whose fingerprints differ may not serve one request together.
+    Raises: ModelFolderMissing, ModelFileMissing.
+    """
+    digest = hashlib.sha256()
+    for name in (CONFIG_FILE, TOKENIZER_FILE):
+        content = read_file(Path(path) / name)
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Decoder-only transformers as plain functions over weights."""

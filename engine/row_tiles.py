@@ -1,0 +1,170 @@
+"""Row counts at which a matrix product gives every row the same bits.
+
+A library picks another kernel, and with it another order of summation, for another number of rows;
+a token would then depend on its batch. Here the row counts that agree are found by experiment when
+a model is loaded, and every product is cut into pieces of those counts. The experiment multiplies
+numbers whose exact products are zero: what remains is rounding noise, which is a fingerprint of the
+order of summation. Measured: docs/decisions/batch-invariance.md.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+CANDIDATE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class NoCommonRowCount(RuntimeError):
+    """The matrix library gives no row count at which all products of the model agree."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no row count gives reproducible matrix products on this machine; "
+            "use the device cpu or another build of torch"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProductShape:
+    """One kind of product: rows [rows, inner] times a matrix [inner, columns]."""
+
+    inner: int
+    columns: int
+    dtype: torch.dtype
+    device: torch.device
+    # True where the matrix is a transposed view of contiguous [columns, inner] and many such
+    # products run as one batch (attention scores).
+    batched: bool = False
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RowTiles:
+    """The allowed row counts, ascending, and the fingerprint of their arithmetic."""
+
+    sizes: tuple[int, ...]
+    # Equal fingerprints mean equal bits for the same model: the same order of summation.
+    fingerprint: str
+
+    def smallest_at_least(self, rows: int) -> int:
+        """The allowed count that wastes least for `rows`; the largest when none is enough."""
+        return next((size for size in self.sizes if size >= rows), self.sizes[-1])
+
+    def cut(self, rows: int) -> tuple[int, ...]:
+        """Boundaries [0, a, b, ..., n] of pieces with allowed counts; n >= rows is the padding.
+
+        A rest is padded up when most of the larger piece is used, else cut further.
+        """
+        bounds = [0]
+        rest = rows
+        while rest > 0:
+            up = self.smallest_at_least(rest)
+            down = next((size for size in reversed(self.sizes) if size <= rest), up)
+            is_well_filled = up <= _ALWAYS_PAD_ROWS or 4 * rest > 3 * up
+            piece = up if rest <= up and is_well_filled else down
+            bounds.append(bounds[-1] + piece)
+            rest -= piece
+        return tuple(bounds)
+
+
+# Below this a second call costs more than the rows that padding wastes.
+_ALWAYS_PAD_ROWS = 16
+
+
+def matmul_in_tiles(rows: Tensor, matrix: Tensor, bounds: tuple[int, ...]) -> Tensor:
+    """rows [n, inner] @ matrix [inner, columns], piece by piece; `bounds` is from `RowTiles.cut`."""
+    if len(bounds) == 2:
+        return torch.mm(rows, matrix)
+    out = rows.new_empty(rows.shape[0], matrix.shape[1])
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        torch.mm(rows[start:end], matrix, out=out[start:end])
+    return out
+
+
+def find_row_tiles(
+    shapes: Iterable[ProductShape], candidates: tuple[int, ...] = CANDIDATE_ROWS, min_rows: int = 1
+) -> RowTiles:
+    """The best common set of row counts for all these products, at least `min_rows` the largest.
+
+    Best: contains a count that one row can afford, then the largest count, then the most counts.
+    Deterministic for one machine, torch build and number of threads; nothing is timed.
+    Raises: NoCommonRowCount.
+    """
+    distinct = tuple(dict.fromkeys(shapes))
+    groups = [_agreeing_groups(shape, candidates) for shape in distinct]
+    affordable = max(_affordable_rows(shape.dtype) for shape in distinct)
+    best: tuple[tuple[bool, int, int], tuple[int, ...], str] | None = None
+    for choice in product(*groups):
+        common = set(candidates).intersection(*(sizes for sizes, _ in choice))
+        if not common or max(common) < min_rows:
+            continue
+        key = (min(common) <= affordable, max(common), len(common))
+        if best is None or key > best[0]:
+            digest = hashlib.sha256("".join(mark for _, mark in choice).encode()).hexdigest()
+            best = (key, tuple(sorted(common)), digest[:16])
+    if best is None:
+        raise NoCommonRowCount()
+    return RowTiles(best[1], best[2])
+
+
+def _affordable_rows(dtype: torch.dtype) -> int:
+    """Rows that cost a decode step of one sequence little more than one row would."""
+    # bfloat16 matrix units work on 16 to 32 rows at once; float32 time grows from a few rows on.
+    return 32 if dtype == torch.bfloat16 else 4
+
+
+def _agreeing_groups(
+    shape: ProductShape, candidates: tuple[int, ...]
+) -> list[tuple[tuple[int, ...], str]]:
+    """Row counts grouped by the bits they give, each with a mark of those bits."""
+    multiply = _noise_product(shape)
+    groups: dict[bytes, list[int]] = {}
+    for rows in candidates:
+        results = multiply(rows)
+        first = results[0]
+        # A count whose own rows disagree depends on the position in the batch.
+        if bool((results == first).all()):
+            groups.setdefault(first.float().cpu().numpy().tobytes(), []).append(rows)
+    return [
+        (tuple(sizes), hashlib.sha256(bits).hexdigest()[:16]) for bits, sizes in groups.items()
+    ]
+
+
+def _noise_product(shape: ProductShape) -> Callable[[int], Tensor]:
+    """A function from a row count to the product of that many equal rows with one matrix.
+
+    The row is (a, -a) and the matrix (w; w), in one random order: the exact product is zero.
+    """
+    generator = torch.Generator().manual_seed(shape.inner)
+    half = (shape.inner + 1) // 2
+    order = torch.randperm(2 * half, generator=generator)[: shape.inner]
+    row = torch.randn(half, generator=generator)
+    matrix = torch.randn(half, shape.columns, generator=generator)
+    row = torch.cat((row, -row))[order].to(shape.device, shape.dtype)
+    matrix = torch.cat((matrix, matrix))[order].to(shape.device, shape.dtype)
+    if shape.transposed:
+        matrix = matrix.t().contiguous().t()
+
+    def multiply(rows: int) -> Tensor:
+        left = row.expand(rows, -1).contiguous()
+        if not shape.batched:
+            return torch.mm(left, matrix)
+        # A few batch sizes at once: each must give the same bits in each of its products.
+        flat = [
+            torch.bmm(left.expand(count, -1, -1).contiguous(), _stack(matrix, count, shape))
+            for count in (1, 2, 5, 16)
+        ]
+        return torch.cat([part.reshape(-1, shape.columns) for part in flat])
+
+    return multiply
+
+
+def _stack(matrix: Tensor, count: int, shape: ProductShape) -> Tensor:
+    """`count` copies of the matrix with the memory order that attention has."""
+    if shape.transposed:
+        return matrix.t().expand(count, -1, -1).contiguous().transpose(1, 2)
+    return matrix.expand(count, -1, -1).contiguous()

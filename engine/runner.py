@@ -1,0 +1,91 @@
+"""What a worker needs of an engine, and how its use can be wrong.
+
+RunnerMisuse (ValueError)
+├── UnknownSlot             no live sequence has this slot
+├── SlotTaken               a live sequence has this slot already, or the number is out of range
+├── InvalidSequence         a token, block or length that the model or the pool does not have
+├── InvalidChunk            a chunk that does not lie in its sequence's history
+└── BlockTableTooShort      a chunk reaches beyond the blocks of its sequence
+LogitsNotFinite (RuntimeError)
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from scheduling.step import ScheduledChunk, SequenceStart, StepPlan, StepResult
+
+
+class Runner(Protocol):
+    """Sequences in slots, and one forward pass at a time. Used from one thread."""
+
+    def add(self, start: SequenceStart) -> None:
+        """Take a sequence in. Raises: SlotTaken, InvalidSequence."""
+        ...
+
+    def extend_blocks(self, slot: int, block_ids: Sequence[int]) -> None:
+        """Append to a sequence's block table. Raises: UnknownSlot, InvalidSequence."""
+        ...
+
+    def remove(self, slot: int) -> None:
+        """Forget a sequence; its blocks are the caller's. Raises: UnknownSlot."""
+        ...
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Compute the chunks; sample and append a token where a chunk asks for it.
+
+        Raises: UnknownSlot, InvalidChunk, BlockTableTooShort before anything is computed;
+            LogitsNotFinite before any token is appended, so the step may be repeated without the
+            sequences it names.
+        """
+        ...
+
+
+class RunnerMisuse(ValueError):
+    """The caller broke the contract of `Runner`: a defect of the worker, not of a request."""
+
+
+class UnknownSlot(RunnerMisuse):
+    def __init__(self, slot: int) -> None:
+        super().__init__(f"no sequence is in slot {slot}; add it before use, do not remove twice")
+        self.slot = slot
+
+
+class SlotTaken(RunnerMisuse):
+    def __init__(self, slot: int, max_num_seqs: int) -> None:
+        super().__init__(
+            f"slot {slot} is in use or not in [0, {max_num_seqs}); "
+            "remove the sequence in it first, or raise max_num_seqs"
+        )
+        self.slot = slot
+
+
+class InvalidSequence(RunnerMisuse):
+    def __init__(self, slot: int, problem: str) -> None:
+        super().__init__(f"sequence in slot {slot}: {problem}")
+        self.slot = slot
+
+
+class InvalidChunk(RunnerMisuse):
+    def __init__(self, chunk: ScheduledChunk, problem: str) -> None:
+        super().__init__(f"{chunk}: {problem}")
+        self.chunk = chunk
+
+
+class BlockTableTooShort(RunnerMisuse):
+    def __init__(self, slot: int, needed_tokens: int, held_tokens: int) -> None:
+        super().__init__(
+            f"slot {slot} needs KV for {needed_tokens} tokens and its blocks hold {held_tokens}; "
+            "call extend_blocks before the step"
+        )
+        self.slot, self.needed_tokens, self.held_tokens = slot, needed_tokens, held_tokens
+
+
+class LogitsNotFinite(RuntimeError):
+    """The model produced NaN or infinity for some sequences; the others are unharmed."""
+
+    def __init__(self, slots: tuple[int, ...]) -> None:
+        super().__init__(
+            f"the logits of slots {list(slots)} are not finite; fail these requests and check the "
+            "weights, or serve the model in float32"
+        )
+        self.slots = slots

@@ -1,0 +1,145 @@
+"""The state of live sequences as arrays: a decode batch is built by indexing, not by loops."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.runner import (
+    BlockTableTooShort,
+    InvalidChunk,
+    InvalidSequence,
+    SlotTaken,
+    UnknownSlot,
+)
+from engine.sampler import NO_LOGPROBS, SamplingBatch
+from scheduling.step import ScheduledChunk, SequenceStart
+
+_SEED_MASK = (1 << 64) - 1
+_FIRST_WIDTH = 256
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class SlotTable:
+    """One row per slot. Token and block columns grow with the longest sequence."""
+
+    def __init__(self, max_num_seqs: int, block_size: int) -> None:
+        if max_num_seqs < 1:
+            raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")
+        rows = max_num_seqs
+        self.max_num_seqs = rows
+        self.block_size = block_size
+        self.is_live = np.zeros(rows, np.bool_)
+        # [slot, position]; beyond num_tokens the content means nothing.
+        self.tokens = np.zeros((rows, _FIRST_WIDTH), np.int64)
+        self.num_tokens = np.zeros(rows, np.int64)
+        self.num_prompt_tokens = np.zeros(rows, np.int64)
+        # [slot, index]; beyond num_blocks the sequence's own first block is repeated.
+        self.blocks = np.zeros((rows, max(1, _FIRST_WIDTH // block_size)), np.int64)
+        self.num_blocks = np.zeros(rows, np.int64)
+        self._temperature = np.zeros(rows, np.float64)
+        self._top_k = np.zeros(rows, np.int64)
+        self._top_p = np.ones(rows, np.float64)
+        self._seed = np.zeros(rows, np.uint64)
+        self._num_logprobs = np.full(rows, NO_LOGPROBS, np.int64)
+
+    def add(self, start: SequenceStart) -> None:
+        """Raises: SlotTaken, InvalidSequence."""
+        slot, length = start.slot, len(start.token_ids)
+        if not 0 <= slot < self.max_num_seqs or self.is_live[slot]:
+            raise SlotTaken(slot, self.max_num_seqs)
+        if not 0 < start.num_prompt_tokens <= length:
+            raise InvalidSequence(
+                slot, f"{start.num_prompt_tokens} prompt tokens of {length}; give at least one"
+            )
+        self._widen_tokens(length)
+        self.tokens[slot, :length] = start.token_ids
+        self.num_tokens[slot] = length
+        self.num_prompt_tokens[slot] = start.num_prompt_tokens
+        sampling = start.sampling
+        self._temperature[slot] = sampling.temperature
+        self._top_k[slot] = sampling.top_k
+        self._top_p[slot] = sampling.top_p
+        self._seed[slot] = sampling.seed & _SEED_MASK
+        wanted = sampling.num_logprobs
+        self._num_logprobs[slot] = NO_LOGPROBS if wanted is None else wanted
+        self.num_blocks[slot] = 0
+        self.is_live[slot] = True
+        self.extend_blocks(slot, start.block_table)
+
+    def extend_blocks(self, slot: int, block_ids: Sequence[int]) -> None:
+        """Raises: UnknownSlot."""
+        self.require(slot)
+        if not block_ids:
+            return
+        held = int(self.num_blocks[slot])
+        total = held + len(block_ids)
+        self._widen_blocks(total)
+        if held == 0:
+            self.blocks[slot] = block_ids[0]
+        self.blocks[slot, held:total] = block_ids
+        self.num_blocks[slot] = total
+
+    def remove(self, slot: int) -> None:
+        """Raises: UnknownSlot."""
+        self.require(slot)
+        self.is_live[slot] = False
+
+    def require(self, slot: int) -> None:
+        """Raises: UnknownSlot."""
+        if not 0 <= slot < self.max_num_seqs or not self.is_live[slot]:
+            raise UnknownSlot(slot)
+
+    def check(self, chunks: Sequence[ScheduledChunk], max_position: int) -> None:
+        """Raises: UnknownSlot, InvalidChunk, BlockTableTooShort."""
+        seen: set[int] = set()
+        for chunk in chunks:
+            slot, end = chunk.slot, chunk.start + chunk.num_tokens
+            self.require(slot)
+            if slot in seen:
+                raise InvalidChunk(chunk, "the slot appears twice in one step; plan it once")
+            seen.add(slot)
+            length = int(self.num_tokens[slot])
+            if chunk.start < 0 or chunk.num_tokens < 1 or end > length:
+                raise InvalidChunk(chunk, f"the history has {length} tokens; stay inside it")
+            if chunk.samples and end != length:
+                raise InvalidChunk(chunk, f"samples, but the history ends at {length}; end there")
+            if end > max_position:
+                raise InvalidChunk(chunk, f"the model's context is {max_position}; end it there")
+            held = int(self.num_blocks[slot]) * self.block_size
+            if end > held:
+                raise BlockTableTooShort(slot, end, held)
+
+    def append(self, slots: Int64Array, token_ids: Int64Array) -> None:
+        """Add one token to the history of each slot."""
+        lengths = self.num_tokens[slots]
+        self._widen_tokens(int(lengths.max()) + 1)
+        self.tokens[slots, lengths] = token_ids
+        self.num_tokens[slots] = lengths + 1
+
+    def sampling_of(self, slots: Int64Array) -> SamplingBatch:
+        """Parameters for drawing the next token of each slot."""
+        return SamplingBatch(
+            temperature=self._temperature[slots],
+            top_k=self._top_k[slots],
+            top_p=self._top_p[slots],
+            seed=self._seed[slots],
+            output_index=(self.num_tokens[slots] - self.num_prompt_tokens[slots]).astype(np.uint64),
+            num_logprobs=self._num_logprobs[slots],
+        )
+
+    def _widen_tokens(self, needed: int) -> None:
+        rows, width = self.tokens.shape
+        if needed > width:
+            wider = np.zeros((rows, max(needed, 2 * width)), np.int64)
+            wider[:, :width] = self.tokens
+            self.tokens = wider
+
+    def _widen_blocks(self, needed: int) -> None:
+        width = self.blocks.shape[1]
+        if needed > width:
+            more = max(needed, 2 * width) - width
+            self.blocks = np.concatenate(
+                (self.blocks, np.repeat(self.blocks[:, :1], more, axis=1)), axis=1
+            )

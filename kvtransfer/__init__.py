@@ -1,0 +1,1 @@
+"""KV blocks between processes: what to copy (plan), how it is agreed (protocol), the transports."""

@@ -1,0 +1,243 @@
+"""One peer's queue of pushes and the thread that performs them."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kvtransfer.errors import (
+    BacklogFull,
+    LayoutMismatch,
+    PeerGone,
+    PusherClosed,
+    PushFailed,
+    StaleIncarnation,
+    TransferCancelled,
+    TransferError,
+    TransferTimeout,
+)
+from kvtransfer.protocol import BlockMoves, KvExport, KvSender, PushReceipt, Transport
+from runtime.clock import Clock
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PushJob:
+    """Blocks of the source pool to push to one peer."""
+
+    export: KvExport
+    moves: BlockMoves
+    # From submit to published, waiting included.
+    timeout_s: float
+
+
+PushOutcome: TypeAlias = PushReceipt | TransferError
+OnDone: TypeAlias = Callable[[PushJob, PushOutcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSettings:
+    """Who sends, and the bounds of its queues."""
+
+    # Names one life of the sending worker, such as "prefill-0#17".
+    sender_id: str
+    block_bytes: int
+    max_jobs_per_peer: int = 256
+    # How often an idle lane looks whether its peer lives: a dead peer's memory stays allocated
+    # until it is unmapped here.
+    idle_check_s: float = 1.0
+    # How long `close` waits for a cancelled lane.
+    cancel_timeout_s: float = 5.0
+
+
+@dataclass(slots=True)
+class _Queued:
+    job: PushJob
+    deadline_at_s: float
+    # Set by any thread, read by the lane's thread.
+    is_cancelled: bool = False
+
+
+class PeerLane:
+    """A bounded queue and a thread for the pushes to one worker name."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        transport_by_name: Mapping[str, Transport],
+        source: memoryview,
+        on_done: OnDone,
+        settings: LaneSettings,
+        clock: Clock,
+    ) -> None:
+        self._worker_id = worker_id
+        self._transport_by_name = transport_by_name
+        self._source = source
+        self._on_done = on_done
+        self._settings = settings
+        self._clock = clock
+        # Guards everything below up to the blank line, and wakes the thread.
+        self._changed = threading.Condition()
+        self._queue: deque[_Queued] = deque()
+        self._running: _Queued | None = None
+        # The newest life of the peer that was named to us.
+        self._incarnation = 0
+        self._to_prepare: KvExport | None = None
+        self._is_closing = False
+        self._must_cancel = False
+
+        # The thread's own.
+        self._connected: tuple[KvExport, KvSender] | None = None
+        self._thread = threading.Thread(target=self._run, name=f"kv-push-{worker_id}", daemon=True)
+        self._thread.start()
+
+    def has_room(self) -> bool:
+        with self._changed:
+            return len(self._queue) < self._settings.max_jobs_per_peer
+
+    def submit(self, job: PushJob) -> None:
+        """See `Pusher.submit`."""
+        with self._changed:
+            self._note_life(job.export)
+            if len(self._queue) >= self._settings.max_jobs_per_peer:
+                raise BacklogFull(self._worker_id, self._settings.max_jobs_per_peer)
+            self._queue.append(_Queued(job, self._clock.now() + job.timeout_s))
+            self._changed.notify()
+
+    def prepare(self, export: KvExport) -> None:
+        """See `Pusher.prepare`."""
+        with self._changed:
+            self._note_life(export)
+            self._to_prepare = export
+            self._changed.notify()
+
+    def cancel(self, transfer_id: str) -> None:
+        """See `Pusher.cancel`."""
+        with self._changed:
+            known = [*self._queue, *([self._running] if self._running else [])]
+            for item in known:
+                if item.job.moves.transfer_id == transfer_id:
+                    item.is_cancelled = True
+
+    def begin_close(self, *, must_cancel: bool) -> None:
+        """End the thread once the queue is empty; `must_cancel` empties it now."""
+        with self._changed:
+            self._is_closing = True
+            self._must_cancel |= must_cancel
+            self._changed.notify()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread; True when it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _note_life(self, export: KvExport) -> None:
+        if self._is_closing:
+            raise PusherClosed
+        if export.incarnation < self._incarnation:
+            raise StaleIncarnation(self._worker_id, export.incarnation, self._incarnation)
+        self._incarnation = export.incarnation
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._running = None
+                if not (self._queue or self._is_closing or self._to_prepare):
+                    self._changed.wait(self._settings.idle_check_s)
+                if self._queue:
+                    self._running = self._queue.popleft()
+                elif self._is_closing:
+                    break
+                item, export, self._to_prepare = self._running, self._to_prepare, None
+            if item is not None:
+                self._answer(item, self._outcome_of(item))
+            elif export is not None:
+                self._connect_ahead(export)
+            else:
+                self._drop_dead_peer()
+        self._disconnect()
+
+    def _answer(self, item: _Queued, outcome: PushOutcome) -> None:
+        self._deliver(item.job, outcome)
+        if not (isinstance(outcome, TransferError) and outcome.peer_is_lost):
+            return
+        # No other job for this life of the peer can succeed: tell all of them now.
+        self._disconnect()
+        lost = item.job.export.incarnation
+        with self._changed:
+            hopeless = [other for other in self._queue if other.job.export.incarnation <= lost]
+            for other in hopeless:
+                self._queue.remove(other)
+        for other in hopeless:
+            self._deliver(other.job, outcome)
+
+    def _deliver(self, job: PushJob, outcome: PushOutcome) -> None:
+        try:
+            self._on_done(job, outcome)
+        except Exception:
+            # The callback is the caller's; its defect must not stop the jobs behind this one.
+            _log.exception("push_callback_failed")
+
+    def _outcome_of(self, item: _Queued) -> PushOutcome:
+        job, moves = item.job, item.job.moves
+        try:
+            if item.is_cancelled or self._must_cancel:
+                raise TransferCancelled(moves.transfer_id, 0, moves.num_blocks)
+            if job.export.incarnation < self._incarnation:
+                raise StaleIncarnation(self._worker_id, job.export.incarnation, self._incarnation)
+            sender = self._sender_to(job.export)
+            left_s = item.deadline_at_s - self._clock.now()
+            if left_s <= 0:
+                raise TransferTimeout(moves.transfer_id, 0, moves.num_blocks)
+            return sender.push(
+                self._source,
+                moves,
+                timeout_s=left_s,
+                should_stop=lambda: item.is_cancelled or self._must_cancel,
+            )
+        except TransferError as error:
+            return error
+        except Exception as error:
+            # The one place where a defect becomes a failed transfer instead of a dead thread.
+            _log.exception("push_failed")
+            failure = PushFailed(moves.transfer_id, repr(error))
+            failure.__cause__ = error
+            return failure
+
+    def _sender_to(self, export: KvExport) -> KvSender:
+        if self._connected is not None:
+            known, sender = self._connected
+            if known == export:
+                return sender
+            self._disconnect()
+        transport = self._transport_by_name.get(export.transport)
+        if transport is None:
+            raise LayoutMismatch(f"worker {self._worker_id} exports by {export.transport!r} only")
+        sender = transport.connect(
+            export, sender_id=self._settings.sender_id, block_bytes=self._settings.block_bytes
+        )
+        self._connected = (export, sender)
+        return sender
+
+    def _connect_ahead(self, export: KvExport) -> None:
+        try:
+            self._sender_to(export)
+        except TransferError as error:
+            # Said again, to someone who can act on it, by the first job.
+            _log.warning("kv_prepare_failed worker_id=%s %s", self._worker_id, error)
+
+    def _drop_dead_peer(self) -> None:
+        if self._connected is None:
+            return
+        try:
+            self._connected[1].check()
+        except (PeerGone, StaleIncarnation):
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._connected is not None:
+            self._connected[1].close()
+            self._connected = None

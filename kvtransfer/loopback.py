@@ -1,0 +1,203 @@
+"""Blocks within one process, under the same contract: for tests and for a one-process cluster."""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+
+from kvtransfer.checksum import sender_key
+from kvtransfer.errors import (
+    ExportUnavailable,
+    LayoutMismatch,
+    PeerGone,
+    StaleIncarnation,
+    WrongHost,
+)
+from kvtransfer.layout import SLOT_CLAIM, SLOT_SENDER_KEY, PoolLayout, PoolViews
+from kvtransfer.probe import measure_transport
+from kvtransfer.protocol import Arrival, BlockMoves, Ids, KvExport, ProbeReport, PushReceipt, never
+from kvtransfer.receiving import ReceivedBlocks
+from kvtransfer.sending import BlockWriter, PushSettings
+from runtime.clock import Clock, MonotonicClock
+
+NAME = "loopback"
+
+_numbers = itertools.count(1)
+
+
+class LoopbackTransport:
+    """Pools that senders of the same transport object can reach."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        settings: PushSettings | None = None,
+        clock: Clock | None = None,
+        max_senders: int = 128,
+    ) -> None:
+        self._settings = settings or PushSettings()
+        self._clock = clock or MonotonicClock()
+        self._max_senders = max_senders
+        self._host = f"process-{os.getpid()}/{next(_numbers)}"
+        # Guards what connects and closes; pushes and polls go without it.
+        self._lock = threading.Lock()
+        self._receiver_by_life: dict[tuple[str, int], LoopbackReceiver] = {}
+
+    def create_receiver(
+        self, num_blocks: int, block_bytes: int, worker_id: str, incarnation: int
+    ) -> "LoopbackReceiver":
+        """See `Transport.create_receiver`."""
+        export = KvExport(
+            transport=NAME,
+            address=f"{worker_id}.{incarnation}",
+            num_blocks=num_blocks,
+            block_bytes=block_bytes,
+            worker_id=worker_id,
+            incarnation=incarnation,
+            host=self._host,
+        )
+        layout = PoolLayout(num_blocks, block_bytes, incarnation, self._max_senders)
+        with self._lock:
+            if (worker_id, incarnation) in self._receiver_by_life:
+                raise ExportUnavailable(
+                    f"{export.address} is exported already",
+                    "give every worker its own id and every start a new incarnation",
+                )
+            receiver = LoopbackReceiver(self, export, layout.views(bytearray(layout.total_bytes)))
+            self._receiver_by_life[worker_id, incarnation] = receiver
+        return receiver
+
+    def connect(self, export: KvExport, *, sender_id: str, block_bytes: int) -> "LoopbackSender":
+        """See `Transport.connect`."""
+        if export.host != self._host:
+            raise WrongHost(export.worker_id, export.host, self._host)
+        if export.block_bytes != block_bytes:
+            raise LayoutMismatch(
+                f"worker {export.worker_id} has KV blocks of {export.block_bytes} bytes, this "
+                f"worker of {block_bytes}"
+            )
+        with self._lock:
+            receiver = self._receiver_by_life.get((export.worker_id, export.incarnation))
+            if receiver is None:
+                raise self._loss_of(export)
+            if receiver.export() != export:
+                raise LayoutMismatch(f"{export.address} is not the pool that its export describes")
+            slot = receiver.take_slot(sender_id)
+            views = receiver.views
+        writer = BlockWriter(views, block_bytes, slot, self._settings, self._clock)
+        return LoopbackSender(self, receiver, slot, writer)
+
+    def probe(self, clock: Clock) -> ProbeReport:
+        """See `Transport.probe`."""
+        return measure_transport(self, clock)
+
+    def require_open(self, export: KvExport) -> None:
+        """Raises: PeerGone, StaleIncarnation once the receiver of the export is closed."""
+        with self._lock:
+            if (export.worker_id, export.incarnation) not in self._receiver_by_life:
+                raise self._loss_of(export)
+
+    def remove(self, export: KvExport) -> None:
+        """End an export."""
+        with self._lock:
+            self._receiver_by_life.pop((export.worker_id, export.incarnation), None)
+
+    def _loss_of(self, export: KvExport) -> PeerGone | StaleIncarnation:
+        lives = [life for worker, life in self._receiver_by_life if worker == export.worker_id]
+        newest = max(lives, default=0)
+        if newest > export.incarnation:
+            return StaleIncarnation(export.worker_id, export.incarnation, newest)
+        return PeerGone(export.worker_id, export.incarnation)
+
+
+class LoopbackReceiver:
+    """See `KvReceiver`."""
+
+    def __init__(self, transport: LoopbackTransport, export: KvExport, views: PoolViews) -> None:
+        self._transport = transport
+        self._export = export
+        self.views = views
+        self._blocks = ReceivedBlocks(views, export.block_bytes)
+        self._slots_in_use: set[int] = set()
+
+    def export(self) -> KvExport:
+        return self._export
+
+    def buffer(self) -> memoryview:
+        return self.views.data.data
+
+    def expect(self, block_ids: Ids, generations: Ids) -> None:
+        self._blocks.expect(block_ids, generations)
+
+    def poll(self, block_ids: Ids, generations: Ids) -> Arrival:
+        return self._blocks.poll(block_ids, generations)
+
+    def revoke(self, block_ids: Ids) -> None:
+        self._blocks.revoke(block_ids)
+
+    def quarantine_clear(self, block_ids: Ids) -> bool:
+        return not self._blocks.writing_slots(block_ids)
+
+    def forget_sender(self, sender_id: str) -> bool:
+        # A thread cannot die in the middle of a copy: whoever has a claim lives.
+        return not self._blocks.slots_of(sender_id)
+
+    def close(self) -> None:
+        self._transport.remove(self._export)
+
+    def take_slot(self, sender_id: str) -> int:
+        """A slot for a new sender. The transport calls it under its lock."""
+        for slot in range(len(self.views.slots)):
+            if slot not in self._slots_in_use:
+                self._slots_in_use.add(slot)
+                self.views.slots[slot, SLOT_CLAIM] = 0
+                self.views.slots[slot, SLOT_SENDER_KEY] = sender_key(sender_id)
+                return slot
+        raise ExportUnavailable(
+            f"{len(self.views.slots)} senders are connected to worker {self._export.worker_id}",
+            "raise max_senders on the receiving worker",
+        )
+
+    def give_slot_back(self, slot: int) -> None:
+        """The sender of the slot has left."""
+        self._slots_in_use.discard(slot)
+
+
+class LoopbackSender:
+    """See `KvSender`."""
+
+    def __init__(
+        self,
+        transport: LoopbackTransport,
+        receiver: LoopbackReceiver,
+        slot: int,
+        writer: BlockWriter,
+    ) -> None:
+        self._transport = transport
+        self._receiver = receiver
+        self._slot = slot
+        self._writer = writer
+        self._is_closed = False
+
+    def push(
+        self,
+        source: memoryview,
+        moves: BlockMoves,
+        *,
+        timeout_s: float,
+        should_stop: Callable[[], bool] = never,
+    ) -> PushReceipt:
+        if self._is_closed:
+            raise RuntimeError("this connection is closed")
+        return self._writer.push(
+            source, moves, timeout_s=timeout_s, should_stop=should_stop, check_peer=self.check
+        )
+
+    def check(self) -> None:
+        self._transport.require_open(self._receiver.export())
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._receiver.give_slot_back(self._slot)

@@ -1,0 +1,318 @@
+"""For tests: damaged bytes, stalls, deaths halfway, and a sender in a process of its own."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from kvtransfer.errors import TransferError
+from kvtransfer.protocol import (
+    BlockMoves,
+    CopyBytes,
+    KvExport,
+    KvReceiver,
+    KvSender,
+    ProbeReport,
+    PushReceipt,
+    Transport,
+    never,
+)
+from kvtransfer.sending import PushSettings, plain_copy
+from kvtransfer.shared_memory import SharedMemoryTransport
+from runtime.clock import Clock
+
+# The longest that anything here waits: a test that hangs fails instead.
+PATIENCE_S = 30.0
+
+_Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+
+def patterned_pool(num_blocks: int, block_bytes: int, seed: int) -> bytearray:
+    """A pool in which no two aligned words are equal, the same for equal arguments."""
+    num_words = -(-num_blocks * block_bytes // 8)
+    words = np.arange(num_words, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    words ^= np.uint64(seed * 0x5851F42D4C957F2D % (1 << 64))
+    return bytearray(words.tobytes()[: num_blocks * block_bytes])
+
+
+def damaging_copy(target: _Bytes, source: _Bytes) -> None:
+    """A copy that flips one bit on the way, after the checksum was taken."""
+    plain_copy(target, source)
+    target[len(target) // 2] ^= 1
+
+
+class StallingCopy:
+    """A copy that stops halfway until it is released."""
+
+    def __init__(self) -> None:
+        self.has_begun = threading.Event()
+        self.may_end = threading.Event()
+
+    def __call__(self, target: _Bytes, source: _Bytes) -> None:
+        half = len(target) // 2
+        plain_copy(target[:half], source[:half])
+        self.has_begun.set()
+        self.may_end.wait(PATIENCE_S)
+        plain_copy(target[half:], source[half:])
+
+
+class DyingCopy:
+    """Kills its own process (SIGKILL) halfway through the n-th copy, counted from 1."""
+
+    def __init__(self, at_copy: int) -> None:
+        self._copies_left = at_copy
+
+    def __call__(self, target: _Bytes, source: _Bytes) -> None:
+        self._copies_left -= 1
+        if self._copies_left == 0:
+            half = len(target) // 2
+            plain_copy(target[:half], source[:half])
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain_copy(target, source)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    is_reached: threading.Event
+    is_over: threading.Event
+
+
+class FaultyTransport:
+    """Any transport, with faults between it and its user; switches may be set at any time."""
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+        # The next connects and pushes raise these, oldest first.
+        self.connect_errors: list[TransferError] = []
+        self.push_errors: list[Exception] = []
+        self._hold_by_worker: dict[str, _Hold] = {}
+        # What was attempted, in order.
+        self.connects: list[KvExport] = []
+        self.pushes: list[BlockMoves] = []
+        self.num_closed_senders = 0
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    def hold(self, worker_id: str) -> None:
+        """From now on pushes to this worker wait before they begin."""
+        self._hold_by_worker[worker_id] = _Hold(threading.Event(), threading.Event())
+
+    def wait_until_held(self, worker_id: str) -> None:
+        """Wait for a push to stand before the hold."""
+        if not self._hold_by_worker[worker_id].is_reached.wait(PATIENCE_S):
+            raise TimeoutError(f"no push to {worker_id} began")
+
+    def release(self) -> None:
+        """Let all held pushes go on, and all later ones pass."""
+        for hold in self._hold_by_worker.values():
+            hold.is_over.set()
+
+    def pass_hold(self, worker_id: str) -> None:
+        """Called by a push before it begins."""
+        hold = self._hold_by_worker.get(worker_id)
+        if hold is not None:
+            hold.is_reached.set()
+            hold.is_over.wait(PATIENCE_S)
+
+    def create_receiver(
+        self, num_blocks: int, block_bytes: int, worker_id: str, incarnation: int
+    ) -> KvReceiver:
+        return self._inner.create_receiver(num_blocks, block_bytes, worker_id, incarnation)
+
+    def connect(self, export: KvExport, *, sender_id: str, block_bytes: int) -> KvSender:
+        self.connects.append(export)
+        if self.connect_errors:
+            raise self.connect_errors.pop(0)
+        inner = self._inner.connect(export, sender_id=sender_id, block_bytes=block_bytes)
+        return _FaultySender(self, inner, export.worker_id)
+
+    def probe(self, clock: Clock) -> ProbeReport:
+        return self._inner.probe(clock)
+
+
+class _FaultySender:
+    def __init__(self, faults: FaultyTransport, inner: KvSender, worker_id: str) -> None:
+        self._faults = faults
+        self._inner = inner
+        self._worker_id = worker_id
+
+    def push(
+        self,
+        source: memoryview,
+        moves: BlockMoves,
+        *,
+        timeout_s: float,
+        should_stop: Callable[[], bool] = never,
+    ) -> PushReceipt:
+        self._faults.pushes.append(moves)
+        self._faults.pass_hold(self._worker_id)
+        if self._faults.push_errors:
+            raise self._faults.push_errors.pop(0)
+        return self._inner.push(source, moves, timeout_s=timeout_s, should_stop=should_stop)
+
+    def check(self) -> None:
+        self._inner.check()
+
+    def close(self) -> None:
+        self._faults.num_closed_senders += 1
+        self._inner.close()
+
+
+Fault: TypeAlias = Literal["none", "damage", "die_halfway", "stall_halfway"]
+
+
+@dataclass(frozen=True, slots=True)
+class SenderSpec:
+    """What a `SenderProcess` connects to and how it misbehaves."""
+
+    export: KvExport
+    sender_id: str
+    # Its pool is patterned_pool(num_blocks, export.block_bytes, seed).
+    num_blocks: int
+    seed: int
+    fault: Fault = "none"
+    # The faults strike at this copy, counted from 1.
+    at_copy: int = 1
+    checksum_fraction: float = 1.0
+    max_batch_bytes: int = 8 << 20
+
+
+class PushRefused(Exception):
+    """The other process's push raised a TransferError with this code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class SenderProcess:
+    """A sender over shared memory in a process of its own, which can be killed."""
+
+    def __init__(self, spec: SenderSpec) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(spec, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> "SenderProcess":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+        self._connection.close()
+
+    def connect(self) -> None:
+        """Wait until it has connected. Raises: PushRefused."""
+        self._connection.send(None)
+        self._answer()
+
+    def begin_push(self, moves: BlockMoves) -> None:
+        """Start a push; `finish_push` has its outcome."""
+        self._connection.send(moves)
+
+    def finish_push(self) -> PushReceipt:
+        """Raises: PushRefused; EOFError where the process died."""
+        receipt = self._answer()
+        if not isinstance(receipt, PushReceipt):
+            raise TypeError(f"unexpected answer {receipt!r}")
+        return receipt
+
+    def push(self, moves: BlockMoves) -> PushReceipt:
+        """Push and wait."""
+        self.begin_push(moves)
+        return self.finish_push()
+
+    def wait_until_stalled(self) -> None:
+        """Wait for a `stall_halfway` sender to be in the middle of its copy."""
+        if self._answer() != "stalled":
+            raise RuntimeError("the sender did not stall")
+
+    def resume(self) -> None:
+        """Let a stalled sender go on."""
+        self._connection.send("resume")
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the kernel has taken the process apart."""
+        self._process.kill()
+        self.wait_until_dead()
+
+    def wait_until_dead(self) -> int | None:
+        """Wait for the process's end; its exit code, negative for a signal."""
+        self._process.join(PATIENCE_S)
+        return self._process.exitcode
+
+    def _answer(self) -> object:
+        if not self._connection.poll(PATIENCE_S):
+            raise TimeoutError("the sender process does not answer")
+        answer: object = self._connection.recv()
+        if isinstance(answer, tuple):
+            raise PushRefused(*answer)
+        return answer
+
+
+def _serve(spec: SenderSpec, commands: Connection) -> None:
+    pool = patterned_pool(spec.num_blocks, spec.export.block_bytes, spec.seed)
+    settings = PushSettings(
+        checksum_fraction=spec.checksum_fraction,
+        max_batch_bytes=spec.max_batch_bytes,
+        copy_bytes=_faulty_copy(spec, commands),
+    )
+    transport = SharedMemoryTransport(settings=settings)
+    sender: KvSender | None = None
+    while True:
+        moves: BlockMoves | None = commands.recv()
+        try:
+            if sender is None:
+                sender = transport.connect(
+                    spec.export, sender_id=spec.sender_id, block_bytes=spec.export.block_bytes
+                )
+            if moves is None:
+                commands.send("connected")
+            else:
+                commands.send(sender.push(memoryview(pool), moves, timeout_s=PATIENCE_S))
+        except TransferError as error:
+            commands.send((error.code, str(error)))
+
+
+def _faulty_copy(spec: SenderSpec, commands: Connection) -> CopyBytes:
+    if spec.fault == "damage":
+        return damaging_copy
+    if spec.fault == "die_halfway":
+        return DyingCopy(spec.at_copy)
+    if spec.fault == "stall_halfway":
+        return _StallForever(commands, spec.at_copy)
+    return plain_copy
+
+
+class _StallForever:
+    """Stops halfway through the n-th copy, says so, and waits to be killed or resumed."""
+
+    def __init__(self, commands: Connection, at_copy: int) -> None:
+        self._commands = commands
+        self._copies_left = at_copy
+
+    def __call__(self, target: _Bytes, source: _Bytes) -> None:
+        self._copies_left -= 1
+        half = len(target) // 2
+        plain_copy(target[:half], source[:half])
+        if self._copies_left == 0:
+            self._commands.send("stalled")
+            if self._commands.poll(PATIENCE_S):
+                self._commands.recv()
+        plain_copy(target[half:], source[half:])

@@ -1,0 +1,1 @@
+"""Runs prompt tasks and pushes their KV into decode workers."""

@@ -1,0 +1,1 @@
+"""The service that owns the PT (prefill) and GT (decode) queues."""

@@ -1,0 +1,183 @@
+"""What the router does next. Pure: events in, actions out, `now` an argument.
+
+It owns every request from arrival to end: both queues, the choice of workers, and the rule that a
+block is free only when its worker has said so. It performs nothing; serve.py does.
+"""
+
+import heapq
+from typing import assert_never
+
+from router.events import (
+    Action,
+    CallerLeft,
+    Event,
+    ExtensionAnswered,
+    ReportsArrived,
+    RequestArrived,
+    RequestSpec,
+    ReservationAnswered,
+    TimeReached,
+    WakeAt,
+    WorkerConnected,
+    WorkerLost,
+)
+from router.fleet import Fleet
+from router.legs import LegBook
+from router.reports import ReportHandler
+from router.scheduler import Scheduler
+from router.sequence import Request, Sequence
+from router.state import RouterSettings, RouterState
+from scheduling.errors import (
+    DeadlineExceeded,
+    DuplicateRequest,
+    QueueFull,
+    RequestCancelled,
+    StaleIncarnation,
+    TandemError,
+)
+from scheduling.ids import RequestId
+from scheduling.lifecycle import TERMINAL, Change, Phase
+from scheduling.policy import Policy
+from scheduling.prediction import LengthPredictor
+from scheduling.task_queue import TaskQueue
+
+
+class RouterCore:
+    """Owned by one task; holds no lock."""
+
+    def __init__(
+        self, policy: Policy, predictor: LengthPredictor, settings: RouterSettings
+    ) -> None:
+        fleet = Fleet()
+        self.state = RouterState(
+            fleet=fleet,
+            legs=LegBook(fleet),
+            policy=policy,
+            predictor=predictor,
+            settings=settings,
+            prompt_queue=TaskQueue(settings.max_prompt_queue),
+            # Every task in it was admitted through the PT queue or holds worker blocks, which
+            # bound it; refusing one here would lose work.
+            generation_queue=TaskQueue(settings.max_prompt_queue),
+        )
+        self._scheduler = Scheduler(self.state)
+        self._reports = ReportHandler(self.state, self._scheduler)
+        self._deadlines: list[tuple[float, RequestId]] = []
+        self._woken_for_s: float | None = None
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take in one event. Raises: TandemError when an arriving request is refused."""
+        actions = self._take(event, now)
+        actions += self._scheduler.schedule(now)
+        wake_at_s = self._next_wake(now)
+        if wake_at_s is not None and wake_at_s != self._woken_for_s:
+            self._woken_for_s = wake_at_s
+            actions.append(WakeAt(wake_at_s))
+        return actions
+
+    def _take(self, event: Event, now: float) -> list[Action]:
+        match event:
+            case RequestArrived(spec):
+                return self._admit(spec, now)
+            case CallerLeft(request_id):
+                left = RequestCancelled("the caller left or cancelled; nothing to do")
+                return self._end_request(request_id, left, Change.CALLER_LEFT, now)
+            case WorkerConnected(hello):
+                known = self.state.fleet.get(hello.worker_id)
+                if known is not None and known.hello.incarnation > hello.incarnation:
+                    raise StaleIncarnation(f"{hello.worker_id} has a newer life; restart it")
+                actions = self._lose_worker(WorkerLost(hello.worker_id, hello.incarnation), now)
+                self.state.fleet.add(hello)
+                return actions
+            case WorkerLost():
+                return self._lose_worker(event, now)
+            case ReportsArrived(worker_id, reports, load):
+                return self._reports.handle(worker_id, reports, load, now)
+            case ReservationAnswered():
+                return self._scheduler.reservation_answered(event, now)
+            case ExtensionAnswered():
+                return self._reports.extension_answered(event)
+            case TimeReached():
+                self._woken_for_s = None
+                return self._expire(now)
+            case _:
+                assert_never(event)
+
+    def _admit(self, spec: RequestSpec, now: float) -> list[Action]:
+        state = self.state
+        if spec.request_id in state.request_by_id:
+            raise DuplicateRequest(f"request id {spec.request_id!r} is running; choose another id")
+        state.fleet.check_can_fit(len(spec.prompt_token_ids) + spec.stop.max_tokens)
+        room = state.settings.max_prompt_queue - len(state.prompt_queue)
+        if spec.num_choices > room:
+            raise QueueFull(
+                f"the prompt queue holds {len(state.prompt_queue)} tasks, its limit is "
+                f"{state.settings.max_prompt_queue}; retry later or add prefill workers",
+                retry_after_s=1.0,
+            )
+        deadline_at_s = None if spec.deadline_s is None else now + spec.deadline_s
+        request = Request(spec, arrival_at_s=now, deadline_at_s=deadline_at_s)
+        state.request_by_id[spec.request_id] = request
+        if deadline_at_s is not None:
+            heapq.heappush(self._deadlines, (deadline_at_s, spec.request_id))
+        predicted = state.predictor.predict(spec.features())
+        for index in range(spec.num_choices):
+            sequence = Sequence(request, index, predicted, phase_since_s=now)
+            request.sequences.append(sequence)
+            sequence.move(Change.ADMITTED, now)
+            self._scheduler.enqueue_prompt(sequence)
+        return []
+
+    def _end_request(
+        self, request_id: RequestId, error: TandemError, change: Change, now: float
+    ) -> list[Action]:
+        request = self.state.request_by_id.get(request_id)
+        if request is None:
+            return []
+        actions: list[Action] = []
+        for sequence in request.sequences:
+            if sequence.phase not in TERMINAL:
+                sequence.move(change, now)
+                actions += self._scheduler.drop_try(sequence)
+        return [*actions, *self._scheduler.close(request, error)]
+
+    def _expire(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(self._deadlines)
+            late = DeadlineExceeded(
+                "the request's deadline passed; both legs were stopped; allow more time or ask "
+                "for fewer tokens"
+            )
+            actions += self._end_request(request_id, late, Change.CALLER_LEFT, now)
+        return actions
+
+    def _lose_worker(self, event: WorkerLost, now: float) -> list[Action]:
+        state = self.state
+        view = state.fleet.get(event.worker_id)
+        if view is None or view.hello.incarnation > event.incarnation:
+            return []
+        state.fleet.remove(event.worker_id)
+        actions: list[Action] = []
+        for leg in state.legs.on_worker(event.worker_id):
+            actions += state.legs.close(leg)
+            sequence = state.sequence_by_task.get(leg.task_id)
+            if sequence is None or sequence.leg(leg.role) is not leg:
+                continue
+            sequence.set_leg(leg.role, None)
+            if leg.role == "decode" and sequence.phase is Phase.PREFILLING:
+                continue  # only an early binding is lost; the prompt goes on
+            actions += self._scheduler.try_again(
+                sequence, Change.WORKER_LOST, f"worker {event.worker_id} was lost", now
+            )
+        return actions
+
+    def _next_wake(self, now: float) -> float | None:
+        while self._deadlines and self._deadlines[0][1] not in self.state.request_by_id:
+            heapq.heappop(self._deadlines)
+        instants = [self._deadlines[0][0]] if self._deadlines else []
+        resume_at_s = self.state.fleet.next_resume_at(now)
+        is_waiting = len(self.state.prompt_queue) or len(self.state.generation_queue)
+        if resume_at_s is not None and is_waiting:
+            instants.append(resume_at_s)
+        return min(instants, default=None)

@@ -1,0 +1,234 @@
+"""What the router core is told and what it wants done. Values only; serve.py does the rest."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from scheduling.errors import TandemError
+from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
+from scheduling.messages import Command, Report, TokensEmitted, WorkerHello, WorkerLoad
+from scheduling.prediction import RequestFeatures
+from scheduling.sampling import SamplingParams, StopParams
+
+# Which half of a task a reservation is for.
+Role = Literal["prefill", "decode"]
+PREFILL_LEG: Final = "prefill"
+DECODE_LEG: Final = "decode"
+# Shares of a worker's blocks: what any task may use, and what includes the growth reserve.
+Share = Literal["general", "growth"]
+GENERAL: Final = "general"
+GROWTH: Final = "growth"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One try to hold blocks for one leg of a task; later tries have larger numbers."""
+
+    task_id: TaskId
+    role: Role
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """A checked and tokenised request; every default is filled in."""
+
+    request_id: RequestId
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stop: StopParams
+    # How many answers; answer i draws with seed + i.
+    num_choices: int
+    tenant: str
+    session: str
+    # "interactive", "standard" or "batch".
+    request_class: str
+    ttft_s: float
+    tpot_s: float
+    # Seconds the caller is willing to wait for the end, or None.
+    deadline_s: float | None
+
+    def features(self) -> RequestFeatures:
+        """What the length predictor learns from."""
+        return RequestFeatures(
+            self.tenant, self.request_class, len(self.prompt_token_ids), self.stop.max_tokens
+        )
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    spec: RequestSpec
+
+
+@dataclass(frozen=True, slots=True)
+class CallerLeft:
+    """The client closed its stream or cancelled."""
+
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConnected:
+    hello: WorkerHello
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """The session broke: every task that it carried has ended on the worker."""
+
+    worker_id: WorkerId
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class ReportsArrived:
+    worker_id: WorkerId
+    reports: tuple[Report, ...]
+    load: WorkerLoad | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationAnswered:
+    """The ledger's answer to Reserve: a worker, or None when nobody has room."""
+
+    claim: Claim
+    worker_id: WorkerId | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionAnswered:
+    """The ledger's answer to Extend."""
+
+    claim: Claim
+    num_blocks: int
+    granted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TimeReached:
+    """A WakeAt fell due."""
+
+
+Event = (
+    RequestArrived
+    | CallerLeft
+    | WorkerConnected
+    | WorkerLost
+    | ReportsArrived
+    | ReservationAnswered
+    | ExtensionAnswered
+    | TimeReached
+)
+
+# --- actions ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SendCommand:
+    worker_id: WorkerId
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Ask the ledger for blocks on the first of these workers that has room."""
+
+    claim: Claim
+    preferences: tuple[tuple[WorkerId, Incarnation], ...]
+    num_blocks: int
+    # "growth" for a task too large for the general share.
+    share: Share
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Ask the ledger for more blocks for a running decode leg."""
+
+    claim: Claim
+    num_blocks: int
+    sequence_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferHolding:
+    """The KV moved: release the prefill holding, commit this decode holding."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseHolding:
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTimings:
+    """Where the time of one answer went, seconds by the router's clock."""
+
+    prompt_queue_s: float
+    prefill_s: float
+    generation_queue_s: float
+    transfer_s: float
+    decode_s: float
+    ttft_s: float
+    # None below two tokens.
+    tpot_s: float | None
+    total_s: float
+    num_blocks_moved: int
+    num_bytes_moved: int
+    transport: str
+    prefill_worker: str
+    decode_worker: str
+    early_binding: bool
+    num_preemptions: int
+    num_migrations: int
+
+
+@dataclass(frozen=True, slots=True)
+class EmitTokens:
+    """Tokens of answer `index`; the worker's own message is passed on, not copied."""
+
+    request_id: RequestId
+    index: int
+    tokens: TokensEmitted
+
+
+@dataclass(frozen=True, slots=True)
+class EmitFinished:
+    request_id: RequestId
+    index: int
+    finish_reason: str
+    matched_stop: str | int | None
+    num_output_tokens: int
+    timings: PhaseTimings
+
+
+@dataclass(frozen=True, slots=True)
+class EmitFailed:
+    """The whole request ends with this error."""
+
+    request_id: RequestId
+    error: TandemError
+    gpu_work_spent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Deliver TimeReached at this instant, or sooner."""
+
+    at_s: float
+
+
+Action = (
+    SendCommand
+    | Reserve
+    | Extend
+    | TransferHolding
+    | ReleaseHolding
+    | EmitTokens
+    | EmitFinished
+    | EmitFailed
+    | WakeAt
+)

@@ -1,0 +1,154 @@
+"""The router's view of the connected workers: capacity, what it has promised, what they report."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, Role, Share
+from scheduling.errors import CanNeverFit, NoWorkerAvailable
+from scheduling.ids import WorkerId
+from scheduling.messages import WorkerHello, WorkerLoad
+from scheduling.placement import Candidate
+from scheduling.policy import growth_reserve_blocks
+
+# How long a worker that refused is left alone, unless it frees something earlier.
+_REFUSAL_PAUSE_S = 0.05
+
+
+@dataclass(slots=True)
+class WorkerView:
+    """One connected worker."""
+
+    hello: WorkerHello
+    load: WorkerLoad
+    # Blocks of legs that this router has there or is asking for.
+    num_promised_blocks: int = 0
+    # Prompt tokens dispatched by this router whose first token has not come back.
+    num_backlog_tokens: int = 0
+    # Nothing new before this instant: the ledger or the worker said no.
+    paused_until_s: float = 0.0
+    # Running responses wait for blocks: they come before new ones.
+    is_starving: bool = False
+
+    @property
+    def role(self) -> Role:
+        """Which half of a task it computes."""
+        return DECODE_LEG if self.hello.role == DECODE_LEG else PREFILL_LEG
+
+    @property
+    def num_general_blocks(self) -> int:
+        """What new tasks may use: all but the growth reserve of a decode worker."""
+        num_blocks = self.hello.num_blocks
+        if self.hello.role == "prefill":
+            return num_blocks
+        return num_blocks - growth_reserve_blocks(num_blocks)
+
+
+class Fleet:
+    """Workers by id, in the order in which they connected."""
+
+    def __init__(self) -> None:
+        self._view_by_id: dict[WorkerId, WorkerView] = {}
+
+    def __iter__(self) -> Iterator[WorkerView]:
+        return iter(self._view_by_id.values())
+
+    def get(self, worker_id: WorkerId) -> WorkerView | None:
+        """The worker, or None when it is not connected."""
+        return self._view_by_id.get(worker_id)
+
+    def add(self, hello: WorkerHello) -> None:
+        """A session was opened; an earlier life of the worker has been removed before."""
+        idle = WorkerLoad(hello.num_blocks, 0, 0, 0)
+        self._view_by_id[hello.worker_id] = WorkerView(hello, idle)
+
+    def remove(self, worker_id: WorkerId) -> WorkerView | None:
+        """The session ended."""
+        return self._view_by_id.pop(worker_id, None)
+
+    def with_role(self, role: Role) -> list[WorkerView]:
+        """Connected workers of that role."""
+        return [view for view in self._view_by_id.values() if view.hello.role == role]
+
+    def candidates(self, role: Role, now: float, share: Share = GENERAL) -> tuple[Candidate, ...]:
+        """Workers of that role that may be asked now, with what is free of that share.
+
+        A prefill worker that no connected decode worker is compatible with is left out.
+        """
+        reachable = {view.hello.compatibility for view in self.with_role("decode")}
+        return tuple(
+            Candidate(
+                worker_id=view.hello.worker_id,
+                compatibility=view.hello.compatibility,
+                block_size=view.hello.block_size,
+                num_free_blocks=_free_estimate(view, share),
+                num_backlog_tokens=view.num_backlog_tokens,
+                num_running=view.load.num_running,
+            )
+            for view in self.with_role(role)
+            if view.paused_until_s <= now
+            and not view.is_starving
+            and view.hello.compatibility in reachable
+        )
+
+    def pause(self, worker_id: WorkerId, now: float) -> float:
+        """Leave a worker alone that refused; return until when."""
+        view = self._view_by_id.get(worker_id)
+        if view is not None:
+            view.paused_until_s = now + _REFUSAL_PAUSE_S
+        return now + _REFUSAL_PAUSE_S
+
+    def next_resume_at(self, now: float) -> float | None:
+        """When the first paused worker may be asked again, or None."""
+        paused = [v.paused_until_s for v in self._view_by_id.values() if v.paused_until_s > now]
+        return min(paused, default=None)
+
+    def pairs(self) -> list[tuple[WorkerView, WorkerView]]:
+        """Prefill and decode workers that may exchange KV."""
+        return [
+            (prefill, decode)
+            for prefill in self.with_role("prefill")
+            for decode in self.with_role("decode")
+            if prefill.hello.compatibility == decode.hello.compatibility
+        ]
+
+    def max_request_tokens(self) -> int:
+        """The longest prompt plus answer that some pair can hold; 0 without a pair."""
+        sizes = (
+            min(p.hello.num_blocks, d.hello.num_blocks) * p.hello.block_size
+            for p, d in self.pairs()
+        )
+        return max(sizes, default=0)
+
+    def check_can_fit(self, num_tokens: int) -> None:
+        """Refuse a request that no pair could hold even when empty.
+
+        Raises: NoWorkerAvailable, CanNeverFit.
+        """
+        most = self.max_request_tokens()
+        if most == 0:
+            raise NoWorkerAvailable(self._why_no_pair(), retry_after_s=1.0)
+        if num_tokens > most:
+            raise CanNeverFit(
+                f"prompt and max_tokens need KV for {num_tokens} tokens, the largest pair of "
+                f"workers holds {most}; shorten the request or start workers with more KV memory"
+            )
+
+    def _why_no_pair(self) -> str:
+        prefill, decode = self.with_role("prefill"), self.with_role("decode")
+        if prefill and decode:
+            return (
+                "prefill and decode workers are connected, but no two are compatible: they must "
+                "serve one model with one dtype and block size; see `tandem admin workers`"
+            )
+        missing = " and ".join(
+            role for role, there in (("prefill", prefill), ("decode", decode)) if not there
+        )
+        return f"no {missing} worker is connected; start one, or wait until it is ready"
+
+
+def _free_estimate(view: WorkerView, share: Share) -> int:
+    # The reported free count also shows what other routers' tasks use; it may lag behind our own
+    # promises, so the smaller of the two is believed.
+    withheld = 0 if share == GROWTH else view.hello.num_blocks - view.num_general_blocks
+    own = view.hello.num_blocks - view.num_promised_blocks
+    return max(0, min(own, view.load.num_free_blocks) - withheld)

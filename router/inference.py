@@ -1,0 +1,222 @@
+"""The public Inference service: checks a call, hands it to the core, streams what comes back."""
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+
+from router.core import RouterCore
+from router.events import CallerLeft, Event, RequestArrived, RequestSpec
+from router.served_model import PromptEncoder, ServedModel
+from router.streams import AcceptedInfo, RequestStream, StreamBook
+from router.wire import (
+    GenerateCall,
+    accepted_to_proto,
+    emissions_to_proto,
+    generate_call,
+    messages_of,
+)
+from runtime.grpc_errors import abort_with
+from scheduling.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    NoWorkerAvailable,
+    StaleIncarnation,
+    TandemError,
+)
+from scheduling.ids import RequestId
+from scheduling.sampling import SamplingParams, StopParams
+from tandemserve.api.v1 import inference_pb2 as pb
+from tandemserve.api.v1 import inference_pb2_grpc
+
+SERVICE_NAME = "tandemserve.api.v1.InferenceService"
+# Where a call names no max_tokens: the rest of the context, at most this.
+_DEFAULT_MAX_TOKENS = 256
+
+Number = TypeVar("Number", int, float)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceGoals:
+    """TTFT and TPOT goals of a request class, in seconds."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """One instance per router; all on the event loop."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        encoder: PromptEncoder,
+        core: RouterCore,
+        streams: StreamBook,
+        apply: Callable[[Event], None],
+        goals: dict[str, ServiceGoals],
+    ) -> None:
+        self._model = model
+        self._encoder = encoder
+        self._core = core
+        self._streams = streams
+        self._apply = apply
+        self._goals = goals
+        self.is_draining = False
+
+    async def Generate(  # noqa: N802 - the name is given by the protocol
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """See InferenceService.Generate."""
+        try:
+            stream, attached = await self._accept(generate_call(request), context)
+        except Exception as error:  # refused, or a defect: either way nothing was begun
+            await abort_with(context, error)
+        reader = stream.take_over()
+        try:
+            yield accepted_to_proto(stream.request_id, stream.info, attached)
+            async with aclosing(stream.follow(reader)) as batches:
+                async for batch in batches:
+                    for response in emissions_to_proto(stream.request_id, batch, stream.info):
+                        yield response
+        finally:
+            # Cancelled, disconnected or finished: a request without a reader ends.
+            if stream.is_reader(reader) and not stream.is_over:
+                self._apply(CallerLeft(stream.request_id))
+        if stream.failure is not None:
+            failure = stream.failure
+            await abort_with(context, failure.error, gpu_work_spent=failure.gpu_work_spent)
+        if not stream.is_reader(reader):
+            message = "another call with the same request id took this stream over"
+            await abort_with(context, StaleIncarnation(message), gpu_work_spent=True)
+
+    async def ListModels(  # noqa: N802 - the name is given by the protocol
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        """See InferenceService.ListModels."""
+        return pb.ListModelsResponse(models=[self._model.name])
+
+    async def GetModelInfo(  # noqa: N802 - the name is given by the protocol
+        self, request: pb.GetModelInfoRequest, context: Context
+    ) -> pb.GetModelInfoResponse:
+        """See InferenceService.GetModelInfo."""
+        try:
+            self._model.require_name(request.model)
+        except TandemError as error:
+            await abort_with(context, error)
+        config, defaults = self._model.config, self._model.defaults
+        return pb.GetModelInfoResponse(
+            model=self._model.name,
+            architecture=config.architecture,
+            context_length=config.max_position_embeddings,
+            vocab_size=config.vocab_size,
+            eos_token_ids=config.eos_token_ids,
+            has_chat_template=self._model.template is not None,
+            max_request_tokens=self._core.state.fleet.max_request_tokens(),
+            default_sampling=pb.SamplingParams(
+                temperature=_or(defaults.temperature, 1.0),
+                top_k=_or(defaults.top_k, 0),
+                top_p=_or(defaults.top_p, 1.0),
+            ),
+        )
+
+    async def Tokenize(  # noqa: N802 - the name is given by the protocol
+        self, request: pb.TokenizeRequest, context: Context
+    ) -> pb.TokenizeResponse:
+        """See InferenceService.Tokenize."""
+        try:
+            self._model.require_name(request.model)
+            kind = request.WhichOneof("prompt")
+            if kind is None:
+                raise InvalidRequest("prompt", "is missing; set text or chat")
+            messages = messages_of(request.chat) if kind == "chat" else None
+            text = request.text if kind == "text" else None
+            token_ids = await self._encoder.encode(text, messages, None)
+        except Exception as error:  # refused, or a defect: abort_with tells them apart
+            await abort_with(context, error)
+        return pb.TokenizeResponse(token_ids=token_ids)
+
+    async def _accept(self, call: GenerateCall, context: Context) -> tuple[RequestStream, bool]:
+        if self.is_draining:
+            message = "this router is shutting down; send the request to another replica"
+            raise NoWorkerAvailable(message, retry_after_s=1.0)
+        request_id = RequestId(call.request_id or secrets.token_hex(12))
+        known = self._streams.find(request_id, call.fingerprint)
+        if known is not None:
+            return known, True
+        self._model.require_name(call.model)
+        token_ids = await self._encoder.encode(call.text, call.messages, call.token_ids)
+        # A second call with this id may have come while the prompt was tokenised.
+        known = self._streams.find(request_id, call.fingerprint)
+        if known is not None:
+            return known, True
+        spec = self._spec(request_id, call, token_ids, context.time_remaining())
+        info = AcceptedInfo(self._model.name, len(token_ids), spec.sampling.seed)
+        stream = RequestStream(request_id, call.fingerprint, spec.num_choices, info)
+        self._streams.open(stream)
+        try:
+            self._apply(RequestArrived(spec))
+        except TandemError:
+            self._streams.discard(request_id)
+            raise
+        return stream, False
+
+    def _spec(
+        self,
+        request_id: RequestId,
+        call: GenerateCall,
+        token_ids: tuple[int, ...],
+        deadline_s: float | None,
+    ) -> RequestSpec:
+        config, defaults, wishes = self._model.config, self._model.defaults, call.sampling
+        goals = self._goals[call.request_class]
+        end_ids = () if call.ignore_eos else config.eos_token_ids
+        return RequestSpec(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            sampling=SamplingParams(
+                temperature=_or(wishes.temperature, _or(defaults.temperature, 1.0)),
+                top_k=_or(wishes.top_k, _or(defaults.top_k, 0)),
+                top_p=_or(wishes.top_p, _or(defaults.top_p, 1.0)),
+                seed=secrets.randbits(64) if wishes.seed is None else wishes.seed,
+                num_logprobs=call.num_logprobs,
+            ),
+            stop=StopParams(
+                max_tokens=self._max_tokens(call.max_tokens, len(token_ids)),
+                stop_token_ids=tuple(dict.fromkeys((*end_ids, *call.stop_token_ids))),
+                stop_strings=call.stop_strings,
+            ),
+            num_choices=call.num_choices,
+            tenant=call.tenant,
+            session=call.session,
+            request_class=call.request_class,
+            ttft_s=_or(call.ttft_s, goals.ttft_s),
+            tpot_s=_or(call.tpot_s, goals.tpot_s),
+            deadline_s=deadline_s,
+        )
+
+    def _max_tokens(self, wanted: int | None, num_prompt_tokens: int) -> int:
+        context = self._model.config.max_position_embeddings
+        room = context - num_prompt_tokens
+        if room < 1:
+            raise ContextTooLong(
+                f"the prompt has {num_prompt_tokens} tokens, the model's context is {context}; "
+                "shorten the prompt"
+            )
+        if wanted is None:
+            return min(room, _DEFAULT_MAX_TOKENS)
+        if wanted > room:
+            raise ContextTooLong(
+                f"prompt ({num_prompt_tokens}) and max_tokens ({wanted}) exceed the model's "
+                f"context of {context}; ask for at most {room} tokens"
+            )
+        return wanted
+
+
+def _or(value: Number | None, default: Number) -> Number:
+    return default if value is None else value

@@ -1,0 +1,270 @@
+"""Takes tasks out of the two queues, finds them workers, and puts them back where that failed.
+
+GTs go first: their KV blocks prefill workers (late binding). A prompt that starts while no GT
+waits gets its decode blocks reserved in the same breath, so that its KV streams over while it is
+still being computed (early binding).
+"""
+
+from collections.abc import Sequence as Seq
+
+from router.events import (
+    DECODE_LEG,
+    GENERAL,
+    GROWTH,
+    PREFILL_LEG,
+    Action,
+    EmitFailed,
+    ReleaseHolding,
+    ReservationAnswered,
+    Reserve,
+    Role,
+    SendCommand,
+    Share,
+)
+from router.sequence import Leg, Request, Sequence
+from router.state import RouterState
+from scheduling.block_pool import num_blocks_for
+from scheduling.errors import TandemError, WorkerFailed
+from scheduling.lifecycle import TERMINAL, Change, Phase
+from scheduling.messages import AdmitGeneration, PushTo, StartDecode, StartPrefill
+from scheduling.placement import Candidate, decode_preferences, prefill_preferences
+
+
+class Scheduler:
+    """Moves sequences between queues and legs."""
+
+    def __init__(self, state: RouterState) -> None:
+        self._state = state
+
+    def enqueue_prompt(self, sequence: Sequence) -> None:
+        """(Re)enter the PT queue under the present try's id."""
+        self._state.sequence_by_task[sequence.task_id] = sequence
+        key = self._state.policy.ordering.prompt_key(sequence.as_waiting())
+        self._state.prompt_queue.push(sequence.task_id, key)
+
+    def enqueue_generation(self, sequence: Sequence) -> None:
+        """(Re)enter the GT queue; the KV stays parked on the prefill worker."""
+        key = self._state.policy.ordering.generation_key(sequence.as_waiting())
+        self._state.generation_queue.push(sequence.task_id, key)
+
+    def schedule(self, now: float) -> list[Action]:
+        """Start whatever has room, in order. The head of a queue is never overtaken."""
+        actions: list[Action] = []
+        while (task_id := self._state.generation_queue.peek()) is not None:
+            reserve = self._reserve_decode(self._state.sequence_by_task[task_id], now)
+            if reserve is None:
+                break
+            self._state.generation_queue.remove(task_id)
+            actions.append(reserve)
+        while (task_id := self._state.prompt_queue.peek()) is not None:
+            reserve = self._reserve_prefill(self._state.sequence_by_task[task_id], now)
+            if reserve is None:
+                break
+            self._state.prompt_queue.remove(task_id)
+            actions.append(reserve)
+        return actions
+
+    def reservation_answered(self, event: ReservationAnswered, now: float) -> list[Action]:
+        """The ledger granted or refused; a grant that nobody wants any more goes back."""
+        state = self._state
+        leg = state.legs.get(event.claim.task_id, event.claim.role)
+        if leg is None or leg.claim != event.claim:
+            return [ReleaseHolding(event.claim)] if event.worker_id else []
+        view = None if event.worker_id is None else state.fleet.get(event.worker_id)
+        if view is not None and not leg.is_abandoned:
+            state.legs.settle(leg, view.hello.worker_id)
+            sequence = state.sequence_by_task[leg.task_id]
+            if leg.role == PREFILL_LEG:
+                return self._dispatch_prefill(sequence, leg, now)
+            return self._admit_generation(sequence, leg)
+        if leg.worker_id is not None and event.worker_id is None:
+            state.fleet.pause(leg.worker_id, now)
+        actions = state.legs.close(leg) if event.worker_id is not None else []
+        state.legs.remove(leg)
+        if not leg.is_abandoned:
+            self.requeue(state.sequence_by_task[leg.task_id], leg)
+        return actions
+
+    def requeue(self, sequence: Sequence, leg: Leg) -> None:
+        """A leg came to nothing: wait again, unless the prompt is still being computed."""
+        sequence.set_leg(leg.role, None)
+        if sequence.phase is Phase.PROMPT_QUEUED:
+            self.enqueue_prompt(sequence)
+        elif sequence.phase is Phase.GENERATION_QUEUED:
+            self.enqueue_generation(sequence)
+
+    def bind(self, sequence: Sequence, now: float) -> list[Action]:
+        """Prompt computed and decode blocks granted: hand over."""
+        assert sequence.decode is not None
+        assert sequence.decode.worker_id is not None
+        sequence.move(Change.DECODE_BOUND, now)
+        start = StartDecode(sequence.task_id, tuple(sequence.output_token_ids))
+        return [SendCommand(sequence.decode.worker_id, start)]
+
+    def push_to_target(self, sequence: Sequence) -> list[Action]:
+        """Tell the prefill worker where the KV goes."""
+        prefill, decode = sequence.prefill, sequence.decode
+        assert prefill is not None
+        assert prefill.worker_id is not None
+        assert decode is not None
+        assert decode.target is not None
+        return [SendCommand(prefill.worker_id, PushTo(sequence.task_id, decode.target))]
+
+    def drop_try(self, sequence: Sequence, reason: str = "the request ended") -> list[Action]:
+        """End the present try: out of the queues, both legs told at once."""
+        state, task_id = self._state, sequence.task_id
+        state.prompt_queue.remove(task_id)
+        state.generation_queue.remove(task_id)
+        state.sequence_by_task.pop(task_id, None)
+        actions: list[Action] = []
+        for leg in (sequence.prefill, sequence.decode):
+            if leg is not None:
+                actions += state.legs.abandon(leg, reason)
+        sequence.prefill = sequence.decode = None
+        return actions
+
+    def try_again(
+        self, sequence: Sequence, change: Change, why: TandemError | str, now: float
+    ) -> list[Action]:
+        """Compute prompt and output so far again, elsewhere or later; fail after too many."""
+        state = self._state
+        actions = self.drop_try(sequence, "the task is computed again")
+        if change is Change.PREEMPTED:
+            sequence.num_preemptions += 1
+            sequence.reserve_all = True
+            state.counters.num_preemptions += 1
+        elif sequence.num_migrations >= state.settings.max_retries_per_task:
+            sequence.move(Change.GAVE_UP, now)
+            error = why if isinstance(why, TandemError) else _gave_up(sequence, why)
+            return [*actions, *self.close(sequence.request, error, now)]
+        else:
+            sequence.num_migrations += 1
+            state.counters.num_migrations += 1
+        if sequence.phase is not Phase.PROMPT_QUEUED:
+            sequence.move(change, now)
+        sequence.attempt += 1
+        self.enqueue_prompt(sequence)
+        return actions
+
+    def close(
+        self, request: Request, error: TandemError | None, now: float | None = None
+    ) -> list[Action]:
+        """Forget a request that is over; with an error, end its other sequences too."""
+        state = self._state
+        actions: list[Action] = []
+        for sequence in request.sequences:
+            if error is not None and now is not None and sequence.phase not in TERMINAL:
+                sequence.move(Change.GAVE_UP, now)
+                actions += self.drop_try(sequence)
+        if not request.is_over:
+            return actions
+        state.request_by_id.pop(request.spec.request_id, None)
+        if error is None:
+            state.counters.num_finished += 1
+            return actions
+        if any(sequence.phase is Phase.FAILED for sequence in request.sequences):
+            state.counters.num_failed += 1
+        else:
+            state.counters.num_cancelled += 1
+        actions.append(EmitFailed(request.spec.request_id, error, request.gpu_work_spent))
+        return actions
+
+    def _reserve_prefill(self, sequence: Sequence, now: float) -> Reserve | None:
+        num_tokens = sequence.num_kv_tokens
+        candidates = prefill_preferences(
+            self._state.fleet.candidates(PREFILL_LEG, now),
+            num_tokens,
+            self._state.settings.max_backlog_tokens,
+        )
+        if not candidates:
+            return None
+        num_blocks = num_blocks_for(num_tokens, candidates[0].block_size)
+        return self._open_leg(sequence, PREFILL_LEG, candidates, num_blocks, GENERAL)
+
+    def _reserve_decode(self, sequence: Sequence, now: float) -> Reserve | None:
+        assert sequence.prefill is not None
+        assert sequence.prefill.worker_id is not None
+        prefill = self._state.fleet.get(sequence.prefill.worker_id)
+        assert prefill is not None
+        hello = prefill.hello
+        fleet = self._state.fleet
+        num_blocks = self._state.policy.allocation.num_decode_blocks(
+            sequence.num_kv_tokens, sequence.num_response_tokens, hello.block_size
+        )
+        # The largest task that the general share of any worker could hold decides the share.
+        most = max((v.num_general_blocks for v in fleet.with_role(DECODE_LEG)), default=0)
+        share: Share = GENERAL if num_blocks <= most else GROWTH
+        candidates = decode_preferences(
+            fleet.candidates(DECODE_LEG, now, share), num_blocks, hello.compatibility
+        )
+        if not candidates:
+            return None
+        return self._open_leg(sequence, DECODE_LEG, candidates, num_blocks, share)
+
+    def _open_leg(
+        self,
+        sequence: Sequence,
+        role: Role,
+        candidates: Seq[Candidate],
+        num_blocks: int,
+        share: Share,
+    ) -> Reserve:
+        fleet = self._state.fleet
+        preferences = [
+            (view.hello.worker_id, view.hello.incarnation)
+            for view in (fleet.get(c.worker_id) for c in candidates)
+            if view is not None
+        ]
+        leg = Leg(self._state.legs.next_claim(sequence.task_id, role), num_blocks)
+        leg.worker_id, leg.incarnation = preferences[0]
+        leg.num_backlog_tokens = sequence.num_kv_tokens if role == PREFILL_LEG else 0
+        self._state.legs.open(leg)
+        sequence.set_leg(role, leg)
+        return Reserve(leg.claim, tuple(preferences), num_blocks, share)
+
+    def _dispatch_prefill(self, sequence: Sequence, leg: Leg, now: float) -> list[Action]:
+        assert leg.worker_id is not None
+        sequence.move(Change.PREFILL_DISPATCHED, now)
+        sequence.prefill_worker, sequence.decode_worker = leg.worker_id, ""
+        sequence.early_binding = False
+        sequence.request.gpu_work_spent = True
+        start = StartPrefill(sequence.task_id, sequence.as_spec())
+        actions: list[Action] = [SendCommand(leg.worker_id, start)]
+        is_last = len(sequence.output_token_ids) + 1 >= sequence.request.spec.stop.max_tokens
+        if len(self._state.generation_queue) == 0 and not is_last:
+            early = self._reserve_decode(sequence, now)
+            if early is not None:
+                actions.append(early)
+        return actions
+
+    def _admit_generation(self, sequence: Sequence, leg: Leg) -> list[Action]:
+        assert leg.worker_id is not None
+        view = self._state.fleet.get(leg.worker_id)
+        assert view is not None
+        spec = sequence.as_spec()
+        num_kv_tokens = sequence.num_kv_tokens
+        if sequence.phase is Phase.GENERATION_QUEUED:
+            # The newest token has no KV yet; the decode worker computes it.
+            num_kv_tokens -= 1
+        sequence.decode_worker = leg.worker_id
+        leg.num_kv_blocks = num_blocks_for(num_kv_tokens, view.hello.block_size)
+        return [
+            SendCommand(
+                leg.worker_id,
+                AdmitGeneration(
+                    task_id=sequence.task_id,
+                    sequence=spec,
+                    num_blocks=leg.num_blocks,
+                    num_kv_blocks=leg.num_kv_blocks,
+                    transfer_id=f"{sequence.task_id}@{leg.worker_id}",
+                ),
+            )
+        ]
+
+
+def _gave_up(sequence: Sequence, why: str) -> WorkerFailed:
+    return WorkerFailed(
+        f"gave up after {sequence.num_migrations + 1} tries, the last one because {why}; retry "
+        "later, and look at `tandem admin workers`",
+        retry_after_s=1.0,
+    )

@@ -1,0 +1,209 @@
+"""The router's record of requests, their sequences and the legs that hold blocks for them."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from router.events import PREFILL_LEG, Claim, PhaseTimings, RequestSpec, Role
+from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId, task_id_of
+from scheduling.lifecycle import TERMINAL, Change, Phase, advance
+from scheduling.messages import KvTarget, SequenceSpec
+from scheduling.policy import WaitingTask
+from scheduling.prediction import ResponseLength
+from scheduling.sampling import SamplingParams
+
+
+class LegState(Enum):
+    """What is known of one leg's blocks."""
+
+    # The ledger has been asked.
+    RESERVING = auto()
+    # Reserved; the worker has been told.
+    HELD = auto()
+    # The worker has been told to stop; its TaskReleased is awaited.
+    RELEASING = auto()
+
+
+@dataclass(slots=True)
+class Leg:
+    """One half of a task. It outlives the task until its blocks are back."""
+
+    claim: Claim
+    num_blocks: int
+    state: LegState = LegState.RESERVING
+    worker_id: WorkerId | None = None
+    incarnation: Incarnation | None = None
+    # The task no longer wants this leg; release it as soon as that is possible.
+    is_abandoned: bool = False
+    # Prefill: tokens dispatched and not yet computed. Decode: 0.
+    num_backlog_tokens: int = 0
+    # Decode: blocks that the transfer fills.
+    num_kv_blocks: int = 0
+    # Decode: where the KV goes, once granted. Prefill: None.
+    target: KvTarget | None = None
+
+    @property
+    def task_id(self) -> TaskId:
+        """The try that the leg is for."""
+        return self.claim.task_id
+
+    @property
+    def role(self) -> Role:
+        """Which half of the task."""
+        return self.claim.role
+
+
+@dataclass(slots=True)
+class Request:
+    """One Generate call."""
+
+    spec: RequestSpec
+    arrival_at_s: float
+    # None where the caller set none.
+    deadline_at_s: float | None
+    sequences: list["Sequence"] = field(default_factory=list)
+    gpu_work_spent: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """No sequence will produce anything more."""
+        return all(sequence.phase in TERMINAL for sequence in self.sequences)
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One answer of a request. Each try at it has a task id of its own, so that what an earlier
+    try's workers still say cannot be mistaken for the present one's."""
+
+    request: Request
+    index: int
+    predicted: ResponseLength
+    phase_since_s: float
+    phase: Phase = Phase.RECEIVED
+    attempt: int = 0
+    output_token_ids: list[int] = field(default_factory=list)
+    prefill: Leg | None = None
+    decode: Leg | None = None
+    # Preempted once: the next reservation covers all that may come, so it cannot happen twice.
+    reserve_all: bool = False
+    num_extensions: int = 0
+    num_preemptions: int = 0
+    num_migrations: int = 0
+    num_corruptions: int = 0
+    early_binding: bool = False
+    prefill_worker: str = ""
+    decode_worker: str = ""
+    num_blocks_moved: int = 0
+    num_bytes_moved: int = 0
+    transport: str = ""
+    seconds_by_phase: dict[Phase, float] = field(default_factory=dict)
+    first_token_at_s: float | None = None
+    last_token_at_s: float | None = None
+
+    @property
+    def request_id(self) -> RequestId:
+        """The request this answer belongs to."""
+        return self.request.spec.request_id
+
+    @property
+    def task_id(self) -> TaskId:
+        """The present try's id: "request/index", from the second try on "request/index~try"."""
+        plain = task_id_of(self.request_id, self.index)
+        return plain if self.attempt == 0 else TaskId(f"{plain}~{self.attempt}")
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Tokens whose KV a prefill worker has to compute."""
+        return len(self.request.spec.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_response_tokens(self) -> int:
+        """Upper bound on the tokens still to come, by prediction."""
+        remaining = self.request.spec.stop.max_tokens - len(self.output_token_ids)
+        if self.reserve_all:
+            return remaining
+        return min(remaining, max(1, self.predicted.bound - len(self.output_token_ids)))
+
+    def move(self, change: Change, now: float) -> None:
+        """Take one row of the transition table and account for the time in the phase left."""
+        target = advance(self.phase, change)
+        spent = self.seconds_by_phase.get(self.phase, 0.0) + now - self.phase_since_s
+        self.seconds_by_phase[self.phase] = spent
+        self.phase, self.phase_since_s = target, now
+
+    def exclude_worker_queue(self, now: float) -> None:
+        """Count the time since dispatch as queueing: the worker has only now begun."""
+        spent = self.seconds_by_phase.get(Phase.PROMPT_QUEUED, 0.0) + now - self.phase_since_s
+        self.seconds_by_phase[Phase.PROMPT_QUEUED] = spent
+        self.phase_since_s = now
+
+    def as_waiting(self) -> WaitingTask:
+        """The view that orderings get."""
+        spec = self.request.spec
+        due = self.request.arrival_at_s + spec.ttft_s
+        if self.first_token_at_s is not None:
+            due = self.first_token_at_s + spec.tpot_s * len(self.output_token_ids)
+        if self.request.deadline_at_s is not None:
+            due = min(due, self.request.deadline_at_s)
+        return WaitingTask(
+            arrival_at_s=self.request.arrival_at_s,
+            deadline_at_s=due,
+            num_occupied_blocks=self.prefill.num_blocks if self.prefill else 0,
+            num_prompt_tokens=self.num_kv_tokens,
+            num_response_tokens=self.num_response_tokens,
+        )
+
+    def as_spec(self) -> SequenceSpec:
+        """What a worker needs to go on from here."""
+        spec = self.request.spec
+        sampling = spec.sampling
+        if self.index:
+            sampling = SamplingParams(
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                seed=(sampling.seed + self.index) % 2**64,
+                num_logprobs=sampling.num_logprobs,
+            )
+        return SequenceSpec(
+            prompt_token_ids=spec.prompt_token_ids,
+            output_token_ids=tuple(self.output_token_ids),
+            sampling=sampling,
+            stop=spec.stop,
+        )
+
+    def leg(self, role: Role) -> Leg | None:
+        """The present try's leg of that role."""
+        return self.prefill if role == PREFILL_LEG else self.decode
+
+    def set_leg(self, role: Role, leg: Leg | None) -> None:
+        """Attach or drop a leg."""
+        if role == PREFILL_LEG:
+            self.prefill = leg
+        else:
+            self.decode = leg
+
+    def timings(self, now: float) -> PhaseTimings:
+        """The account of the whole life, at its end."""
+        arrival_at_s = self.request.arrival_at_s
+        first = self.first_token_at_s if self.first_token_at_s is not None else now
+        last = self.last_token_at_s if self.last_token_at_s is not None else first
+        num_gaps = len(self.output_token_ids) - 1
+        seconds = self.seconds_by_phase
+        return PhaseTimings(
+            prompt_queue_s=seconds.get(Phase.PROMPT_QUEUED, 0.0),
+            prefill_s=seconds.get(Phase.PREFILLING, 0.0),
+            generation_queue_s=seconds.get(Phase.GENERATION_QUEUED, 0.0),
+            transfer_s=seconds.get(Phase.TRANSFERRING, 0.0),
+            decode_s=seconds.get(Phase.DECODING, 0.0),
+            ttft_s=first - arrival_at_s,
+            tpot_s=(last - first) / num_gaps if num_gaps > 0 else None,
+            total_s=now - arrival_at_s,
+            num_blocks_moved=self.num_blocks_moved,
+            num_bytes_moved=self.num_bytes_moved,
+            transport=self.transport,
+            prefill_worker=self.prefill_worker,
+            decode_worker=self.decode_worker,
+            early_binding=self.early_binding,
+            num_preemptions=self.num_preemptions,
+            num_migrations=self.num_migrations,
+        )

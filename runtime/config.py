@@ -1,0 +1,250 @@
+"""The settings of every process: one frozen object each, parsed once, before anything else.
+
+Defaults, then the file of --config, then TANDEM_<PROCESS>_<FIELD>, then flags. This is the only
+file that reads the environment; `runtime/config_sources.py` reads and merges what it is given.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from runtime import config_sources
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Milliseconds = Annotated[float, Field(gt=0, le=86_400_000)]
+# Hosts that a server may listen on and no peer can dial.
+WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", "[::]"})
+
+
+class ProcessConfig(BaseModel):
+    """What all processes share. Values with a secret in them are masked wherever it is printed."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+    # Names the environment variables, the log lines and the errors.
+    process: ClassVar[str]
+
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to listen on", examples=["0.0.0.0"]
+    )
+    model: Path = Field(
+        description="model folder in the Hugging Face layout", examples=["/models/llama-3-8b"]
+    )
+    redis_url: str | None = Field(
+        None,
+        pattern=r"^(redis|rediss|unix)://",
+        description="Redis or Valkey that all processes of the cluster share",
+        examples=["redis://:password@localhost:6379/0"],
+    )
+    cluster_name: Name = Field(
+        "tandem", description="processes of different names on one Redis never meet"
+    )
+    max_message_bytes: int = Field(
+        64 * 1024 * 1024, ge=64 * 1024, le=1024**3, description="largest gRPC message"
+    )
+    lease_ttl_s: Seconds = Field(
+        10.0, description="how long an entry in Redis outlives the process that renews it"
+    )
+    drain_timeout_s: Seconds = Field(
+        30.0, description="how long running requests may go on after SIGTERM"
+    )
+    log_format: Literal["console", "json"] = Field("console", description="form of log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line that is written"
+    )
+
+    def masked(self) -> dict[str, Any]:
+        """All effective values as plain data, secrets hidden: for dumps and logs."""
+        return config_sources.mask(self.model_dump(mode="json"))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.masked()!r})"
+
+    __str__ = __repr__
+
+
+class RouterConfig(ProcessConfig):
+    """Settings of a router replica."""
+
+    process: ClassVar[str] = "router"
+
+    router_id: Name = Field("router-0", description="name of this replica, unique in the cluster")
+    port: int = Field(7700, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    served_model_name: str = Field(
+        default_factory=config_sources.folder_name,
+        min_length=1,
+        description="name by which clients ask for the model; default: name of its folder",
+        examples=["llama-3-8b"],
+    )
+    policy: Name = Field("default", description="scheduling policy", examples=["fcfs"])
+    max_prompt_queue: int = Field(
+        1024, ge=1, le=1_000_000, description="prompt tasks that may wait; more are refused"
+    )
+    max_generation_queue: int = Field(
+        1024, ge=1, le=1_000_000, description="generation tasks that may wait for decode space"
+    )
+    deadline_bucket_ms: Milliseconds = Field(
+        200.0, description="deadlines closer together than this count as equal"
+    )
+    kvc_bucket_blocks: int = Field(
+        4, ge=1, le=1_000_000, description="KVC occupancies closer than this count as equal"
+    )
+    interactive_ttft_ms: Milliseconds = Field(1000.0, description="TTFT goal of class interactive")
+    interactive_tpot_ms: Milliseconds = Field(100.0, description="TPOT goal of class interactive")
+    standard_ttft_ms: Milliseconds = Field(5000.0, description="TTFT goal of class standard")
+    standard_tpot_ms: Milliseconds = Field(200.0, description="TPOT goal of class standard")
+    batch_ttft_ms: Milliseconds = Field(600_000.0, description="TTFT goal of class batch")
+    batch_tpot_ms: Milliseconds = Field(2000.0, description="TPOT goal of class batch")
+    max_request_chars: int = Field(
+        8_000_000, ge=1, le=256_000_000, description="longest prompt text, in characters"
+    )
+    command_timeout_s: Seconds = Field(
+        10.0, description="how long a worker may take to answer a command"
+    )
+    kv_arrival_timeout_s: Seconds = Field(
+        30.0, description="how long a transfer may take once its prefill has finished"
+    )
+    worker_connect_timeout_s: Seconds = Field(
+        5.0, description="how long a worker may take to answer the first call"
+    )
+    max_retries_per_task: int = Field(
+        3, ge=0, le=100, description="how often failed workers may make a task start again"
+    )
+    tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise prompts")
+    tls_cert: Path | None = Field(None, description="PEM file: certificate chain of the server")
+    tls_key: Path | None = Field(None, description="PEM file: private key of tls_cert")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file: clients must show a certificate of this authority"
+    )
+    auth_token: SecretStr | None = Field(
+        None, description="clients must send this bearer token", examples=["s3cret"]
+    )
+
+    @model_validator(mode="after")
+    def _tls_files_belong_together(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together; set both or neither")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key; set them too")
+        return self
+
+
+class WorkerConfig(ProcessConfig):
+    """Settings that both kinds of worker have; each process parses its own subclass."""
+
+    worker_id: Name = Field(description="name of this worker, unique in the cluster")
+    role: Literal["prefill", "decode"] = Field(description="what the worker computes")
+    port: int = Field(0, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    advertise_host: str | None = Field(
+        None,
+        min_length=1,
+        description="address under which routers reach this worker; default: host",
+        examples=["10.0.0.7"],
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model runs")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="type of weights and KV; auto takes the model's own"
+    )
+    block_size: int = Field(16, ge=1, le=1024, description="tokens in a KV block")
+    kv_cache_mib: int = Field(
+        256, ge=1, le=16_777_216, description="memory of the KV cache; num_blocks overrides it"
+    )
+    num_blocks: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="KV blocks; default: what fits in kv_cache_mib"
+    )
+    max_model_len: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="longest sequence; default: the model's context"
+    )
+    max_num_seqs: int = Field(64, ge=1, le=65_536, description="sequences in one iteration")
+    max_num_batched_tokens: int = Field(
+        512, ge=1, le=1_048_576, description="tokens in one iteration"
+    )
+    num_threads: int | None = Field(
+        None, ge=1, le=4096, description="CPU threads of the engine; default: the cores available"
+    )
+    transports: tuple[Name, ...] = Field(
+        ("shared_memory",),
+        min_length=1,
+        description="ways to move KV, best first",
+        examples=["shared_memory,loopback"],
+    )
+    kv_checksum_fraction: float = Field(
+        0.05, ge=0, le=1, description="share of moved KV blocks whose checksum is verified"
+    )
+    kv_arrival_timeout_s: Seconds = Field(
+        10.0, description="how long admitted blocks wait for their KV after the start of decode"
+    )
+    push_timeout_s: Seconds = Field(10.0, description="how long one push of KV may take")
+    max_push_backlog: int = Field(
+        256, ge=1, le=1_000_000, description="KV pushes that may wait; more hold prefill back"
+    )
+    heartbeat_s: Seconds = Field(2.0, description="pause between two renewals of the lease")
+    session_grace_s: float = Field(
+        0.0, ge=0, le=3600, description="how long tasks outlive a lost router; 0 ends them at once"
+    )
+
+    @property
+    def reachable_host(self) -> str:
+        """The host part of the address that is registered."""
+        return self.advertise_host or self.host
+
+    @model_validator(mode="after")
+    def _address_can_be_dialled(self) -> Self:
+        if self.reachable_host in WILDCARD_HOSTS:
+            raise ValueError(
+                f"host {self.reachable_host} cannot be dialled; set advertise_host as well"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lease_outlives_a_heartbeat(self) -> Self:
+        if self.lease_ttl_s < 2 * self.heartbeat_s:
+            raise ValueError("lease_ttl_s must be at least twice heartbeat_s; raise it")
+        return self
+
+
+class PrefillConfig(WorkerConfig):
+    """Settings of a prefill worker."""
+
+    process: ClassVar[str] = "prefill"
+    worker_id: Name = Field("prefill-0", description="name of this worker, unique in the cluster")
+    role: Literal["prefill"] = Field("prefill", description="what the worker computes")
+
+
+class DecodeConfig(WorkerConfig):
+    """Settings of a decode worker."""
+
+    process: ClassVar[str] = "decode"
+    worker_id: Name = Field("decode-0", description="name of this worker, unique in the cluster")
+    role: Literal["decode"] = Field("decode", description="what the worker computes")
+
+
+AnyConfig = TypeVar("AnyConfig", bound=ProcessConfig)
+
+
+def load_config(
+    cls: type[AnyConfig], argv: Sequence[str], environ: Mapping[str, str] | None = None
+) -> AnyConfig:
+    """Merge all sources into one config; --help and --dump-config print and exit with 0.
+
+    `argv` comes without the name of the program.
+    Raises: ConfigError, which names the setting and where its value came from.
+    """
+    environ = os.environ if environ is None else environ
+    flags = config_sources.parse_flags(cls, cls.process, argv)
+    merged = config_sources.merge(cls, cls.process, environ, flags)
+    config = config_sources.validate(cls, cls.process, merged)
+    if flags.dump_config:
+        sys.stdout.write(config_sources.to_yaml(config.masked()))
+        raise SystemExit(0)
+    return config

@@ -1,0 +1,93 @@
+"""Every metric of Tandem: its name, unit and labels, and one typed way to record it.
+
+Labels have few values: never a request, tenant or session.
+"""
+
+from typing import Literal
+
+from opentelemetry.metrics import Meter
+
+Outcome = Literal["finished", "failed", "cancelled", "refused"]
+Queue = Literal["prompt", "generation"]
+
+# From one decode iteration of a small model to the TTFT of a batch request that waits its turn.
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
+_SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """The instruments of one process. Recording takes microseconds: per request, not per token."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._time_to_first_token = meter.create_histogram(
+            "tandem_time_to_first_token_seconds",
+            unit="s",
+            description="From the arrival of a request to its first output token",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._time_per_output_token = meter.create_histogram(
+            "tandem_time_per_output_token_seconds",
+            unit="s",
+            description="Mean time between the output tokens of one answer after the first",
+            explicit_bucket_boundaries_advisory=_SHORT_SECONDS,
+        )
+        self._queue_time = meter.create_histogram(
+            "tandem_request_queue_time_seconds",
+            unit="s",
+            description="Time that a task waited in a queue of the router",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._kv_transfer = meter.create_histogram(
+            "tandem_kv_transfer_seconds",
+            unit="s",
+            description="From the end of prefill to the last KV block in the decode worker",
+            explicit_bucket_boundaries_advisory=_SHORT_SECONDS,
+        )
+        self._kv_transfer_bytes = meter.create_counter(
+            "tandem_kv_transfer_bytes_total", unit="By", description="KV moved between workers"
+        )
+        self._requests = meter.create_counter(
+            "tandem_requests_total", description="Requests that ended, by how they ended"
+        )
+        self._output_tokens = meter.create_counter(
+            "tandem_output_tokens_total", description="Tokens of ended answers"
+        )
+        self._preemptions = meter.create_counter(
+            "tandem_preemptions_total",
+            description="Sequences that gave their blocks back unfinished",
+        )
+        self._migrations = meter.create_counter(
+            "tandem_migrations_total", description="Sequences that went on at another worker"
+        )
+
+    def request_ended(self, outcome: Outcome, request_class: str, num_output_tokens: int) -> None:
+        """Count a request once, at its end."""
+        labels = {"outcome": outcome, "request_class": request_class}
+        self._requests.add(1, labels)
+        self._output_tokens.add(num_output_tokens, {"request_class": request_class})
+
+    def first_token_emitted(self, ttft_s: float, request_class: str) -> None:
+        """TTFT of one answer."""
+        self._time_to_first_token.record(ttft_s, {"request_class": request_class})
+
+    def answer_finished(self, tpot_s: float, request_class: str) -> None:
+        """TPOT of one answer of at least two tokens."""
+        self._time_per_output_token.record(tpot_s, {"request_class": request_class})
+
+    def queue_left(self, queue: Queue, waited_s: float) -> None:
+        """A task was dispatched, after this time in the queue."""
+        self._queue_time.record(waited_s, {"queue": queue})
+
+    def kv_moved(self, transfer_s: float, num_bytes: int, transport: str) -> None:
+        """The KV of one task arrived."""
+        labels = {"transport": transport}
+        self._kv_transfer.record(transfer_s, labels)
+        self._kv_transfer_bytes.add(num_bytes, labels)
+
+    def sequence_preempted(self) -> None:
+        """A worker took the blocks of a running sequence back."""
+        self._preemptions.add(1)
+
+    def sequence_migrated(self) -> None:
+        """A sequence goes on elsewhere because its worker was lost or failed."""
+        self._migrations.add(1)

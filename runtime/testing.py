@@ -1,0 +1,46 @@
+"""For tests of any package: reads what a process logged."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from runtime.logging import configure_logging
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedLog:
+    """The log lines of a test so far."""
+
+    stream: io.StringIO = field(default_factory=io.StringIO)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """One dictionary a line."""
+        return [json.loads(line) for line in self.stream.getvalue().splitlines()]
+
+    @property
+    def events(self) -> list[str]:
+        """The event names, in order."""
+        return [line["event"] for line in self.lines]
+
+
+@contextmanager
+def captured_log(level: str = "info") -> Iterator[CapturedLog]:
+    """Log to memory for the length of the block, and leave logging as it was."""
+    root = logging.getLogger()
+    handlers, root_level = root.handlers, root.level
+    configuration = structlog.get_config()
+    captured = CapturedLog()
+    configure_logging("test", log_format="json", level=level, stream=captured.stream)
+    try:
+        yield captured
+    finally:
+        root.handlers = handlers
+        root.setLevel(root_level)
+        structlog.configure(**configuration)

@@ -1,0 +1,169 @@
+"""Frames between router and worker: protobuf <-> the dataclasses of scheduling/messages.py.
+
+A frame holds whatever is ready; the order of the messages of one task is kept. What a peer sent
+is checked here, once; past this package it is trusted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime.wire.commands import command_from_proto, command_to_proto
+from runtime.wire.reports import (
+    report_from_proto,
+    report_to_proto,
+    tokens_from_proto,
+    write_tokens,
+)
+from runtime.wire.values import (
+    ProtocolError,
+    checked_count,
+    checked_name,
+    load_from_proto,
+    load_to_proto,
+)
+from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
+from scheduling.messages import Command, Report, TokensEmitted, WorkerHello, WorkerLoad
+from tandemserve.internal.v1 import worker_pb2 as pb
+
+__all__ = [
+    "ProtocolError",
+    "ReportBatch",
+    "RouterHello",
+    "decode_request",
+    "decode_response",
+    "encode_commands",
+    "encode_reports",
+    "encode_router_hello",
+    "encode_worker_hello",
+]
+
+_ROLES = ("prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterHello:
+    """Who opens a session, and which life of the worker it means to reach."""
+
+    protocol_version: int
+    router_id: RouterId
+    router_incarnation: Incarnation
+    worker_incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class ReportBatch:
+    """One frame of a worker."""
+
+    reports: tuple[Report, ...]
+    load: WorkerLoad
+
+
+def encode_commands(commands: Sequence[Command]) -> pb.SessionRequest:
+    """One frame with all commands that are ready."""
+    frame = pb.CommandFrame(commands=[command_to_proto(command) for command in commands])
+    return pb.SessionRequest(commands=frame)
+
+
+def decode_request(message: pb.SessionRequest) -> RouterHello | tuple[Command, ...]:
+    """What a worker reads. Raises: ProtocolError."""
+    match message.WhichOneof("frame"):
+        case "hello":
+            return _router_hello_from_proto(message.hello)
+        case "commands":
+            return tuple(command_from_proto(command) for command in message.commands.commands)
+        case _:
+            raise ProtocolError("frame", "is missing or of an unknown kind")
+
+
+def encode_reports(reports: Sequence[Report], load: WorkerLoad) -> list[pb.SessionResponse]:
+    """As few frames as keep the order of each task's reports: nearly always one.
+
+    Inside a frame tokens come before all other reports, so tokens that follow another report of
+    the same task open the next frame. Each frame carries the load; without reports, one does.
+    """
+    responses = [pb.SessionResponse()]
+    frame = responses[0].reports
+    tasks_with_state: set[TaskId] = set()
+    for report in reports:
+        if isinstance(report, TokensEmitted):
+            if report.task_id in tasks_with_state:
+                frame.load.CopyFrom(load_to_proto(load))
+                responses.append(pb.SessionResponse())
+                frame = responses[-1].reports
+                tasks_with_state.clear()
+            write_tokens(report, frame.tokens.add())
+        else:
+            tasks_with_state.add(report.task_id)
+            frame.reports.append(report_to_proto(report))
+    frame.load.CopyFrom(load_to_proto(load))
+    return responses
+
+
+def decode_response(message: pb.SessionResponse) -> WorkerHello | ReportBatch:
+    """What a router reads. Raises: ProtocolError."""
+    match message.WhichOneof("frame"):
+        case "hello":
+            return _worker_hello_from_proto(message.hello)
+        case "reports":
+            frame = message.reports
+            if not frame.HasField("load"):
+                raise ProtocolError("load", "is missing")
+            tokens = [tokens_from_proto(report) for report in frame.tokens]
+            states = [report_from_proto(report) for report in frame.reports]
+            return ReportBatch((*tokens, *states), load_from_proto(frame.load))
+        case _:
+            raise ProtocolError("frame", "is missing or of an unknown kind")
+
+
+def encode_router_hello(hello: RouterHello) -> pb.SessionRequest:
+    """The first frame of a router."""
+    return pb.SessionRequest(
+        hello=pb.RouterHello(
+            protocol_version=hello.protocol_version,
+            router_id=hello.router_id,
+            router_incarnation=hello.router_incarnation,
+            worker_incarnation=hello.worker_incarnation,
+        )
+    )
+
+
+def _router_hello_from_proto(message: pb.RouterHello) -> RouterHello:
+    return RouterHello(
+        protocol_version=message.protocol_version,
+        router_id=RouterId(checked_name("router_id", message.router_id)),
+        router_incarnation=Incarnation(message.router_incarnation),
+        worker_incarnation=Incarnation(message.worker_incarnation),
+    )
+
+
+def encode_worker_hello(hello: WorkerHello) -> pb.SessionResponse:
+    """The first frame of a worker."""
+    return pb.SessionResponse(
+        hello=pb.WorkerHello(
+            protocol_version=hello.protocol_version,
+            worker_id=hello.worker_id,
+            incarnation=hello.incarnation,
+            role=hello.role,
+            num_blocks=hello.num_blocks,
+            block_size=hello.block_size,
+            max_num_seqs=hello.max_num_seqs,
+            compatibility=hello.compatibility,
+            model_fingerprint=hello.model_fingerprint,
+        )
+    )
+
+
+def _worker_hello_from_proto(message: pb.WorkerHello) -> WorkerHello:
+    if message.role not in _ROLES:
+        raise ProtocolError("role", f"must be one of {', '.join(_ROLES)}, is {message.role!r}")
+    return WorkerHello(
+        protocol_version=message.protocol_version,
+        worker_id=WorkerId(checked_name("worker_id", message.worker_id)),
+        incarnation=Incarnation(message.incarnation),
+        role=message.role,
+        num_blocks=checked_count("num_blocks", message.num_blocks, least=1),
+        block_size=checked_count("block_size", message.block_size, least=1),
+        max_num_seqs=checked_count("max_num_seqs", message.max_num_seqs, least=1),
+        compatibility=message.compatibility,
+        model_fingerprint=message.model_fingerprint,
+    )

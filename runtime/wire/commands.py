@@ -1,0 +1,87 @@
+"""Commands, router to worker, as they travel: both directions side by side."""
+
+from typing import assert_never
+
+from runtime.wire.values import (
+    ProtocolError,
+    checked_count,
+    checked_name,
+    checked_token_ids,
+    sequence_from_proto,
+    sequence_to_proto,
+    target_fields,
+    target_from_proto,
+    task_id_from_proto,
+)
+from scheduling.messages import (
+    AdmitGeneration,
+    CancelTask,
+    Command,
+    GrantGrowth,
+    PushTo,
+    StartDecode,
+    StartPrefill,
+)
+from tandemserve.internal.v1 import worker_pb2 as pb
+
+
+def command_to_proto(command: Command) -> pb.Command:
+    """One command, as it travels."""
+    task_id = command.task_id
+    match command:
+        case StartPrefill():
+            prefill = pb.StartPrefill(sequence=sequence_to_proto(command.sequence))
+            return pb.Command(task_id=task_id, start_prefill=prefill)
+        case PushTo():
+            push = pb.PushTo(**target_fields(command.target))
+            return pb.Command(task_id=task_id, push_to=push)
+        case AdmitGeneration():
+            admission = pb.AdmitGeneration(
+                sequence=sequence_to_proto(command.sequence),
+                num_blocks=command.num_blocks,
+                num_kv_blocks=command.num_kv_blocks,
+                transfer_id=command.transfer_id,
+            )
+            return pb.Command(task_id=task_id, admit_generation=admission)
+        case StartDecode():
+            start = pb.StartDecode(output_token_ids=command.output_token_ids)
+            return pb.Command(task_id=task_id, start_decode=start)
+        case GrantGrowth():
+            growth = pb.GrantGrowth(num_blocks=command.num_blocks)
+            return pb.Command(task_id=task_id, grant_growth=growth)
+        case CancelTask():
+            return pb.Command(task_id=task_id, cancel=pb.CancelTask(reason=command.reason))
+        case _:
+            assert_never(command)
+
+
+def command_from_proto(message: pb.Command) -> Command:
+    """Inverse of `command_to_proto`. Raises: ProtocolError."""
+    task_id = task_id_from_proto(message.task_id)
+    match message.WhichOneof("command"):
+        case "start_prefill":
+            return StartPrefill(task_id, sequence_from_proto(message.start_prefill))
+        case "push_to":
+            return PushTo(task_id, target_from_proto(message.push_to))
+        case "admit_generation":
+            admission = message.admit_generation
+            num_blocks = checked_count("num_blocks", admission.num_blocks, least=1)
+            return AdmitGeneration(
+                task_id,
+                sequence_from_proto(admission),
+                num_blocks,
+                checked_count("num_kv_blocks", admission.num_kv_blocks, most=num_blocks),
+                checked_name("transfer_id", admission.transfer_id),
+            )
+        case "start_decode":
+            token_ids = checked_token_ids("output_token_ids", message.start_decode.output_token_ids)
+            if not token_ids:
+                raise ProtocolError("start_decode.output_token_ids", "is empty")
+            return StartDecode(task_id, token_ids)
+        case "grant_growth":
+            num_blocks = checked_count("num_blocks", message.grant_growth.num_blocks)
+            return GrantGrowth(task_id, num_blocks)
+        case "cancel":
+            return CancelTask(task_id, message.cancel.reason)
+        case _:
+            raise ProtocolError("command", "is missing or of an unknown kind")

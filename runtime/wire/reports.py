@@ -1,0 +1,164 @@
+"""Reports, worker to router, as they travel: both directions side by side."""
+
+from typing import assert_never
+
+from runtime.wire.values import (
+    ProtocolError,
+    checked_count,
+    checked_float,
+    checked_name,
+    checked_token_ids,
+    logprobs_from_proto,
+    logprobs_to_proto,
+    target_fields,
+    target_from_proto,
+    task_id_from_proto,
+)
+from scheduling.messages import (
+    BlocksGranted,
+    BlocksRefused,
+    DecodeStarted,
+    GrowthNeeded,
+    KvPushed,
+    Preempted,
+    PrefillStarted,
+    TaskFailed,
+    TaskReleased,
+    TokensEmitted,
+)
+from scheduling.sampling import TokenLogprobs
+from tandemserve.internal.v1 import worker_pb2 as pb
+
+_FINISH_REASONS = {"": None, "stop": "stop", "length": "length"}
+# Every report that is no TokensEmitted.
+StateReport = (
+    PrefillStarted
+    | KvPushed
+    | BlocksGranted
+    | BlocksRefused
+    | DecodeStarted
+    | GrowthNeeded
+    | Preempted
+    | TaskFailed
+    | TaskReleased
+)
+
+
+def write_tokens(report: TokensEmitted, message: pb.TokenReport) -> None:
+    """Fill a message that is part of its frame already: it runs for each sequence and iteration.
+
+    Building the message first and appending it would copy it. Unset fields cost nothing.
+    """
+    message.task_id = report.task_id
+    message.first_token_index = report.first_token_index
+    message.token_ids.extend(report.token_ids)
+    message.text = report.text
+    if report.logprobs:
+        message.logprobs.extend(map(logprobs_to_proto, report.logprobs))
+    if report.finish_reason is not None:
+        message.finish_reason = report.finish_reason
+        if isinstance(report.matched_stop, str):
+            message.matched_string = report.matched_stop
+        elif report.matched_stop is not None:
+            message.matched_token_id = report.matched_stop
+
+
+def tokens_from_proto(message: pb.TokenReport) -> TokensEmitted:
+    """Inverse of `write_tokens`. Raises: ProtocolError."""
+    if message.finish_reason not in _FINISH_REASONS:
+        raise ProtocolError("finish_reason", f"{message.finish_reason!r} is unknown")
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if message.logprobs:
+        logprobs = tuple(map(logprobs_from_proto, message.logprobs))
+    if logprobs and len(logprobs) != len(message.token_ids):
+        raise ProtocolError(
+            "logprobs", f"{len(logprobs)} for {len(message.token_ids)} output tokens"
+        )
+    matched_stop: str | int | None = None
+    if message.HasField("matched_string"):
+        matched_stop = message.matched_string
+        if message.HasField("matched_token_id"):
+            raise ProtocolError("matched_token_id", "is set beside matched_string")
+    elif message.HasField("matched_token_id"):
+        matched_stop = message.matched_token_id
+    return TokensEmitted(
+        task_id=task_id_from_proto(message.task_id),
+        first_token_index=checked_count("first_token_index", message.first_token_index),
+        token_ids=checked_token_ids("token_ids", message.token_ids),
+        text=message.text,
+        logprobs=logprobs,
+        finish_reason=_FINISH_REASONS[message.finish_reason],
+        matched_stop=matched_stop,
+    )
+
+
+def report_to_proto(report: StateReport) -> pb.Report:
+    """One report that is no TokensEmitted, as it travels."""
+    task_id = report.task_id
+    match report:
+        case PrefillStarted():
+            return pb.Report(task_id=task_id, prefill_started=pb.PrefillStarted())
+        case KvPushed():
+            pushed = pb.KvPushed(
+                num_blocks=report.num_blocks,
+                num_bytes=report.num_bytes,
+                copy_s=report.copy_s,
+                transport=report.transport,
+            )
+            return pb.Report(task_id=task_id, kv_pushed=pushed)
+        case BlocksGranted():
+            granted = pb.BlocksGranted(**target_fields(report.target))
+            return pb.Report(task_id=task_id, blocks_granted=granted)
+        case BlocksRefused():
+            refused = pb.BlocksRefused(num_free_blocks=report.num_free_blocks)
+            return pb.Report(task_id=task_id, blocks_refused=refused)
+        case DecodeStarted():
+            return pb.Report(task_id=task_id, decode_started=pb.DecodeStarted())
+        case GrowthNeeded():
+            growth = pb.GrowthNeeded(num_blocks=report.num_blocks)
+            return pb.Report(task_id=task_id, growth_needed=growth)
+        case Preempted():
+            return pb.Report(task_id=task_id, preempted=pb.Preempted())
+        case TaskFailed():
+            failed = pb.TaskFailed(code=report.code, message=report.message)
+            return pb.Report(task_id=task_id, failed=failed)
+        case TaskReleased():
+            return pb.Report(task_id=task_id, released=pb.TaskReleased())
+        case _:
+            assert_never(report)
+
+
+def report_from_proto(message: pb.Report) -> StateReport:
+    """Inverse of `report_to_proto`. Raises: ProtocolError."""
+    task_id = task_id_from_proto(message.task_id)
+    match message.WhichOneof("report"):
+        case "prefill_started":
+            return PrefillStarted(task_id)
+        case "kv_pushed":
+            pushed = message.kv_pushed
+            return KvPushed(
+                task_id,
+                num_blocks=checked_count("num_blocks", pushed.num_blocks),
+                num_bytes=checked_count("num_bytes", pushed.num_bytes, most=2**63 - 1),
+                copy_s=checked_float("copy_s", pushed.copy_s, least=0.0),
+                transport=pushed.transport,
+            )
+        case "blocks_granted":
+            return BlocksGranted(task_id, target_from_proto(message.blocks_granted))
+        case "blocks_refused":
+            num_free_blocks = message.blocks_refused.num_free_blocks
+            return BlocksRefused(task_id, checked_count("num_free_blocks", num_free_blocks))
+        case "decode_started":
+            return DecodeStarted(task_id)
+        case "growth_needed":
+            num_blocks = checked_count("num_blocks", message.growth_needed.num_blocks, least=1)
+            return GrowthNeeded(task_id, num_blocks)
+        case "preempted":
+            return Preempted(task_id)
+        case "failed":
+            code = checked_name("failed.code", message.failed.code)
+            return TaskFailed(task_id, code, message.failed.message)
+        case "released":
+            return TaskReleased(task_id)
+        case _:
+            raise ProtocolError("report", "is missing or of an unknown kind")

@@ -1,0 +1,189 @@
+"""What a worker's core is told and what it wants done; shared by prefill and decode."""
+
+from dataclasses import dataclass
+from typing import NewType
+
+from scheduling.ids import BlockId, Generation, TaskId
+from scheduling.messages import Command, KvTarget, Report
+from scheduling.sampling import StopParams, TokenLogprobs
+from scheduling.step import SequenceStart
+
+# One router's session with this worker; never reused within a life.
+SessionId = NewType("SessionId", int)
+
+# --- events -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CommandArrived:
+    session_id: SessionId
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost:
+    """The router is gone; nobody waits for its tasks any more."""
+
+    session_id: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class SampledOutput:
+    """One sampled token after detokenisation and the stop checks."""
+
+    slot: int
+    token_id: int
+    # Text that is certain by now; may be empty.
+    text: str
+    logprobs: TokenLogprobs | None = None
+    # None while the sequence goes on; "stop" or "length".
+    finish_reason: str | None = None
+    matched_stop: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """The planned iteration ran; outputs in the order of its sampling chunks."""
+
+    outputs: tuple[SampledOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """The planned iteration raised; none of its tokens exist."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PushFinished:
+    """One Push ended, well or not; its source blocks are not read any more."""
+
+    task_id: TaskId
+    num_blocks: int
+    num_bytes: int
+    copy_s: float
+    # None when every block lies in the peer's memory; else what went wrong.
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KvArrived:
+    """Every awaited block carries its generation, and the sampled checksums are right."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class KvRefused:
+    """Awaited blocks are damaged, stale, or did not come in time."""
+
+    task_id: TaskId
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineCleared:
+    """No sender can write into the revoked blocks of this task any more."""
+
+    task_id: TaskId
+
+
+WorkerEvent = (
+    CommandArrived
+    | SessionLost
+    | StepFinished
+    | StepFailed
+    | PushFinished
+    | KvArrived
+    | KvRefused
+    | QuarantineCleared
+)
+
+# --- actions ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSequence:
+    """Put a sequence into the engine, with the stop conditions that the shell checks."""
+
+    start: SequenceStart
+    stop: StopParams
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendSequence:
+    """More blocks for the sequence in `slot`."""
+
+    slot: int
+    block_ids: tuple[BlockId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropSequence:
+    """Take the sequence in `slot` out of the engine."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Copy blocks to the target's blocks [first_index, first_index + len(block_ids))."""
+
+    task_id: TaskId
+    target: KvTarget
+    first_index: int
+    block_ids: tuple[BlockId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPush:
+    """Give queued copies of this task up; each is still answered by PushFinished."""
+
+    task_id: TaskId
+    transfer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectKv:
+    """Tell the receiver which generation to accept in which block, before anyone may send."""
+
+    block_ids: tuple[BlockId, ...]
+    generations: tuple[Generation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitKv:
+    """Watch for these blocks; answer with KvArrived or KvRefused, within the shell's limit."""
+
+    task_id: TaskId
+    block_ids: tuple[BlockId, ...]
+    generations: tuple[Generation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeKv:
+    """Accept nothing more in these blocks; answer with QuarantineCleared once nobody writes."""
+
+    task_id: TaskId
+    block_ids: tuple[BlockId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    session_id: SessionId
+    report: Report
+
+
+WorkerAction = (
+    LoadSequence
+    | ExtendSequence
+    | DropSequence
+    | Push
+    | CancelPush
+    | ExpectKv
+    | AwaitKv
+    | RevokeKv
+    | SendReport
+)

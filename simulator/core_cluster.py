@@ -1,0 +1,394 @@
+"""A whole cluster of cores under virtual time: one router, any workers, a ledger, no I/O.
+
+The router, prefill and decode cores are the product's own. Around them: links with a latency, an
+engine whose next token is a function of the tokens before it, and KV blocks that remember which
+token they hold, so that a sequence that decodes from wrong, stale or freed KV is noticed.
+"""
+
+import heapq
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import count
+from typing import Any
+
+from cluster.ledger import (
+    Claim,
+    Grant,
+    Growth,
+    Ledger,
+    Release,
+    ReserveRequest,
+    RouterLife,
+    Shares,
+    WorkerLife,
+)
+from decode_worker.core import DecodeCore, DecodeSettings
+from prefill_worker.core import PrefillCore, PrefillSettings
+from router.core import RouterCore
+from router.events import (
+    Action,
+    EmitFailed,
+    EmitFinished,
+    EmitTokens,
+    Event,
+    Extend,
+    ExtensionAnswered,
+    ReleaseHolding,
+    ReportsArrived,
+    ReservationAnswered,
+    Reserve,
+    SendCommand,
+    TimeReached,
+    TransferHolding,
+    WakeAt,
+    WorkerConnected,
+    WorkerLost,
+)
+from scheduling.ids import Incarnation, RequestId, RouterId, TaskId, WorkerId
+from scheduling.messages import PROTOCOL_VERSION, Command, KvExport, Report, WorkerHello
+from scheduling.policy import growth_reserve_blocks
+from scheduling.sampling import StopParams
+from scheduling.step import SequenceStart
+from scheduling.worker_events import (
+    AwaitKv,
+    CancelPush,
+    CommandArrived,
+    DropSequence,
+    ExpectKv,
+    ExtendSequence,
+    KvArrived,
+    LoadSequence,
+    Push,
+    PushFinished,
+    QuarantineCleared,
+    RevokeKv,
+    SampledOutput,
+    SendReport,
+    SessionId,
+    StepFinished,
+    WorkerAction,
+    WorkerEvent,
+)
+
+VOCAB_SIZE = 1000
+
+
+def next_token(token_ids: tuple[int, ...]) -> int:
+    """The engine: a token that depends on every token before it."""
+    digest = blake2b(repr(token_ids).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % VOCAB_SIZE
+
+
+def answer(prompt: tuple[int, ...], stop: StopParams) -> tuple[int, ...]:
+    """What one process running the engine alone would produce."""
+    tokens = prompt
+    while len(tokens) - len(prompt) < stop.max_tokens:
+        tokens = (*tokens, next_token(tokens))
+        if tokens[-1] in stop.stop_token_ids:
+            break
+    return tokens[len(prompt) :]
+
+
+@dataclass(slots=True)
+class SimulatedSequence:
+    """One sequence in a worker's engine."""
+
+    start: SequenceStart
+    stop: StopParams
+    token_ids: list[int]
+    blocks: list[int]
+
+
+@dataclass(slots=True)
+class SimulatedWorker:
+    """One life of a worker: its core, its engine and its KV memory."""
+
+    hello: WorkerHello
+    core: PrefillCore | DecodeCore
+    session_id: SessionId
+    is_alive: bool = True
+    is_stepping: bool = False
+    # What arrives during an iteration is looked at after it, as on the engine thread.
+    inbox: list[WorkerEvent] = field(default_factory=list)
+    outputs: tuple[SampledOutput, ...] = ()
+    sequence_by_slot: dict[int, SimulatedSequence] = field(default_factory=dict)
+    # The tokens whose KV lies in (block, offset); what a wrong transfer would damage.
+    kv: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    expected_generation: dict[int, int] = field(default_factory=dict)
+    arrived_generation: dict[int, int] = field(default_factory=dict)
+    awaited: dict[TaskId, AwaitKv] = field(default_factory=dict)
+
+
+class KvMismatch(AssertionError):
+    """A sequence would have been computed from KV that is not its own."""
+
+
+class CoreCluster:
+    """Events in time order; every delay is drawn from one seeded generator."""
+
+    def __init__(
+        self, router: RouterCore, ledger: Ledger, rng: random.Random, block_size: int = 4
+    ) -> None:
+        self.router = router
+        self.ledger = ledger
+        self.now = 0.0
+        self.tokens: dict[tuple[RequestId, int], list[int]] = {}
+        self.finished: dict[tuple[RequestId, int], EmitFinished] = {}
+        self.failed: dict[RequestId, EmitFailed] = {}
+        self.worker_by_id: dict[WorkerId, SimulatedWorker] = {}
+        self._rng = rng
+        self._block_size = block_size
+        self._life = RouterLife(RouterId("router-0"), Incarnation(1))
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._lives = count(1)
+        self._link_free_at_s: dict[object, float] = {}
+        run_now(ledger.renew(self._life, 1e6))
+
+    def add_worker(
+        self, worker_id: str, role: str, num_blocks: int, compatibility: str = "same"
+    ) -> None:
+        """Start a (new life of a) worker and connect it."""
+        life = Incarnation(next(self._lives))
+        hello = WorkerHello(
+            protocol_version=PROTOCOL_VERSION,
+            worker_id=WorkerId(worker_id),
+            incarnation=life,
+            role=role,
+            num_blocks=num_blocks,
+            block_size=self._block_size,
+            max_num_seqs=4,
+            compatibility=compatibility,
+            model_fingerprint="model",
+        )
+        core: PrefillCore | DecodeCore
+        if role == "prefill":
+            settings = PrefillSettings(num_blocks, self._block_size, 4, max_num_batched_tokens=8)
+            core = PrefillCore(settings)
+        else:
+            export = KvExport("simulated", worker_id, num_blocks, 1, hello.worker_id, life, "here")
+            core = DecodeCore(DecodeSettings(num_blocks, self._block_size, 4), export)
+        reserve = growth_reserve_blocks(num_blocks) if role == "decode" else 0
+        shares = Shares(growth_reserve=reserve)
+        run_now(self.ledger.set_capacity(WorkerLife(hello.worker_id, life), num_blocks, shares))
+        self.worker_by_id[hello.worker_id] = SimulatedWorker(hello, core, SessionId(life))
+        self.tell(WorkerConnected(hello))
+
+    def kill_worker(self, worker_id: str) -> None:
+        """The process dies: nothing it still had to say arrives."""
+        worker = self.worker_by_id.pop(WorkerId(worker_id))
+        worker.is_alive = False
+        life = WorkerLife(worker.hello.worker_id, worker.hello.incarnation)
+        run_now(self.ledger.worker_lost(life))
+        self.tell(WorkerLost(worker.hello.worker_id, worker.hello.incarnation))
+
+    def tell(self, event: Event) -> None:
+        """Let the router take an event in and perform what it wants."""
+        for action in self.router.handle(event, self.now):
+            self._perform(action)
+        self.router.state.legs.check_invariants()
+
+    def at(self, delay_s: float, what: Callable[[], None]) -> None:
+        """Do something later."""
+        heapq.heappush(self._agenda, (self.now + delay_s, next(self._order), what))
+
+    def run(self, max_events: int = 1_000_000) -> None:
+        """Until nothing is left to happen. Raises: AssertionError when it never ends."""
+        for _ in range(max_events):
+            if not self._agenda:
+                return
+            self.now, _, what = heapq.heappop(self._agenda)
+            what()
+        raise AssertionError(f"still busy after {max_events} events")
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case SendCommand(worker_id, command):
+                worker = self.worker_by_id.get(worker_id)
+                if worker is not None:
+                    self._in_order(worker, lambda: self._command(worker, command))
+            case EmitTokens(request_id, index, tokens):
+                self.tokens.setdefault((request_id, index), []).extend(tokens.token_ids)
+            case EmitFinished(request_id, index):
+                assert (request_id, index) not in self.finished
+                self.finished[request_id, index] = action
+            case EmitFailed(request_id):
+                assert request_id not in self.failed
+                self.failed[request_id] = action
+            case WakeAt(at_s):
+                self.at(max(0.0, at_s - self.now), lambda: self.tell(TimeReached()))
+            case Reserve() | Extend() | TransferHolding() | ReleaseHolding():
+                self.at(self._rng.uniform(0, 0.002), lambda: self._ask_ledger(action))
+
+    def _ask_ledger(self, action: Action) -> None:
+        match action:
+            case Reserve(claim, preferences, num_blocks, share):
+                request = ReserveRequest(
+                    Claim(claim.task_id, claim.role, claim.number),
+                    tuple(WorkerLife(*life) for life in preferences),
+                    num_blocks,
+                    share,
+                )
+                outcome = run_now(self.ledger.reserve(self._life, request))
+                chosen = outcome.worker.worker_id if isinstance(outcome, Grant) else None
+                self.tell(ReservationAnswered(claim, chosen))
+            case Extend(claim, num_blocks, number):
+                growth = Growth(Claim(claim.task_id, claim.role, claim.number), num_blocks, number)
+                try:
+                    granted = isinstance(run_now(self.ledger.extend(self._life, growth)), Grant)
+                except Exception:  # the holding went with its worker or its task
+                    granted = False
+                self.tell(ExtensionAnswered(claim, num_blocks, granted))
+            case ReleaseHolding(claim):
+                release = Release(claim.task_id, claim.number, claim.role)
+                run_now(self.ledger.release(self._life, release))
+            case _:
+                pass
+
+    def _in_order(self, link: object, what: Callable[[], None]) -> None:
+        key = id(link)
+        arrives_at_s = max(self.now + self._rng.uniform(0, 0.003), self._link_free_at_s.get(key, 0))
+        self._link_free_at_s[key] = arrives_at_s
+        self.at(arrives_at_s - self.now, what)
+
+    def _command(self, worker: SimulatedWorker, command: Command) -> None:
+        if worker.is_alive:
+            self._post(worker, CommandArrived(worker.session_id, command))
+
+    def _post(self, worker: SimulatedWorker, event: WorkerEvent) -> None:
+        worker.inbox.append(event)
+        self._turn(worker)
+
+    def _turn(self, worker: SimulatedWorker) -> None:
+        while worker.inbox and worker.is_alive and not worker.is_stepping:
+            self._act(worker, worker.core.handle(worker.inbox.pop(0)))
+            worker.core.check_invariants()
+        self._step_if_idle(worker)
+
+    def _act(self, worker: SimulatedWorker, actions: list[WorkerAction]) -> None:
+        reports: list[Report] = []
+        for action in actions:
+            match action:
+                case SendReport(_, report):
+                    reports.append(report)
+                case LoadSequence(start, stop):
+                    sequence = SimulatedSequence(
+                        start, stop, list(start.token_ids), list(start.block_table)
+                    )
+                    worker.sequence_by_slot[start.slot] = sequence
+                case ExtendSequence(slot, block_ids):
+                    worker.sequence_by_slot[slot].blocks.extend(block_ids)
+                case DropSequence(slot):
+                    del worker.sequence_by_slot[slot]
+                case Push():
+                    self.at(self._rng.uniform(0, 0.004), lambda p=action: self._copy(worker, p))
+                case ExpectKv(block_ids, generations):
+                    pairs = zip(block_ids, generations, strict=True)
+                    worker.expected_generation.update(pairs)
+                case AwaitKv(task_id):
+                    worker.awaited[task_id] = action
+                    self._look(worker)
+                case RevokeKv(task_id, block_ids):
+                    worker.awaited.pop(task_id, None)
+                    for block_id in block_ids:
+                        worker.expected_generation.pop(block_id, None)
+                    cleared = QuarantineCleared(task_id)
+                    self.at(self._rng.uniform(0, 0.002), lambda e=cleared: self._post(worker, e))
+                case CancelPush():
+                    pass
+        if reports:
+            load = worker.core.load
+            arrived = ReportsArrived(worker.hello.worker_id, tuple(reports), load)
+            self._in_order(worker.core, lambda: self.tell(arrived) if worker.is_alive else None)
+
+    def _copy(self, worker: SimulatedWorker, push: Push) -> None:
+        target = self.worker_by_id.get(push.target.export.worker_id)
+        error = None
+        if target is None or target.hello.incarnation != push.target.export.incarnation:
+            error = "peer gone"
+        else:
+            end = push.first_index + len(push.block_ids)
+            for source, block, generation in zip(
+                push.block_ids,
+                push.target.block_ids[push.first_index : end],
+                push.target.generations[push.first_index : end],
+                strict=True,
+            ):
+                if target.expected_generation.get(block) != generation:
+                    error = "stale generation"
+                    break
+                for offset in range(self._block_size):
+                    target.kv[block, offset] = worker.kv.get((source, offset), ())
+                target.arrived_generation[block] = generation
+            self._look(target)
+        num_blocks = 0 if error else len(push.block_ids)
+        self._post(worker, PushFinished(push.task_id, num_blocks, num_blocks, 0.0, error))
+
+    def _look(self, worker: SimulatedWorker) -> None:
+        for task_id, awaited in list(worker.awaited.items()):
+            pairs = zip(awaited.block_ids, awaited.generations, strict=True)
+            if all(worker.arrived_generation.get(b) == g for b, g in pairs):
+                del worker.awaited[task_id]
+                self.at(0.0, lambda t=task_id: self._post(worker, KvArrived(t)))
+
+    def _step_if_idle(self, worker: SimulatedWorker) -> None:
+        if worker.is_stepping or not worker.is_alive:
+            return
+        actions, plan = worker.core.plan()
+        self._act(worker, actions)
+        if plan is None:
+            return
+        worker.is_stepping = True
+        self.at(self._rng.uniform(0.001, 0.01), lambda: self._finish_step(worker))
+        self._compute(worker, [(c.slot, c.start, c.num_tokens, c.samples) for c in plan.chunks])
+
+    def _compute(self, worker: SimulatedWorker, chunks: list[tuple[int, int, int, bool]]) -> None:
+        outputs = []
+        for slot, start, num_tokens, samples in chunks:
+            sequence = worker.sequence_by_slot[slot]
+            history = tuple(sequence.token_ids)
+            for position in range(start):
+                if self._kv_at(worker, sequence, position) != history[: position + 1]:
+                    raise KvMismatch(f"slot {slot} of {worker.hello.worker_id} at {position}")
+            for position in range(start, start + num_tokens):
+                place = (sequence.blocks[position // self._block_size], position % self._block_size)
+                worker.kv[place] = history[: position + 1]
+            if samples:
+                assert start + num_tokens == len(history)
+                outputs.append(self._sample(slot, sequence, history))
+        worker.outputs = tuple(outputs)
+
+    def _kv_at(
+        self, worker: SimulatedWorker, sequence: SimulatedSequence, position: int
+    ) -> tuple[int, ...] | None:
+        block = sequence.blocks[position // self._block_size]
+        return worker.kv.get((block, position % self._block_size))
+
+    def _sample(
+        self, slot: int, sequence: SimulatedSequence, history: tuple[int, ...]
+    ) -> SampledOutput:
+        token_id = next_token(history)
+        sequence.token_ids.append(token_id)
+        num_output = len(sequence.token_ids) - sequence.start.num_prompt_tokens
+        reason = None
+        if token_id in sequence.stop.stop_token_ids:
+            reason = "stop"
+        elif num_output >= sequence.stop.max_tokens:
+            reason = "length"
+        return SampledOutput(slot, token_id, "", finish_reason=reason)
+
+    def _finish_step(self, worker: SimulatedWorker) -> None:
+        worker.is_stepping = False
+        worker.inbox.insert(0, StepFinished(worker.outputs))
+        self._turn(worker)
+
+
+def run_now(operation: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that never really waits: the in-memory ledger's."""
+    try:
+        operation.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("an in-memory operation waited")

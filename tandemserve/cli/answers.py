@@ -1,0 +1,61 @@
+"""Shows a stream: text as it arrives, or one JSON event per line."""
+
+import sys
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
+
+from tandemserve.cli.output import print_json, print_table
+from tandemserve.results import Completion, Delta, Timings, Usage
+
+if TYPE_CHECKING:
+    from tandemserve.stream import Stream
+
+
+def show_text(stream: "Stream", pieces: list[str]) -> None:
+    """Write a single answer to stdout as it arrives; `pieces` keeps what was written."""
+    try:
+        for event in stream:
+            if isinstance(event, Delta):
+                pieces.append(event.text)
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+    finally:
+        # Whatever comes next, a shell prompt or an error, begins on a line of its own.
+        if pieces and not pieces[-1].endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+def show_each_answer(stream: "Stream") -> None:
+    """Write several answers one after the other, each when it is complete."""
+    texts: dict[int, list[str]] = {}
+    for event in stream:
+        if isinstance(event, Delta):
+            texts.setdefault(event.index, []).append(event.text)
+        else:
+            print(
+                f"--- answer {event.index} ---\n{''.join(texts.get(event.index, []))}", flush=True
+            )
+
+
+def show_json(stream: "Stream") -> None:
+    """Write one line per event: started, delta..., finished..."""
+    print_json({"event": "started", "request_id": stream.request_id})
+    for event in stream:
+        kind = "delta" if isinstance(event, Delta) else "finished"
+        print_json({"event": kind} | asdict(event))
+
+
+def show_stats(completion: Completion) -> None:
+    """Write usage and timings to stderr, one column per answer."""
+    rows: list[list[object]] = [
+        [field.name, *(getattr(choice.usage, field.name) for choice in completion.choices)]
+        for field in fields(Usage)
+    ]
+    rows += [
+        [field.name, *(getattr(choice.timings, field.name) for choice in completion.choices)]
+        for field in fields(Timings)
+    ]
+    answers = [f"answer {choice.index}" for choice in completion.choices]
+    title = f"request {completion.request_id}, seed {completion.seed}"
+    print_table(title, ["", *answers], rows, stderr=True)

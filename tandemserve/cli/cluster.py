@@ -1,0 +1,110 @@
+"""`tandem up` and `tandem demo`: hand over to the servers of a checkout.
+
+The wheel holds no servers. Where `deploy.local` can be imported, this process becomes
+`python -m deploy.local`: so signals, exit code and terminal need no forwarding.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from tandemserve.cli.exit_codes import ExitCode
+from tandemserve.cli.option_groups import AsJson
+from tandemserve.cli.output import note
+
+_LAUNCHER = "deploy.local"
+PASS_UNKNOWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def up(
+    context: typer.Context,
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder; the bundled model by default.")
+    ] = None,
+    prefill: Annotated[int, typer.Option(min=1, help="Number of prefill workers.")] = 1,
+    decode: Annotated[int, typer.Option(min=1, help="Number of decode workers.")] = 2,
+    device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Where models run.")] = None,
+    redis: Annotated[str | None, typer.Option(help="URL; starts its own by default.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the router.")] = 7700,
+    policy: Annotated[str | None, typer.Option(help="Scheduling policy.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    block_size: Annotated[int | None, typer.Option(min=1, help="Tokens per KV block.")] = None,
+    kv_cache_mib: Annotated[int | None, typer.Option(min=1, help="KV pool per worker.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Longest context.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a cluster on this machine and keep it running until Ctrl-C.
+
+    Other options are passed on to the launcher.
+
+    Examples:
+
+      tandem up
+
+      tandem up --model ./Qwen2-0.5B --prefill 1 --decode 3 --port 7800
+    """
+    options: dict[str, object] = {
+        "--model": model,
+        "--prefill": prefill,
+        "--decode": decode,
+        "--device": device,
+        "--redis": redis,
+        "--host": host,
+        "--port": port,
+        "--policy": policy,
+        "--dtype": dtype,
+        "--block-size": block_size,
+        "--kv-cache-mib": kv_cache_mib,
+        "--max-model-len": max_model_len,
+    }
+    arguments = [
+        part for name, value in options.items() if value is not None for part in (name, str(value))
+    ]
+    hand_over(["up", *arguments, *(["--json"] if as_json else []), *context.args])
+
+
+def demo(context: typer.Context, as_json: AsJson = False) -> None:
+    """Start a small cluster, answer some prompts, show where the time went, stop it.
+
+    Options are passed on to the launcher.
+
+    Examples:
+
+      tandem demo
+
+      tandem demo --json
+    """
+    hand_over(["demo", *(["--json"] if as_json else []), *context.args])
+
+
+def hand_over(arguments: list[str]) -> NoReturn:
+    """Become the launcher. Raises: typer.Exit when this installation has none."""
+    command = launcher_command()
+    if command is None:
+        note(
+            "error: servers run from a checkout or the container image, not from the wheel; "
+            'in a checkout run `pip install -e ".[worker,embedded]"` and repeat the command'
+        )
+        raise typer.Exit(ExitCode.FAILED)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], [*command, *arguments])
+
+
+def launcher_command() -> list[str] | None:
+    """The command that runs the launcher found on this interpreter's path, or None."""
+    try:
+        spec = importlib.util.find_spec(_LAUNCHER)
+    except ModuleNotFoundError:
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    root = Path(spec.origin).resolve().parents[1]
+    # `-m` would put the current folder first, where another `deploy` may lie.
+    safe_path = [] if root == Path.cwd() else ["-P"]
+    return [sys.executable, *safe_path, "-m", _LAUNCHER]

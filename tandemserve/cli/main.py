@@ -1,0 +1,113 @@
+"""The command `tandem`: assembles the commands and turns every error into one line.
+
+Commands import gRPC and rich when they run, so that `--help` and `version` are quick.
+"""
+
+import io
+import logging
+import os
+import platform
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tandemserve.cli import cluster
+from tandemserve.cli.admin import admin
+from tandemserve.cli.chat import chat
+from tandemserve.cli.exit_codes import ExitCode, error_line, exit_code_of
+from tandemserve.cli.generate import generate
+from tandemserve.cli.models import models, tokenize
+from tandemserve.cli.option_groups import AsJson
+from tandemserve.cli.output import note, print_json
+from tandemserve.errors import TandemError
+from tandemserve.version import VERSION
+
+_log = logging.getLogger("tandemserve")
+
+_EPILOG = """Exit codes: 0 done, 1 error from the cluster, 2 wrong usage, 3 cannot connect,
+130 interrupted. Data goes to stdout, everything else to stderr."""
+
+
+class _Tandem(TyperGroup):
+    """Turns what commands raise into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TandemError as error:
+            note(error_line(error))
+            _log.debug("command_failed", exc_info=True)
+            raise typer.Exit(exit_code_of(error)) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Tandem,
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(context_settings=cluster.PASS_UNKNOWN_OPTIONS)(cluster.up)
+app.command(context_settings=cluster.PASS_UNKNOWN_OPTIONS)(cluster.demo)
+app.command()(generate)
+app.command()(chat)
+app.command()(tokenize)
+app.command()(models)
+app.add_typer(admin, name="admin")
+
+
+@app.callback()
+def tandem(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Debug log to stderr.")] = False,
+) -> None:
+    """Serve large language models with prefill and decode on separate workers.
+
+    Examples:
+
+      tandem up
+
+      tandem generate "Once upon a time"
+
+      tandem admin status
+    """
+    if verbose:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the version of the client.
+
+    Examples:
+
+      tandem version
+
+      tandem version --json
+    """
+    if as_json:
+        print_json({"tandemserve": VERSION, "python": platform.python_version()})
+    else:
+        print(f"tandem {VERSION}")
+
+
+def main() -> None:
+    """Entry point of the console script; always ends in SystemExit."""
+    # gRPC's own log would stand between our lines. A user's setting wins; gRPC is not loaded yet.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251  it has no other switch
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character shows a substitute.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        app()
+    except Exception as error:
+        _log.debug("internal_error", exc_info=True)
+        note(f"internal error: {type(error).__name__}: {error}; run `tandem -v ...` and report it")
+        sys.exit(ExitCode.FAILED)
+
+
+if __name__ == "__main__":
+    main()

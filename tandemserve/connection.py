@@ -1,0 +1,139 @@
+"""The synchronous half of the I/O: one lazily opened channel, shared by all threads.
+
+It is a gRPC channel of its own, not the asyncio client behind a thread: so it works beside any
+event loop, and Ctrl-C interrupts every wait.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar, cast
+
+import grpc
+
+from tandemserve.api.v1 import inference_pb2
+from tandemserve.channel import channel_credentials, channel_options
+from tandemserve.errors import ClientClosed
+from tandemserve.queries import GENERATE_PATH, Query
+from tandemserve.rpc_errors import RpcFailure, error_from_rpc
+from tandemserve.settings import Settings, closed_error
+
+T = TypeVar("T")
+Sleep = Callable[[float], object]
+
+
+class ResponseStream(Protocol):
+    """A running `Generate` call."""
+
+    def __iter__(self) -> Iterator[inference_pb2.GenerateResponse]: ...
+
+    def __next__(self) -> inference_pb2.GenerateResponse: ...
+
+    def cancel(self) -> bool: ...
+
+
+class Connection:
+    """Opens calls and performs queries. Thread-safe; belongs to the process that first uses it."""
+
+    def __init__(self, settings: Settings, sleep: Sleep | None) -> None:
+        self.settings = settings
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._pid: int | None = None
+        self._closed = threading.Event()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
+    def wait(self, seconds: float, woken: threading.Event) -> None:
+        """Wait before another attempt; ends early when the event is set."""
+        if self._sleep is None:
+            woken.wait(seconds)
+        else:
+            self._sleep(seconds)
+
+    def generate(
+        self, request: inference_pb2.GenerateRequest, timeout_s: float | None
+    ) -> ResponseStream:
+        """Start a call. Raises: ClientClosed."""
+        method = self._open_channel().unary_stream(
+            GENERATE_PATH,
+            request_serializer=inference_pb2.GenerateRequest.SerializeToString,
+            response_deserializer=inference_pb2.GenerateResponse.FromString,
+        )
+        try:
+            call = method(
+                request,
+                timeout=timeout_s,
+                metadata=self.settings.metadata,
+                compression=grpc.Compression.NoCompression,
+            )
+        except ValueError:  # closed by another thread since the line above
+            self._raise_if_closed()
+            raise
+        return cast(ResponseStream, call)
+
+    def query(self, query: Query[T]) -> T:
+        """Perform a unary call, repeated where that helps. Raises: TandemError."""
+        settings = self.settings
+        attempts = settings.query_attempts()
+        while True:
+            timeout_s = attempts.remaining_s(settings.now())
+            method = self._open_channel().unary_unary(
+                query.path,
+                request_serializer=type(query.request).SerializeToString,
+                response_deserializer=query.response_class.FromString,
+            )
+            try:
+                response = method(
+                    query.request,
+                    timeout=timeout_s,
+                    metadata=settings.metadata,
+                    compression=grpc.Compression.NoCompression,
+                )
+            except ValueError:
+                self._raise_if_closed()
+                raise
+            except grpc.RpcError as failure:
+                self._raise_if_closed()
+                error = error_from_rpc(cast(RpcFailure, failure), target=settings.target)
+                self.wait(attempts.delay_after(error, settings.now()), self._closed)
+            else:
+                return query.parse(response)
+
+    def close(self) -> None:
+        """Cancel what runs and close the channel; closing twice is harmless."""
+        self._closed.set()
+        with self._lock:
+            channel, self._channel = self._channel, None
+            is_inherited = self._pid not in (None, os.getpid())
+        # A child must not touch the connection that its parent still uses.
+        if channel is not None and not is_inherited:
+            channel.close()
+
+    def _open_channel(self) -> grpc.Channel:
+        with self._lock:
+            self._raise_if_closed()
+            if self._channel is None:
+                self._channel = self._connect()
+                self._pid = os.getpid()
+            elif self._pid != os.getpid():
+                raise ClientClosed(
+                    "the client was used before this process was forked from its parent; "
+                    "make a new one after the fork"
+                )
+            return self._channel
+
+    def _connect(self) -> grpc.Channel:
+        settings = self.settings
+        options = channel_options(settings.target)
+        if settings.tls is None:
+            return grpc.insecure_channel(settings.target, options=options)
+        credentials = channel_credentials(settings.tls)
+        return grpc.secure_channel(settings.target, credentials, options=options)
+
+    def _raise_if_closed(self) -> None:
+        if self.is_closed:
+            raise closed_error()

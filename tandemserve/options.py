@@ -1,0 +1,72 @@
+"""What a caller may choose: the options of a generation, messages, TLS. Free of gRPC."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypedDict
+
+__all__ = ["ChatMessage", "GenerateOptions", "RequestClassName", "TLSConfig"]
+
+DEFAULT_TARGET = "127.0.0.1:7700"
+RequestClassName = Literal["interactive", "standard", "batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation; `{"role": ..., "content": ...}` works as well."""
+
+    # "system", "user" or "assistant".
+    role: str
+    content: str
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of generate, stream, chat and stream_chat; None means unset."""
+
+    # At least 1. Unset means the rest of the context, at most 256.
+    max_tokens: int | None
+    # 0 is greedy. Unset takes the model's own default; so do the next two.
+    temperature: float | None
+    # 0 keeps all tokens.
+    top_k: int | None
+    # In (0, 1].
+    top_p: float | None
+    # The same seed gives the same tokens, whatever else runs. Unset draws one.
+    seed: int | None
+    # One string or several, never emitted, not even in part.
+    stop: str | Sequence[str] | None
+    # In addition to the model's own end tokens.
+    stop_token_ids: Sequence[int] | None
+    # Goes on past the model's own end tokens.
+    ignore_eos: bool
+    # How many answers to the same prompt, 1 to 16.
+    n: int
+    # Report the logprob of each token and of this many alternatives, 0 to 20.
+    logprobs: int | None
+    # Wanted time to first token, and mean time between later tokens.
+    ttft_ms: float | None
+    tpot_ms: float | None
+    request_class: RequestClassName | None
+    # Whom the work is done for.
+    tenant: str | None
+    # Turns of one conversation carry the same session.
+    session: str | None
+    # Repeating a call with the same id and content attaches to it. Unset draws one.
+    request_id: str | None
+    # For the whole call with its retries; unset takes the client's.
+    timeout_s: float | None
+    # Unset means the only model served.
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TLSConfig:
+    """PEM files. No ca means the authorities gRPC ships; cert and key are for mutual TLS."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key belong together; give both or neither")

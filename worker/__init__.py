@@ -1,0 +1,1 @@
+"""The shell around a worker's core: engine thread, router sessions, registration."""

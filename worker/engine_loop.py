@@ -1,0 +1,190 @@
+"""The engine thread: events in, one iteration after another, reports out.
+
+It owns the core and the runner. It never waits for the event loop: events come through a queue,
+reports leave through a callback that must not block. It waits only when there is nothing to
+compute, and then for the next event or the next look at awaited KV.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol, assert_never
+
+from runtime.logging import get_logger
+from scheduling.messages import WorkerLoad
+from scheduling.step import SequenceStart, StepPlan, StepResult
+from scheduling.worker_events import (
+    AwaitKv,
+    CancelPush,
+    DropSequence,
+    ExpectKv,
+    ExtendSequence,
+    LoadSequence,
+    Push,
+    RevokeKv,
+    SendReport,
+    StepFailed,
+    StepFinished,
+    WorkerAction,
+    WorkerEvent,
+)
+from worker.output_text import OutputText
+
+log = get_logger()
+
+# How often awaited KV is looked at while nothing else is to do. Completion is by flags in shared
+# memory, which no event announces.
+_POLL_S = 0.0005
+
+
+class Core(Protocol):
+    """A prefill or decode core."""
+
+    @property
+    def load(self) -> WorkerLoad: ...
+
+    @property
+    def num_tasks(self) -> int: ...
+
+    def handle(self, event: WorkerEvent) -> list[WorkerAction]: ...
+
+    def plan(self) -> tuple[list[WorkerAction], StepPlan | None]: ...
+
+
+class Runner(Protocol):
+    """The engine's forward pass (engine/model_runner.py)."""
+
+    def add(self, start: SequenceStart) -> None: ...
+
+    def extend_blocks(self, slot: int, block_ids: Sequence[int]) -> None: ...
+
+    def remove(self, slot: int) -> None: ...
+
+    def step(self, plan: StepPlan) -> StepResult: ...
+
+
+class KvSide(Protocol):
+    """What moves KV on this worker: pushes on prefill, arrivals on decode."""
+
+    @property
+    def is_polling(self) -> bool:
+        """Something is awaited that only `poll` can notice."""
+        ...
+
+    def perform(self, action: Push | CancelPush | ExpectKv | AwaitKv | RevokeKv) -> None: ...
+
+    def poll(self) -> list[WorkerEvent]: ...
+
+
+# Called on the engine thread with the reports of one iteration; must not block.
+ReportSink = Callable[[list[SendReport], WorkerLoad], None]
+
+
+class EngineLoop:
+    """Runs on its own thread between `start` and `stop`."""
+
+    def __init__(
+        self, core: Core, runner: Runner, text: OutputText, kv: KvSide, sink: ReportSink
+    ) -> None:
+        self._core = core
+        self._runner = runner
+        self._text = text
+        self._kv = kv
+        self._sink = sink
+        self._inbox: queue.SimpleQueue[WorkerEvent | None] = queue.SimpleQueue()
+        self._reports: list[SendReport] = []
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        # Set when the thread ended by itself: a defect, the worker cannot go on.
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Begin to take events."""
+        self._thread.start()
+
+    def post(self, event: WorkerEvent) -> None:
+        """Hand an event over, from any thread, without waiting."""
+        self._inbox.put(event)
+
+    def stop(self, timeout_s: float) -> bool:
+        """End after the present iteration; False when the thread did not end in time."""
+        self._is_stopping = True
+        self._inbox.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks that the core still knows; read from other threads, may be a moment old."""
+        return self._core.num_tasks
+
+    def _run(self) -> None:
+        try:
+            has_work = False
+            while not self._is_stopping:
+                for event in self._take_events(has_work):
+                    self._perform(self._core.handle(event))
+                for event in self._kv.poll():
+                    self._perform(self._core.handle(event))
+                has_work = self._iterate()
+                self._flush()
+        except BaseException as error:
+            # A defect in the core or its bookkeeping: nothing after it can be trusted.
+            self.failure = error
+            log.exception("engine_thread_failed")
+            self.on_failure()
+
+    def _take_events(self, has_work: bool) -> list[WorkerEvent]:
+        events: list[WorkerEvent] = []
+        try:
+            if has_work:
+                first = self._inbox.get_nowait()
+            else:
+                first = self._inbox.get(timeout=_POLL_S if self._kv.is_polling else None)
+            while first is not None:
+                events.append(first)
+                first = self._inbox.get_nowait()
+        except queue.Empty:
+            pass  # nothing, or nothing more, has arrived: the normal case
+        return events
+
+    def _iterate(self) -> bool:
+        actions, plan = self._core.plan()
+        self._perform(actions)
+        if plan is None:
+            return False
+        self._flush()  # what is known before the step need not wait for it
+        try:
+            outputs = self._text.process(self._runner.step(plan))
+        except Exception as error:  # the one place where a failing step becomes failed tasks
+            log.exception("engine_step_failed", num_tokens=plan.num_tokens)
+            message = f"the engine failed ({type(error).__name__}); see the worker's log"
+            self._perform(self._core.handle(StepFailed(message)))
+            return True
+        self._perform(self._core.handle(StepFinished(outputs)))
+        return True
+
+    def _perform(self, actions: list[WorkerAction]) -> None:
+        for action in actions:
+            match action:
+                case SendReport():
+                    self._reports.append(action)
+                case LoadSequence(start, stop):
+                    self._runner.add(start)
+                    self._text.load(start, stop)
+                case ExtendSequence(slot, block_ids):
+                    self._runner.extend_blocks(slot, block_ids)
+                case DropSequence(slot):
+                    self._runner.remove(slot)
+                    self._text.drop(slot)
+                case Push() | CancelPush() | ExpectKv() | AwaitKv() | RevokeKv():
+                    self._kv.perform(action)
+                case _:
+                    assert_never(action)
+
+    def _flush(self) -> None:
+        if self._reports:
+            reports, self._reports = self._reports, []
+            self._sink(reports, self._core.load)

@@ -1,0 +1,108 @@
+"""The prefill side's hand on the KV transfer: orders copies, keeps back what has no room yet."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvtransfer.errors import BacklogFull, TransferError
+from kvtransfer.lane import PushJob, PushOutcome
+from kvtransfer.protocol import BlockMoves
+from kvtransfer.pusher import Pusher
+from runtime.logging import get_logger
+from scheduling.ids import TaskId
+from scheduling.worker_events import (
+    AwaitKv,
+    CancelPush,
+    ExpectKv,
+    Push,
+    PushFinished,
+    RevokeKv,
+    WorkerEvent,
+)
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskPush(PushJob):
+    """A push that remembers whose it is."""
+
+    task_id: TaskId
+
+
+class KvPush:
+    """Used by the engine thread; outcomes come on the pusher's threads and go to `post`."""
+
+    def __init__(self, post: Callable[[WorkerEvent], None], push_timeout_s: float) -> None:
+        self._post = post
+        self._push_timeout_s = push_timeout_s
+        self._pusher: Pusher | None = None
+        # Ordered by the core while the peer's queue was full. Its length is bounded by the
+        # worker's own blocks: each holds at least one.
+        self._held_back: deque[Push] = deque()
+
+    def attach(self, pusher: Pusher) -> None:
+        """The pusher is made with `on_done` as its callback, hence after this object."""
+        self._pusher = pusher
+
+    @property
+    def is_polling(self) -> bool:
+        """Held-back copies are tried again at the next look."""
+        return bool(self._held_back)
+
+    def perform(self, action: Push | CancelPush | ExpectKv | AwaitKv | RevokeKv) -> None:
+        """Queue or cancel copies."""
+        assert self._pusher is not None
+        match action:
+            case Push():
+                if self._held_back or not self._submit(action):
+                    self._held_back.append(action)
+            case CancelPush(task_id, transfer_id):
+                self._pusher.cancel(transfer_id)
+                kept: deque[Push] = deque()
+                for push in self._held_back:
+                    if push.task_id == task_id:
+                        self._post(PushFinished(task_id, 0, 0, 0.0, "cancelled"))
+                    else:
+                        kept.append(push)
+                self._held_back = kept
+            case ExpectKv() | AwaitKv() | RevokeKv():
+                raise ValueError(f"a prefill worker receives no KV: {action}")
+
+    def poll(self) -> list[WorkerEvent]:
+        """Submit what was held back, as far as there is room. Outcomes come by `post`."""
+        while self._held_back and self._submit(self._held_back[0]):
+            self._held_back.popleft()
+        return []
+
+    def on_done(self, job: PushJob, outcome: PushOutcome) -> None:
+        """A copy ended; called on a pusher thread."""
+        assert isinstance(job, _TaskPush)
+        task_id = job.task_id
+        if isinstance(outcome, TransferError):
+            log.warning("kv_push_failed", task_id=task_id, code=outcome.code, error=str(outcome))
+            self._post(PushFinished(task_id, 0, 0, 0.0, str(outcome)))
+        else:
+            self._post(
+                PushFinished(task_id, outcome.num_blocks, outcome.num_bytes, outcome.elapsed_s)
+            )
+
+    def _submit(self, push: Push) -> bool:
+        assert self._pusher is not None
+        target = push.target
+        end = push.first_index + len(push.block_ids)
+        moves = BlockMoves(
+            transfer_id=target.transfer_id,
+            src_block_ids=push.block_ids,
+            dst_block_ids=target.block_ids[push.first_index : end],
+            generations=target.generations[push.first_index : end],
+            first_index=push.first_index,
+        )
+        job = _TaskPush(target.export, moves, self._push_timeout_s, push.task_id)
+        try:
+            self._pusher.submit(job)
+        except BacklogFull:
+            return False
+        except TransferError as error:
+            self._post(PushFinished(push.task_id, 0, 0, 0.0, str(error)))
+        return True

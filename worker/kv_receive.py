@@ -1,0 +1,91 @@
+"""The decode side's hand on the KV transfer: grants blocks, watches arrivals, clears quarantine."""
+
+from dataclasses import dataclass
+
+from kvtransfer.protocol import KvReceiver
+from runtime.clock import Clock
+from runtime.logging import get_logger
+from scheduling.errors import KvCorrupted
+from scheduling.ids import BlockId, Generation, TaskId
+from scheduling.worker_events import (
+    AwaitKv,
+    CancelPush,
+    ExpectKv,
+    KvArrived,
+    KvRefused,
+    Push,
+    QuarantineCleared,
+    RevokeKv,
+    WorkerEvent,
+)
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    block_ids: tuple[BlockId, ...]
+    generations: tuple[Generation, ...]
+    until_s: float
+
+
+class KvReceive:
+    """Used by the engine thread only."""
+
+    def __init__(self, receiver: KvReceiver, arrival_timeout_s: float, clock: Clock) -> None:
+        self._receiver = receiver
+        self._arrival_timeout_s = arrival_timeout_s
+        self._clock = clock
+        self._awaited: dict[TaskId, _Awaited] = {}
+        self._quarantined: dict[TaskId, tuple[BlockId, ...]] = {}
+
+    @property
+    def is_polling(self) -> bool:
+        """Completion is by flags in memory: someone has to look."""
+        return bool(self._awaited or self._quarantined)
+
+    def perform(self, action: Push | CancelPush | ExpectKv | AwaitKv | RevokeKv) -> None:
+        """Grant, watch or revoke blocks."""
+        match action:
+            case ExpectKv(block_ids, generations):
+                self._receiver.expect(block_ids, generations)
+            case AwaitKv(task_id, block_ids, generations):
+                until_s = self._clock.now() + self._arrival_timeout_s
+                self._awaited[task_id] = _Awaited(block_ids, generations, until_s)
+            case RevokeKv(task_id, block_ids):
+                self._awaited.pop(task_id, None)
+                self._receiver.revoke(block_ids)
+                self._quarantined[task_id] = block_ids
+            case Push() | CancelPush():
+                raise ValueError(f"a decode worker pushes no KV: {action}")
+
+    def poll(self) -> list[WorkerEvent]:
+        """What arrived, failed or was cleared since the last look."""
+        events: list[WorkerEvent] = []
+        for task_id, awaited in list(self._awaited.items()):
+            event = self._look_at(task_id, awaited)
+            if event is not None:
+                del self._awaited[task_id]
+                events.append(event)
+        for task_id, block_ids in list(self._quarantined.items()):
+            if self._receiver.quarantine_clear(block_ids):
+                del self._quarantined[task_id]
+                events.append(QuarantineCleared(task_id))
+        return events
+
+    def _look_at(self, task_id: TaskId, awaited: _Awaited) -> WorkerEvent | None:
+        arrival = self._receiver.poll(awaited.block_ids, awaited.generations)
+        if arrival.is_complete:
+            return KvArrived(task_id)
+        bad = arrival.damaged_block_ids or arrival.stale_block_ids
+        if bad:
+            what = "a wrong checksum" if arrival.damaged_block_ids else "a stale generation"
+            log.error("kv_corrupted", task_id=task_id, num_blocks=len(bad), problem=what)
+            message = f"{len(bad)} KV blocks arrived with {what}"
+            return KvRefused(task_id, KvCorrupted.code, message)
+        if self._clock.now() >= awaited.until_s:
+            num_missing = len(awaited.block_ids) - arrival.num_arrived
+            log.warning("kv_arrival_timed_out", task_id=task_id, num_missing=num_missing)
+            message = f"{num_missing} KV blocks did not arrive in {self._arrival_timeout_s:g} s"
+            return KvRefused(task_id, "transfer_failed", message)
+        return None

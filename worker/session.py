@@ -1,0 +1,164 @@
+"""The worker's gRPC service: one bidirectional stream for each router, everything over it.
+
+Runs on the event loop. Commands go to the engine's inbox; reports come from the engine thread and
+are queued here for each session. A router that does not read is cut off, not waited for.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from runtime.logging import get_logger
+from runtime.wire import (
+    ProtocolError,
+    RouterHello,
+    decode_request,
+    encode_reports,
+    encode_worker_hello,
+)
+from scheduling.messages import PROTOCOL_VERSION, WorkerHello, WorkerLoad
+from scheduling.worker_events import (
+    CommandArrived,
+    SendReport,
+    SessionId,
+    SessionLost,
+    WorkerEvent,
+)
+from tandemserve.internal.v1 import worker_pb2_grpc
+
+log = get_logger()
+
+SERVICE_NAME = "tandemserve.internal.v1.WorkerService"
+# A router that lets this many frames pile up is wedged: at ten milliseconds an iteration, more
+# than half a minute of reports.
+_MAX_UNSENT_FRAMES = 4096
+_HELLO_TIMEOUT_S = 10.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(slots=True)
+class _Session:
+    """One router's open stream."""
+
+    session_id: SessionId
+    router_id: str
+    # Encoded frames; None asks the writer to end the stream.
+    outbox: asyncio.Queue[Any]
+    overflowed: bool = False
+
+
+class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
+    """Accepts routers and knows which session each report goes to."""
+
+    def __init__(self, hello: WorkerHello, post: Callable[[WorkerEvent], None]) -> None:
+        self._hello = hello
+        self._post = post
+        self._session_by_id: dict[SessionId, _Session] = {}
+        self._next_id = 1
+        self._loop = asyncio.get_running_loop()
+        self._is_draining = False
+
+    @property
+    def num_sessions(self) -> int:
+        """Connected routers."""
+        return len(self._session_by_id)
+
+    def deliver(self, reports: list[SendReport], load: WorkerLoad) -> None:
+        """Take the reports of one iteration; called on the engine thread, returns at once."""
+        try:
+            self._loop.call_soon_threadsafe(self._route, reports, load)
+        except RuntimeError:
+            # The event loop has closed: the process is ending and every session with it.
+            log.debug("reports_after_shutdown", num_reports=len(reports))
+
+    def end_all(self) -> None:
+        """Close every stream; routers take it for the end of this worker."""
+        self._is_draining = True
+        for session in self._session_by_id.values():
+            self._end(session)
+
+    async def Session(  # noqa: N802 - the name is given by the protocol
+        self, request_iterator: AsyncIterator[Any], context: Context
+    ) -> AsyncIterator[Any]:
+        """See WorkerService.Session."""
+        router_id = await self._greet(request_iterator, context)
+        session = _Session(SessionId(self._next_id), router_id, asyncio.Queue())
+        self._next_id += 1
+        self._session_by_id[session.session_id] = session
+        log.info("router_connected", router_id=router_id)
+        yield encode_worker_hello(self._hello)
+        reader = asyncio.create_task(self._read(session, request_iterator))
+        try:
+            while (frame := await session.outbox.get()) is not None:
+                yield frame
+            if session.overflowed:
+                message = "the router reads too slowly; reconnect"
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        finally:
+            reader.cancel()
+            self._session_by_id.pop(session.session_id, None)
+            self._post(SessionLost(session.session_id))
+            log.info("router_disconnected", router_id=router_id)
+
+    async def _greet(self, requests: AsyncIterator[Any], context: Context) -> str:
+        try:
+            first = await asyncio.wait_for(anext(requests), _HELLO_TIMEOUT_S)
+            hello = decode_request(first)
+        except (TimeoutError, StopAsyncIteration, ProtocolError) as error:
+            message = f"no hello came: {error or type(error).__name__}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+        if not isinstance(hello, RouterHello):
+            message = "the first frame must be a hello"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+        if hello.protocol_version != PROTOCOL_VERSION:
+            message = (
+                f"worker speaks protocol {PROTOCOL_VERSION}, router {hello.router_id} speaks "
+                f"{hello.protocol_version}; run one version of Tandem"
+            )
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
+        if hello.worker_incarnation != self._hello.incarnation or self._is_draining:
+            message = (
+                f"this is life {self._hello.incarnation} of {self._hello.worker_id}, life "
+                f"{hello.worker_incarnation} was asked for; look the worker up again"
+            )
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
+        return hello.router_id
+
+    async def _read(self, session: _Session, requests: AsyncIterator[Any]) -> None:
+        try:
+            async for request in requests:
+                commands = decode_request(request)
+                if isinstance(commands, RouterHello):
+                    raise ProtocolError("frame", "is a second hello")
+                for command in commands:
+                    self._post(CommandArrived(session.session_id, command))
+        except ProtocolError as error:
+            log.error("bad_command_frame", router_id=session.router_id, error=str(error))
+        except grpc.aio.AioRpcError as error:
+            log.info("router_stream_broke", router_id=session.router_id, code=error.code().name)
+        self._end(session)
+
+    def _route(self, reports: list[SendReport], load: WorkerLoad) -> None:
+        by_session: dict[SessionId, list[Any]] = {}
+        for report in reports:
+            by_session.setdefault(report.session_id, []).append(report.report)
+        for session_id, own in by_session.items():
+            session = self._session_by_id.get(session_id)
+            if session is None or session.overflowed:
+                continue  # the router left; its tasks end with SessionLost
+            if session.outbox.qsize() >= _MAX_UNSENT_FRAMES:
+                session.overflowed = True
+                self._end(session)
+                continue
+            for frame in encode_reports(own, load):
+                session.outbox.put_nowait(frame)
+
+    def _end(self, session: _Session) -> None:
+        if session.overflowed:
+            while not session.outbox.empty():
+                session.outbox.get_nowait()
+        session.outbox.put_nowait(None)
