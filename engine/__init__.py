@@ -1,1 +1,1 @@
-"""Tensors: model folders, weights, paged KV, attention, sampling, and one forward pass at a time."""
+"""Tensors: model folders, weights, paged KV, attention, sampling, one forward pass at a time."""

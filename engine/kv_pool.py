@@ -137,4 +137,4 @@ class KvPool:
         """
         if self.device.type != "cpu":
             raise ValueError(f"the KV pool is on {self.device}; only a CPU pool has host bytes")
-        return memoryview(self._flat.view(torch.uint8).numpy())
+        return self._flat.view(torch.uint8).numpy().data

@@ -39,13 +39,13 @@ class ModelRunner:
         if kv_pool.device != model.device:
             raise ValueError(f"pool on {kv_pool.device}, model on {model.device}; use one device")
         self.kv_pool = kv_pool
-        self._model = model
+        self.model = model
         self._attention = attention or SplitKvAttention(layout, config.num_heads, model.device)
         self._slots = SlotTable(max_num_seqs, layout.block_size)
 
     def add(self, start: SequenceStart) -> None:
         """Take a sequence in. Raises: SlotTaken, InvalidSequence."""
-        vocab_size = self._model.config.vocab_size
+        vocab_size = self.model.config.vocab_size
         if start.token_ids and not 0 <= min(start.token_ids) <= max(start.token_ids) < vocab_size:
             raise InvalidSequence(start.slot, f"a token id is not in [0, {vocab_size}); check it")
         self._check_blocks(start.slot, start.block_table)
@@ -68,10 +68,10 @@ class ModelRunner:
         """
         if not plan.chunks:
             return StepResult((), ())
-        self._slots.check(plan.chunks, self._model.config.max_position_embeddings)
+        self._slots.check(plan.chunks, self.model.config.max_position_embeddings)
         inputs = self._inputs(plan.chunks)
         self._clear_entered_blocks(inputs)
-        logits = self._model.forward(
+        logits = self.model.forward(
             self._on_device(inputs.token_ids),
             self._on_device(inputs.positions),
             self._attention.begin(inputs.attention, self.kv_pool),
@@ -136,7 +136,7 @@ class ModelRunner:
             raise InvalidSequence(slot, f"a block id is not in [0, {num_blocks}); check the pool")
 
     def _on_device(self, array: Int64Array) -> Tensor:
-        return torch.from_numpy(array).to(self._model.device)
+        return torch.from_numpy(array).to(self.model.device)
 
 
 @dataclass(frozen=True, slots=True)

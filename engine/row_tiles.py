@@ -10,7 +10,7 @@ order of summation. Measured: docs/decisions/batch-invariance.md.
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -76,11 +76,11 @@ _ALWAYS_PAD_ROWS = 16
 
 
 def matmul_in_tiles(rows: Tensor, matrix: Tensor, bounds: tuple[int, ...]) -> Tensor:
-    """rows [n, inner] @ matrix [inner, columns], piece by piece; `bounds` is from `RowTiles.cut`."""
+    """rows [n, inner] @ matrix [inner, columns], in the pieces that `RowTiles.cut` gave."""
     if len(bounds) == 2:
         return torch.mm(rows, matrix)
     out = rows.new_empty(rows.shape[0], matrix.shape[1])
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         torch.mm(rows[start:end], matrix, out=out[start:end])
     return out
 
@@ -129,9 +129,7 @@ def _agreeing_groups(
         # A count whose own rows disagree depends on the position in the batch.
         if bool((results == first).all()):
             groups.setdefault(first.float().cpu().numpy().tobytes(), []).append(rows)
-    return [
-        (tuple(sizes), hashlib.sha256(bits).hexdigest()[:16]) for bits, sizes in groups.items()
-    ]
+    return [(tuple(sizes), hashlib.sha256(bits).hexdigest()[:16]) for bits, sizes in groups.items()]
 
 
 def _noise_product(shape: ProductShape) -> Callable[[int], Tensor]:

@@ -79,7 +79,8 @@ def kept_tokens(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, T
     weights.masked_fill_((rank >= top_k) & (top_k > 0), 0.0)
     weights.div_(weights.sum(-1, keepdim=True))
     before = weights.cumsum(-1).sub_(weights)
-    weights.masked_fill_((before >= top_p) & (rank > 0), 0.0)
+    # Rounding brings the sum to 1 before the end: a top_p of 1 must still keep everything.
+    weights.masked_fill_((before >= top_p) & (rank > 0) & (top_p < 1.0), 0.0)
     return order, weights
 
 
@@ -135,7 +136,5 @@ def _logprobs(
     by_row: list[TokenLogprobs | None] = [None] * len(num_logprobs)
     for row, logprob, (ids, values) in zip(rows.tolist(), chosen, listed, strict=True):
         wanted = int(num_logprobs[row])
-        by_row[row] = TokenLogprobs(
-            logprob, tuple(zip(ids[:wanted], values[:wanted], strict=True))
-        )
+        by_row[row] = TokenLogprobs(logprob, tuple(zip(ids[:wanted], values[:wanted], strict=True)))
     return tuple(by_row)

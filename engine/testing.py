@@ -1,20 +1,24 @@
-"""Small random models and slow, obvious attention: what the tests of every package build on."""
+"""Small random models, and a loop that runs sequences together: for the tests of every package."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tokenizers
 import torch
 from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from engine.attention.backend import AttentionBatch
-from engine.kv_pool import KvPool
 from engine.model_config import Architecture, Llama3RopeScaling, ModelConfig, RopeScaling
+from engine.runner import Runner
 from engine.weights import expected_shapes
+from scheduling.sampling import SamplingParams, TokenLogprobs
+from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
+
+GREEDY = SamplingParams(temperature=0.0)
 
 _SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
 _EOS_ID, _BOS_ID = 2, 1
@@ -86,9 +90,7 @@ def make_random_model_folder(
     config = config or random_model_config(architecture)
     path.mkdir(parents=True, exist_ok=True)
     _write_json(path / "config.json", config_json(config))
-    _write_json(
-        path / "generation_config.json", {"bos_token_id": _BOS_ID, "eos_token_id": _EOS_ID}
-    )
+    _write_json(path / "generation_config.json", {"bos_token_id": _BOS_ID, "eos_token_id": _EOS_ID})
     _write_weights(path, random_tensors(config, seed), num_shards)
     _write_tokenizer(path, config.vocab_size)
     return config
@@ -143,32 +145,62 @@ def random_tensors(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     return tensors
 
 
-def reference_attention(
-    batch: AttentionBatch, kv_pool: KvPool, layer: int, query: Tensor, key: Tensor, value: Tensor
-) -> Tensor:
-    """What `StepAttention.attend` must compute, one token and one head at a time, in float64.
+@dataclass(frozen=True, slots=True)
+class TrialRequest:
+    """A sequence for `run_together`."""
 
-    Writes key and value into the pool; shapes as there.
+    prompt: tuple[int, ...]
+    num_output: int
+    sampling: SamplingParams = GREEDY
+    # The prompt is computed in chunks of at most this many tokens.
+    chunk_tokens: int = 1 << 30
+    # Output tokens that are already known and are computed again, as after a preemption.
+    known_output: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class TrialResult:
+    """What a sequence of `run_together` produced, without its known output."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+
+
+def run_together(
+    runner: Runner, requests: Sequence[TrialRequest], block_size: int, num_blocks: int
+) -> list[TrialResult]:
+    """Run all requests at once, each as fast as its chunks allow; slots are 0, 1, 2 and so on.
+
+    Blocks are handed out as they are needed, in a scattered order, from `num_blocks`.
     """
-    size = kv_pool.layout.block_size
-    cached = kv_pool.layer(layer)
-    for row, slot in enumerate(batch.slot_mapping.tolist()):
-        cached[slot // size, 0, :, slot % size] = key[row].to(cached.dtype)
-        cached[slot // size, 1, :, slot % size] = value[row].to(cached.dtype)
-    group = query.shape[1] // key.shape[1]
-    out = torch.empty(query.shape, dtype=torch.float32)
-    row = 0
-    for sequence, (start, count) in enumerate(zip(batch.starts, batch.num_queries, strict=True)):
-        for position in range(int(start), int(start + count)):
-            seen = np.arange(position + 1)
-            blocks = torch.from_numpy(batch.block_tables[sequence, seen // size])
-            entries = cached[blocks, :, :, torch.from_numpy(seen % size)].double()
-            for head in range(query.shape[1]):
-                keys, values = entries[:, 0, head // group], entries[:, 1, head // group]
-                scores = keys @ query[row, head].double() * query.shape[2] ** -0.5
-                out[row, head] = (torch.softmax(scores, 0) @ values).float()
-            row += 1
-    return out
+    free = [i for rest in range(3) for i in range(num_blocks) if i % 3 == rest]
+    results = [TrialResult() for _ in requests]
+    lengths, computed, held = [], [0] * len(requests), [0] * len(requests)
+    for slot, request in enumerate(requests):
+        history = request.prompt + request.known_output
+        runner.add(SequenceStart(slot, history, len(request.prompt), request.sampling, ()))
+        lengths.append(len(history))
+    running = [slot for slot, request in enumerate(requests) if request.num_output]
+    while running:
+        chunks = []
+        for slot in running:
+            size = min(requests[slot].chunk_tokens, lengths[slot] - computed[slot])
+            end = computed[slot] + size
+            more = -(-end // block_size) - held[slot]
+            runner.extend_blocks(slot, [free.pop() for _ in range(more)])
+            held[slot] += more
+            chunks.append(ScheduledChunk(slot, computed[slot], size, end == lengths[slot]))
+            computed[slot] = end
+        step = runner.step(StepPlan(tuple(chunks)))
+        logprobs = step.logprobs or (None,) * len(step.slots)
+        for slot, token, logprob in zip(step.slots, step.token_ids, logprobs, strict=True):
+            results[slot].token_ids.append(token)
+            results[slot].logprobs.append(logprob)
+            lengths[slot] += 1
+            if len(results[slot].token_ids) == requests[slot].num_output:
+                runner.remove(slot)
+                running.remove(slot)
+    return results
 
 
 def _write_weights(path: Path, tensors: dict[str, Tensor], num_shards: int) -> None:

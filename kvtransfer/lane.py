@@ -18,8 +18,9 @@ from kvtransfer.errors import (
     TransferError,
     TransferTimeout,
 )
-from kvtransfer.protocol import BlockMoves, KvExport, KvSender, PushReceipt, Transport
+from kvtransfer.protocol import BlockMoves, KvSender, PushReceipt, Transport
 from runtime.clock import Clock
+from scheduling.messages import KvExport
 
 _log = logging.getLogger(__name__)
 

@@ -15,10 +15,12 @@ from kvtransfer.errors import (
 )
 from kvtransfer.layout import SLOT_CLAIM, SLOT_SENDER_KEY, PoolLayout, PoolViews
 from kvtransfer.probe import measure_transport
-from kvtransfer.protocol import Arrival, BlockMoves, Ids, KvExport, ProbeReport, PushReceipt, never
+from kvtransfer.protocol import Arrival, BlockMoves, Ids, ProbeReport, PushReceipt, never
 from kvtransfer.receiving import ReceivedBlocks
 from kvtransfer.sending import BlockWriter, PushSettings
 from runtime.clock import Clock, MonotonicClock
+from scheduling.ids import Incarnation, WorkerId
+from scheduling.messages import KvExport
 
 NAME = "loopback"
 
@@ -53,8 +55,8 @@ class LoopbackTransport:
             address=f"{worker_id}.{incarnation}",
             num_blocks=num_blocks,
             block_bytes=block_bytes,
-            worker_id=worker_id,
-            incarnation=incarnation,
+            worker_id=WorkerId(worker_id),
+            incarnation=Incarnation(incarnation),
             host=self._host,
         )
         layout = PoolLayout(num_blocks, block_bytes, incarnation, self._max_senders)

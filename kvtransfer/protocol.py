@@ -16,26 +16,12 @@ import numpy.typing as npt
 
 from kvtransfer.errors import ChecksumMismatch, GrantWithdrawn
 from runtime.clock import Clock
+from scheduling.messages import KvExport
 
 # Lists are convenient; an array is cheaper where one poll covers many blocks.
 Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 # Copies the second argument's bytes over the first's; both flat, of one length.
 CopyBytes: TypeAlias = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class KvExport:
-    """Where and what a receiver's pool is: all a sender needs, and all that crosses the wire."""
-
-    transport: str
-    # Means something to the transport only; never a path taken on trust.
-    address: str
-    num_blocks: int
-    block_bytes: int
-    worker_id: str
-    incarnation: int
-    # Equal for two processes that see the same shared memory, different for all others.
-    host: str
 
 
 @dataclass(frozen=True, slots=True)

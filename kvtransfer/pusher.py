@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from kvtransfer.errors import PusherClosed
 from kvtransfer.lane import LaneSettings, OnDone, PeerLane, PushJob
-from kvtransfer.protocol import KvExport, Transport
+from kvtransfer.protocol import Transport
 from runtime.clock import Clock
+from scheduling.messages import KvExport
 
 
 class Pusher:

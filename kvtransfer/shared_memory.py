@@ -28,10 +28,12 @@ from kvtransfer.layout import (
     read_header,
 )
 from kvtransfer.probe import measure_transport
-from kvtransfer.protocol import Arrival, BlockMoves, Ids, KvExport, ProbeReport, PushReceipt, never
+from kvtransfer.protocol import Arrival, BlockMoves, Ids, ProbeReport, PushReceipt, never
 from kvtransfer.receiving import ReceivedBlocks
 from kvtransfer.sending import BlockWriter, PushSettings
 from runtime.clock import Clock, MonotonicClock
+from scheduling.ids import Incarnation, WorkerId
+from scheduling.messages import KvExport
 
 NAME = "shared_memory"
 
@@ -71,8 +73,8 @@ class SharedMemoryTransport:
             address=path.name,
             num_blocks=num_blocks,
             block_bytes=block_bytes,
-            worker_id=worker_id,
-            incarnation=incarnation,
+            worker_id=WorkerId(worker_id),
+            incarnation=Incarnation(incarnation),
             host=shared_memory_identity(self._directory),
         )
         return SharedMemoryReceiver(export, path, file, layout.views(memory))

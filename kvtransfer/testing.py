@@ -1,5 +1,6 @@
 """For tests: damaged bytes, stalls, deaths halfway, and a sender in a process of its own."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,6 @@ from kvtransfer.errors import TransferError
 from kvtransfer.protocol import (
     BlockMoves,
     CopyBytes,
-    KvExport,
     KvReceiver,
     KvSender,
     ProbeReport,
@@ -28,6 +28,7 @@ from kvtransfer.protocol import (
 from kvtransfer.sending import PushSettings, plain_copy
 from kvtransfer.shared_memory import SharedMemoryTransport
 from runtime.clock import Clock
+from scheduling.messages import KvExport
 
 # The longest that anything here waits: a test that hangs fails instead.
 PATIENCE_S = 30.0
@@ -47,6 +48,57 @@ def damaging_copy(target: _Bytes, source: _Bytes) -> None:
     """A copy that flips one bit on the way, after the checksum was taken."""
     plain_copy(target, source)
     target[len(target) // 2] ^= 1
+
+
+# The pools of a `TransportPair`.
+PAIR_NUM_BLOCKS, PAIR_BLOCK_BYTES = 16, 512
+
+_lives = itertools.count(1)
+
+
+def next_incarnation() -> int:
+    """Larger than every one before it in this process."""
+    return next(_lives)
+
+
+def moves_of(
+    src: tuple[int, ...], dst: tuple[int, ...], generation: int = 1, transfer_id: str = "r/0"
+) -> BlockMoves:
+    """A push whose blocks are all granted under one generation."""
+    return BlockMoves(transfer_id, src, dst, (generation,) * len(dst))
+
+
+class TransportPair:
+    """A receiver and a connected sender of one transport, and the sender's patterned pool."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.worker_id = f"decode/{os.getpid()}"
+        self.receiver: KvReceiver = transport.create_receiver(
+            PAIR_NUM_BLOCKS, PAIR_BLOCK_BYTES, self.worker_id, next_incarnation()
+        )
+        self.source = patterned_pool(PAIR_NUM_BLOCKS, PAIR_BLOCK_BYTES, seed=1)
+        self.sender: KvSender = self.connect()
+
+    def connect(self, sender_id: str = "prefill-0#1") -> KvSender:
+        return self.transport.connect(
+            self.receiver.export(), sender_id=sender_id, block_bytes=PAIR_BLOCK_BYTES
+        )
+
+    def push(self, moves: BlockMoves, timeout_s: float = PATIENCE_S) -> None:
+        self.sender.push(memoryview(self.source), moves, timeout_s=timeout_s)
+
+    def source_block(self, block_id: int) -> bytes:
+        return bytes(self.source[block_id * PAIR_BLOCK_BYTES : (block_id + 1) * PAIR_BLOCK_BYTES])
+
+    def target_block(self, block_id: int) -> bytes:
+        return bytes(
+            self.receiver.buffer()[block_id * PAIR_BLOCK_BYTES : (block_id + 1) * PAIR_BLOCK_BYTES]
+        )
+
+    def close(self) -> None:
+        self.sender.close()
+        self.receiver.close()
 
 
 class StallingCopy:

@@ -14,7 +14,7 @@ from router.sequence import Sequence
 from router.worker_link import WorkerLink
 from runtime.clock import Clock
 from runtime.grpc_errors import abort_with
-from scheduling.ids import TaskId
+from scheduling.ids import TaskId, WorkerId
 from scheduling.lifecycle import Phase
 from tandemserve.api.v1 import admin_pb2 as pb
 from tandemserve.api.v1 import admin_pb2_grpc
@@ -47,7 +47,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         identity: RouterIdentity,
         core: RouterCore,
         ledger: LedgerClient,
-        links: dict[str, WorkerLink],
+        links: dict[WorkerId, WorkerLink],
         clock: Clock,
     ) -> None:
         self._identity = identity

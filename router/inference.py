@@ -156,7 +156,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         if known is not None:
             return known, True
         spec = self._spec(request_id, call, token_ids, context.time_remaining())
-        info = AcceptedInfo(self._model.name, len(token_ids), spec.sampling.seed)
+        info = AcceptedInfo(
+            self._model.name, len(token_ids), spec.sampling.seed, spec.request_class
+        )
         stream = RequestStream(request_id, call.fingerprint, spec.num_choices, info)
         self._streams.open(stream)
         try:

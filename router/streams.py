@@ -24,6 +24,7 @@ class AcceptedInfo:
     model: str
     num_prompt_tokens: int
     seed: int
+    request_class: str
 
 
 class RequestStream:

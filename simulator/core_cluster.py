@@ -9,6 +9,7 @@ import heapq
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from itertools import count
 from typing import Any
@@ -283,7 +284,7 @@ class CoreCluster:
                 case DropSequence(slot):
                     del worker.sequence_by_slot[slot]
                 case Push():
-                    self.at(self._rng.uniform(0, 0.004), lambda p=action: self._copy(worker, p))
+                    self.at(self._rng.uniform(0, 0.004), partial(self._copy, worker, action))
                 case ExpectKv(block_ids, generations):
                     pairs = zip(block_ids, generations, strict=True)
                     worker.expected_generation.update(pairs)
@@ -295,7 +296,7 @@ class CoreCluster:
                     for block_id in block_ids:
                         worker.expected_generation.pop(block_id, None)
                     cleared = QuarantineCleared(task_id)
-                    self.at(self._rng.uniform(0, 0.002), lambda e=cleared: self._post(worker, e))
+                    self.at(self._rng.uniform(0, 0.002), partial(self._post, worker, cleared))
                 case CancelPush():
                     pass
         if reports:
@@ -331,7 +332,7 @@ class CoreCluster:
             pairs = zip(awaited.block_ids, awaited.generations, strict=True)
             if all(worker.arrived_generation.get(b) == g for b, g in pairs):
                 del worker.awaited[task_id]
-                self.at(0.0, lambda t=task_id: self._post(worker, KvArrived(t)))
+                self.at(0.0, partial(self._post, worker, KvArrived(task_id)))
 
     def _step_if_idle(self, worker: SimulatedWorker) -> None:
         if worker.is_stepping or not worker.is_alive:

@@ -7,12 +7,13 @@ compute, and then for the next event or the next look at awaited KV.
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, assert_never
 
+from engine.runner import Runner
 from runtime.logging import get_logger
 from scheduling.messages import WorkerLoad
-from scheduling.step import SequenceStart, StepPlan, StepResult
+from scheduling.step import StepPlan
 from scheduling.worker_events import (
     AwaitKv,
     CancelPush,
@@ -51,18 +52,6 @@ class Core(Protocol):
     def plan(self) -> tuple[list[WorkerAction], StepPlan | None]: ...
 
 
-class Runner(Protocol):
-    """The engine's forward pass (engine/model_runner.py)."""
-
-    def add(self, start: SequenceStart) -> None: ...
-
-    def extend_blocks(self, slot: int, block_ids: Sequence[int]) -> None: ...
-
-    def remove(self, slot: int) -> None: ...
-
-    def step(self, plan: StepPlan) -> StepResult: ...
-
-
 class KvSide(Protocol):
     """What moves KV on this worker: pushes on prefill, arrivals on decode."""
 
@@ -84,14 +73,20 @@ class EngineLoop:
     """Runs on its own thread between `start` and `stop`."""
 
     def __init__(
-        self, core: Core, runner: Runner, text: OutputText, kv: KvSide, sink: ReportSink
+        self,
+        core: Core,
+        runner: Runner,
+        text: OutputText,
+        kv: KvSide,
+        inbox: "queue.SimpleQueue[WorkerEvent | None]",
+        sink: ReportSink,
     ) -> None:
         self._core = core
         self._runner = runner
         self._text = text
         self._kv = kv
         self._sink = sink
-        self._inbox: queue.SimpleQueue[WorkerEvent | None] = queue.SimpleQueue()
+        self._inbox = inbox
         self._reports: list[SendReport] = []
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

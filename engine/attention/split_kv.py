@@ -19,7 +19,7 @@ from engine.kv_pool import KvLayout, KvPool
 from engine.row_tiles import ProductShape, RowTiles, find_row_tiles
 
 # Tokens of a KV split, rounded to whole blocks.
-SPLIT_TOKENS = 128
+SPLIT_TOKENS = 64
 # Rows of a tile in a prompt chunk, where the machine's row counts allow it.
 CHUNK_TILE_ROWS = 64
 # Score of a hidden position: finite, so that a fully hidden row stays free of NaN.
@@ -105,7 +105,7 @@ class SplitKvStep:
         if num_items != plan.num_tiles:
             tiles = tiles.index_select(0, plan.item_tiles)
         scores = workspace.take("scores", products, rows, split)
-        torch.bmm(tiles.view(products, rows, dim), keys.transpose(1, 2), out=scores)
+        torch.bmm(tiles.reshape(products, rows, dim), keys.transpose(1, 2), out=scores)
         scores.view(num_items, heads, rows, split).masked_fill_(plan.hidden, _HIDDEN_SCORE)
         best = scores.amax(-1, keepdim=True)
         scores.sub_(best).exp_()

@@ -53,7 +53,7 @@ class Decoder:
             rows = _pad_rows(attended.view(num_tokens, -1).to(self.dtype), bounds[-1])
             hidden = hidden + _linear(rows, layer.attention_out, layer.attention_out_bias, bounds)
             normed = self._norm(hidden, layer.mlp_norm)
-            gated = self._gate(_linear(normed, layer.gate_up, layer.gate_up_bias, bounds))
+            gated = gated_silu(_linear(normed, layer.gate_up, layer.gate_up_bias, bounds))
             hidden = hidden + _linear(gated, layer.down, layer.down_bias, bounds)
         return self._logits(hidden.index_select(0, score_rows))
 
@@ -76,18 +76,24 @@ class Decoder:
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(hidden, weight.shape, weight, self.config.rms_norm_eps)
 
-    def _gate(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up, with silu spelt out: its fused kernel has a scalar tail that differs."""
-        size = self.config.intermediate_size
-        gate = gate_up[:, :size].float()
-        denominator = torch.neg(gate).exp_().add_(1.0)
-        return torch.div(gate, denominator, out=denominator).mul_(gate_up[:, size:]).to(self.dtype)
-
     def _logits(self, hidden: Tensor) -> Tensor:
         num_rows = hidden.shape[0]
         bounds = self.row_tiles.cut(num_rows)
         normed = _pad_rows(self._norm(hidden, self.weights.final_norm), bounds[-1])
         return matmul_in_tiles(normed, self.weights.lm_head, bounds)[:num_rows].float()
+
+
+def gated_silu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of rows [gate, up], in the dtype given, computed in float32.
+
+    Spelt out, because the tail of torch's silu kernel rounds differently from its body, and with
+    several threads the tails lie where the number of rows puts them.
+    """
+    size = gate_up.shape[1] // 2
+    gate = gate_up[:, :size].float()
+    denominator = torch.neg(gate).exp_().add_(1.0)
+    gated = torch.div(gate, denominator, out=denominator).mul_(gate_up[:, size:])
+    return gated.to(gate_up.dtype)
 
 
 def _matrices(weights: DecoderWeights) -> list[Tensor]:

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from kvtransfer import errors
-from kvtransfer.protocol import Arrival, BlockMoves, KvExport
+from kvtransfer.protocol import Arrival, BlockMoves
+from scheduling.ids import Incarnation, WorkerId
+from scheduling.messages import KvExport
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,15 @@ def test_damage_is_reported_before_staleness() -> None:
 
 
 def test_an_export_is_made_of_plain_values_for_the_wire() -> None:
-    export = KvExport("shared_memory", "tandem-kv.decode-0.1", 8, 512, "decode-0", 1, "boot/1:1")
+    export = KvExport(
+        "shared_memory",
+        "tandem-kv.decode-0.1",
+        8,
+        512,
+        WorkerId("decode-0"),
+        Incarnation(1),
+        "boot/1:1",
+    )
     assert KvExport(**dataclasses.asdict(export)) == export
     assert {type(value) for value in dataclasses.asdict(export).values()} == {str, int}
 

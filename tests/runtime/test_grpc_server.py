@@ -177,6 +177,10 @@ async def test_two_servers_never_share_a_port() -> None:
     async with running() as bound:
         with pytest.raises(StartupError, match="is taken"):
             build_server(ServerOptions("127.0.0.1", bound.port), [])
+        with socket.socket() as sharer:
+            sharer.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with pytest.raises(OSError, match="in use"):
+                sharer.bind(("127.0.0.1", bound.port))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -132,7 +133,7 @@ def test_every_answer_is_right_and_every_block_comes_back(
 ) -> None:
     cluster = new_cluster(seed, policy, num_blocks, short_sighted)
     for number, ask in enumerate(wanted):
-        cluster.at(ask.at_s, lambda n=number, a=ask: start(cluster, n, a))
+        cluster.at(ask.at_s, partial(start, cluster, number, ask))
     cluster.run()
     check_answers(cluster, wanted)
     check_empty(cluster)
@@ -154,14 +155,14 @@ def test_killed_workers_cost_no_token(
     cluster = new_cluster(seed, "default", 24, short_sighted=False)
     for number, ask in enumerate(wanted):
         # At the very start nobody is dead yet, so nothing is refused for want of a worker.
-        cluster.at(0.0, lambda n=number, a=ask: start(cluster, n, a))
+        cluster.at(0.0, partial(start, cluster, number, ask))
 
     def restart(worker_id: str) -> None:
         cluster.kill_worker(worker_id)
         cluster.add_worker(worker_id, worker_id.partition("-")[0], 24)
 
     for worker_id, at_s in kills:
-        cluster.at(0.001 + at_s, lambda w=worker_id: restart(w))
+        cluster.at(0.001 + at_s, partial(restart, worker_id))
     cluster.run()
     check_answers(cluster, wanted)
     check_empty(cluster)

@@ -21,13 +21,13 @@ from tandemserve import (
     ProtocolViolation,
     QueueFull,
     RequestCancelled,
-    TandemError,
     Unauthenticated,
     WorkerFailed,
 )
 from tandemserve.api.v1 import inference_pb2
 from tandemserve.testing import Fail, FakeInferenceServer, Hold, accept, answer, finish, say
 
+# Makes the client under test; see conftest.py.
 Connect = Callable[..., Any]
 
 
@@ -525,7 +525,3 @@ def test_closing_the_client_ends_its_streams(connect: Connect, server: FakeInfer
     with pytest.raises(ClientClosed):
         next(stream)
     assert server.wait_until_left("r1")
-
-
-def test_every_error_of_the_sdk_is_a_tandem_error() -> None:
-    assert issubclass(RequestCancelled, TandemError)

@@ -1,0 +1,1 @@
+"""Ways to run Tandem: on this machine (`deploy.local`), and later on a cluster."""

@@ -1,0 +1,58 @@
+"""A TCP port that stays ours between the moment it is chosen and the moment a child listens."""
+
+import errno
+import socket
+import sys
+
+from deploy.local.errors import LaunchFailed
+
+
+class ReservedPort:
+    """A port that was free. Made by `reserve_port`; owned until `release`."""
+
+    def __init__(self, port: int, holder: socket.socket | None) -> None:
+        self.port = port
+        self._holder = holder
+
+    def release(self) -> None:
+        """Let the port go; twice is harmless. A listener of somebody else is not touched."""
+        if self._holder is not None:
+            self._holder.close()
+            self._holder = None
+
+
+def reserve_port(host: str, port: int) -> ReservedPort:
+    """Take `port`, or a free one for 0, in such a way that a child can listen on it.
+
+    On Linux a socket that is bound with SO_REUSEADDR and never listens keeps others from being
+    given the port, yet lets a server with the same option have it. Elsewhere the port is let go.
+    Raises: LaunchFailed when the port is taken or cannot be had.
+    """
+    bare = host.strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise LaunchFailed(f"host {host} is unknown; set another --host") from error
+    holder = socket.socket(family, kind, protocol)
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(address)
+    except OSError as error:
+        holder.close()
+        raise LaunchFailed(_why_not(error, host, port)) from error
+    reserved = ReservedPort(holder.getsockname()[1], holder)
+    if sys.platform != "linux":
+        reserved.release()
+    return reserved
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is taken; stop what listens on it, or choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has; choose a --port above 1023"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"host {host} is not an address of this machine; set another --host"
+    return f"cannot listen on {host}:{port}: {error.strerror}; set another --host or --port"

@@ -1,0 +1,10 @@
+"""python -m prefill_worker --model DIR --redis-url URL"""
+
+import sys
+
+from prefill_worker.serve import serve
+from runtime.config import PrefillConfig
+from runtime.process import run_process
+
+if __name__ == "__main__":
+    sys.exit(run_process(PrefillConfig, serve))

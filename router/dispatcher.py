@@ -1,0 +1,128 @@
+"""Performs what the core wants: commands to links, questions to the ledger, tokens to streams."""
+
+import asyncio
+from collections.abc import Callable
+from typing import assert_never
+
+from router.core import RouterCore
+from router.events import (
+    Action,
+    EmitFailed,
+    EmitFinished,
+    EmitTokens,
+    Event,
+    Extend,
+    ReleaseHolding,
+    RequestArrived,
+    Reserve,
+    SendCommand,
+    TimeReached,
+    TransferHolding,
+    WakeAt,
+)
+from router.ledger_client import LedgerAction
+from router.measure import record_failed, record_finished
+from router.streams import StreamBook
+from router.worker_link import WorkerLink
+from runtime.clock import Clock
+from runtime.logging import get_logger
+from runtime.metrics import Metrics
+from scheduling.errors import TandemError
+from scheduling.ids import WorkerId
+
+log = get_logger()
+
+
+class Dispatcher:
+    """The one place where the core is called. Used from the event loop only, never re-entered."""
+
+    def __init__(
+        self, core: RouterCore, streams: StreamBook, metrics: Metrics, clock: Clock
+    ) -> None:
+        self.link_by_worker: dict[WorkerId, WorkerLink] = {}
+        self.ask_ledger: Callable[[LedgerAction], None] = _no_ledger
+        # Called once when the core itself fails: nothing it says after that can be trusted.
+        self.on_defect: Callable[[], None] = lambda: None
+        self._core = core
+        self._streams = streams
+        self._metrics = metrics
+        self._clock = clock
+        self._wake: asyncio.TimerHandle | None = None
+
+    def apply(self, event: Event) -> None:
+        """Let the core take an event in, and begin everything that follows from it.
+
+        Raises: TandemError where an arriving request is refused.
+        """
+        try:
+            actions = self._core.handle(event, self._clock.now())
+        except TandemError:
+            if not isinstance(event, RequestArrived):
+                log.exception("event_refused", kind=type(event).__name__)
+                self.on_defect()
+            raise
+        except Exception:
+            log.exception("core_failed", kind=type(event).__name__)
+            self.on_defect()
+            raise
+        for action in actions:
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case SendCommand(worker_id, command):
+                link = self.link_by_worker.get(worker_id)
+                if link is not None:
+                    link.send(command)
+            case Reserve() | Extend() | TransferHolding() | ReleaseHolding():
+                self.ask_ledger(action)
+            case EmitTokens() | EmitFinished():
+                self._emit(action)
+            case EmitFailed():
+                self._fail(action)
+            case WakeAt(at_s):
+                self._wake_at(at_s)
+            case _:
+                assert_never(action)
+
+    def _emit(self, emission: EmitTokens | EmitFinished) -> None:
+        stream = self._streams.get(emission.request_id)
+        if stream is None:
+            return
+        stream.append(emission)
+        if isinstance(emission, EmitFinished):
+            record_finished(self._metrics, emission, stream.info.request_class)
+            log.info(
+                "request_finished",
+                request_id=emission.request_id,
+                index=emission.index,
+                finish_reason=emission.finish_reason,
+                num_output_tokens=emission.num_output_tokens,
+                ttft_ms=round(emission.timings.ttft_s * 1e3, 1),
+                total_ms=round(emission.timings.total_s * 1e3, 1),
+            )
+            if stream.is_over:
+                self._streams.closed(stream)
+
+    def _fail(self, failure: EmitFailed) -> None:
+        code = failure.error.code
+        log.info("request_failed", request_id=failure.request_id, code=code)
+        stream = self._streams.get(failure.request_id)
+        if stream is not None:
+            record_failed(self._metrics, failure, stream.info.request_class)
+            stream.fail(failure)
+            self._streams.closed(stream)
+
+    def _wake_at(self, at_s: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        delay_s = max(0.0, at_s - self._clock.now())
+        self._wake = asyncio.get_running_loop().call_later(delay_s, self._wake_up)
+
+    def _wake_up(self) -> None:
+        self._wake = None
+        self.apply(TimeReached())
+
+
+def _no_ledger(action: LedgerAction) -> None:
+    raise AssertionError("the ledger client is attached before the first event")

@@ -1,0 +1,249 @@
+"""The router's process: the core, its links to the workers, and the public gRPC services."""
+
+import asyncio
+from collections.abc import Iterable
+
+from cluster.membership import Membership, WorkerRecord
+from cluster.redis_membership import RedisMembership
+
+from cluster.errors import ClusterError
+from cluster.redis_connection import RedisConnection, connect
+from cluster.redis_ledger import RedisLedger
+from engine.model_folder_errors import ModelFolderError
+from router import admin, inference
+from router.admin import AdminService, RouterIdentity
+from router.core import RouterCore
+from router.dispatcher import Dispatcher
+from router.events import ReportsArrived, WorkerConnected, WorkerLost
+from router.inference import InferenceService, ServiceGoals
+from router.ledger_client import LedgerClient
+from router.served_model import PromptEncoder, ServedModel, load_served_model
+from router.state import RouterSettings
+from router.streams import StreamBook
+from router.worker_link import LinkEvents, LinkSettings, WorkerLink
+from runtime.clock import MonotonicClock, wall_time_ns
+from runtime.config import RouterConfig
+from runtime.errors import StartupError
+from runtime.grpc_server import BoundServer, ServerOptions, TlsFiles, build_server
+from runtime.logging import get_logger
+from runtime.process import StopRequested
+from runtime.telemetry import start_telemetry
+from runtime.wire import ReportBatch
+from scheduling.ids import Incarnation, RouterId, WorkerId
+from scheduling.messages import WorkerHello
+from scheduling.policy import POLICIES, policy_named
+from scheduling.prediction import OnlineQuantiles
+from tandemserve.api.v1 import admin_pb2_grpc, inference_pb2_grpc
+from tandemserve.version import VERSION
+
+log = get_logger()
+
+SERVICES = (inference.SERVICE_NAME, admin.SERVICE_NAME)
+# How long a broken start or an orderly end may keep a peer waiting.
+_CLOSE_TIMEOUT_S = 5.0
+
+
+async def serve(config: RouterConfig, stop: StopRequested) -> None:
+    """Serve until asked to stop, then drain. Raises: StartupError."""
+    if config.redis_url is None:
+        raise StartupError(
+            "no Redis: give --redis-url redis://HOST:PORT, or let `tandem up` start everything"
+        )
+    if config.policy not in POLICIES:
+        raise StartupError(f"policy {config.policy!r} is unknown; use one of {', '.join(POLICIES)}")
+    try:
+        model = await asyncio.to_thread(
+            load_served_model, config.model, config.served_model_name, config.max_request_chars
+        )
+    except ModelFolderError as error:
+        raise StartupError(str(error)) from error
+    server = build_server(_server_options(config), SERVICES)
+    try:
+        redis = await connect(config.redis_url)
+    except ClusterError as error:
+        raise StartupError(error.message) from error
+    router = RouterProcess(config, model, server, redis, stop)
+    try:
+        await router.run()
+    finally:
+        await redis.close()
+
+
+class RouterProcess:
+    """Everything that lives as long as the process."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        model: ServedModel,
+        server: BoundServer,
+        redis: RedisConnection,
+        stop: StopRequested,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._server = server
+        self._stop = stop
+        self._clock = MonotonicClock()
+        self._incarnation = Incarnation(wall_time_ns() // 1000)
+        self._telemetry = start_telemetry("router", config.router_id, version=VERSION)
+        self._core = RouterCore(
+            policy_named(config.policy, config.deadline_bucket_ms / 1e3, config.kvc_bucket_blocks),
+            OnlineQuantiles(),
+            RouterSettings(config.max_prompt_queue, config.max_retries_per_task),
+        )
+        self._streams = StreamBook()
+        self._dispatcher = Dispatcher(
+            self._core, self._streams, self._telemetry.metrics, self._clock
+        )
+        self._dispatcher.on_defect = self._give_up
+        self._is_defective = False
+        self._ledger = LedgerClient(
+            RedisLedger(redis, cluster=config.cluster_name),
+            RouterId(config.router_id),
+            self._incarnation,
+            config.lease_ttl_s,
+            answer=self._dispatcher.apply,
+            held_legs=self._core.state.legs.held,
+        )
+        self._dispatcher.ask_ledger = self._ledger.perform
+        self._membership: Membership = RedisMembership(redis, cluster=config.cluster_name)
+        self._encoder = PromptEncoder(model, config.tokenizer_threads)
+        self._inference = self._add_services()
+
+    async def run(self) -> None:
+        """Serve until the stop event, then drain."""
+        await self._ledger.start()
+        await self._server.start()
+        tasks = [
+            asyncio.create_task(self._ledger.keep_lease(), name="ledger-lease"),
+            asyncio.create_task(self._follow_members(), name="membership"),
+        ]
+        log.info("router_listening", port=self._server.port, model=self._model.name)
+        try:
+            await self._stop.wait()
+            await self._drain()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT_S)
+            await self._close()
+        if self._is_defective:
+            raise RuntimeError("the router's core failed; see the log above")
+
+    def _add_services(self) -> InferenceService:
+        config = self._config
+        service = InferenceService(
+            self._model,
+            self._encoder,
+            self._core,
+            self._streams,
+            self._dispatcher.apply,
+            {
+                "interactive": _goals(config.interactive_ttft_ms, config.interactive_tpot_ms),
+                "standard": _goals(config.standard_ttft_ms, config.standard_tpot_ms),
+                "batch": _goals(config.batch_ttft_ms, config.batch_tpot_ms),
+            },
+        )
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, self._server.server)
+        identity = RouterIdentity(config.router_id, self._model.name, config.policy)
+        admin_service = AdminService(
+            identity, self._core, self._ledger, self._dispatcher.link_by_worker, self._clock
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin_service, self._server.server)
+        return service
+
+    async def _drain(self) -> None:
+        """Refuse new requests; let running ones end within the time given."""
+        self._inference.is_draining = True
+        for name in SERVICES:
+            self._server.health.set_ready(name, False)
+        deadline_at_s = self._clock.now() + self._config.drain_timeout_s
+        while self._streams.running() and not self._is_defective:
+            if self._clock.now() >= deadline_at_s:
+                log.warning("drain_timed_out", num_requests=len(self._streams.running()))
+                return
+            await asyncio.sleep(0.02)
+
+    async def _close(self) -> None:
+        await self._server.stop(grace_s=1.0)
+        links = list(self._dispatcher.link_by_worker.values())
+        for link in links:
+            await link.close()
+        await self._ledger.close(_CLOSE_TIMEOUT_S)
+        self._encoder.close()
+        self._telemetry.shutdown()
+
+    def _give_up(self) -> None:
+        self._is_defective = True
+        self._stop.set()
+
+    # --- workers ------------------------------------------------------------------------------
+
+    async def _follow_members(self) -> None:
+        async for workers in self._membership.watch():
+            await self._adopt(workers)
+
+    async def _adopt(self, records: Iterable[WorkerRecord]) -> None:
+        """Dial whoever is new, hang up on whoever has left or has begun a new life."""
+        link_by_worker = self._dispatcher.link_by_worker
+        record_by_id = {record.worker_id: record for record in records}
+        for worker_id, link in list(link_by_worker.items()):
+            record = record_by_id.get(worker_id)
+            if record is None or record.incarnation != link.incarnation:
+                del link_by_worker[worker_id]
+                await link.close()
+        for worker_id, record in record_by_id.items():
+            if worker_id not in link_by_worker:
+                link_by_worker[worker_id] = self._dial(record)
+
+    def _dial(self, record: WorkerRecord) -> WorkerLink:
+        config = self._config
+        settings = LinkSettings(
+            router_id=RouterId(config.router_id),
+            router_incarnation=self._incarnation,
+            model_fingerprint=self._model.fingerprint,
+            connect_timeout_s=config.worker_connect_timeout_s,
+            max_message_bytes=config.max_message_bytes,
+        )
+        events = LinkEvents(self._worker_connected, self._reports_arrived, self._worker_lost)
+        return WorkerLink(
+            record.worker_id, record.incarnation, record.role, record.address, settings, events
+        )
+
+    def _worker_connected(self, hello: WorkerHello) -> None:
+        log.info("worker_connected", worker_id=hello.worker_id, role=hello.role)
+        self._dispatcher.apply(WorkerConnected(hello))
+        self._show_readiness()
+
+    def _worker_lost(self, worker_id: WorkerId, incarnation: Incarnation) -> None:
+        log.warning("worker_lost", worker_id=worker_id)
+        self._dispatcher.apply(WorkerLost(worker_id, incarnation))
+        self._show_readiness()
+
+    def _reports_arrived(self, worker_id: WorkerId, batch: ReportBatch) -> None:
+        self._dispatcher.apply(ReportsArrived(worker_id, batch.reports, batch.load))
+
+    def _show_readiness(self) -> None:
+        """Ready means: a request could be served now."""
+        can_serve = self._core.state.fleet.max_request_tokens() > 0
+        self._server.health.set_ready(inference.SERVICE_NAME, can_serve)
+        self._server.health.set_ready(admin.SERVICE_NAME, True)
+
+
+def _goals(ttft_ms: float, tpot_ms: float) -> ServiceGoals:
+    return ServiceGoals(ttft_ms / 1e3, tpot_ms / 1e3)
+
+
+def _server_options(config: RouterConfig) -> ServerOptions:
+    tls = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        tls = TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca)
+    token = config.auth_token.get_secret_value() if config.auth_token else None
+    return ServerOptions(
+        host=config.host,
+        port=config.port,
+        max_message_bytes=config.max_message_bytes,
+        tls=tls,
+        auth_token=token,
+    )

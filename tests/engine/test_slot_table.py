@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from engine.runner import InvalidSequence
+from engine.slot_table import SlotTable
+from scheduling.sampling import SamplingParams
+from scheduling.step import SequenceStart
+
+
+def test_the_first_output_token_has_index_0_and_a_handed_over_one_continues() -> None:
+    table = SlotTable(max_num_seqs=3, block_size=4)
+    table.add(SequenceStart(1, (5, 6, 7), 3, SamplingParams(seed=-1), (0,)))
+    table.add(SequenceStart(2, (5, 6, 7, 8, 9), 3, SamplingParams(seed=2**64 + 3), (1, 2)))
+    slots = np.array([2, 1])
+    assert table.sampling_of(slots).output_index.tolist() == [2, 0]
+    assert table.sampling_of(slots).seed.tolist() == [3, 2**64 - 1]
+    table.append(slots, np.array([30, 31]))
+    assert table.sampling_of(slots).output_index.tolist() == [3, 1]
+    assert table.tokens[1, :4].tolist() == [5, 6, 7, 31]
+    assert table.num_tokens[slots].tolist() == [6, 4]
+
+
+def test_unused_block_entries_repeat_the_first_block_of_the_sequence() -> None:
+    table = SlotTable(max_num_seqs=2, block_size=64)
+    table.add(SequenceStart(0, (1,), 1, SamplingParams(), ()))
+    table.extend_blocks(0, [7, 8])
+    assert table.blocks[0].tolist() == [7, 8, *[7] * (table.blocks.shape[1] - 2)]
+    table.extend_blocks(0, list(range(20, 30)))
+    assert table.blocks[0, :13].tolist() == [7, 8, *range(20, 30), 7]
+    assert table.num_blocks[0] == 12
+
+
+def test_a_prompt_needs_at_least_one_token() -> None:
+    table = SlotTable(max_num_seqs=1, block_size=4)
+    for token_ids, num_prompt in (((), 0), ((1,), 0), ((1,), 2)):
+        with pytest.raises(InvalidSequence):
+            table.add(SequenceStart(0, token_ids, num_prompt, SamplingParams(), ()))
+    assert not table.is_live[0]

@@ -1,0 +1,83 @@
+"""When to try again, without a clock and without waiting."""
+
+import random
+
+import pytest
+
+from tandemserve.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidRequest,
+    KvCorrupted,
+    LimitExceeded,
+    NoWorkerAvailable,
+    QueueFull,
+    TandemError,
+    WorkerFailed,
+)
+from tandemserve.retry import Attempts, RetryPolicy
+
+
+def attempts(timeout_s: float | None = None, **policy: float) -> Attempts:
+    chosen = RetryPolicy(**{"max_retries": 8} | policy)  # type: ignore[arg-type]
+    return Attempts(chosen, random.Random(3), timeout_s=timeout_s, now=100.0)
+
+
+def test_delays_double_up_to_the_cap_with_jitter() -> None:
+    trial = attempts(first_delay_s=1.0, max_delay_s=4.0)
+    delays = [trial.delay_after(ConnectionFailed("x"), 100.0) for _ in range(5)]
+    for delay, ceiling in zip(delays, [1.0, 2.0, 4.0, 4.0, 4.0], strict=True):
+        assert ceiling / 2 <= delay <= ceiling
+    assert len(set(delays)) == 5
+
+
+@pytest.mark.parametrize("error_class", [ConnectionFailed, QueueFull, NoWorkerAvailable])
+def test_passing_failures_are_tried_again(error_class: type[TandemError]) -> None:
+    assert attempts().delay_after(error_class("x"), 100.0) > 0
+
+
+@pytest.mark.parametrize("error_class", [InvalidRequest, LimitExceeded, WorkerFailed, KvCorrupted])
+def test_other_failures_are_raised_at_once(error_class: type[TandemError]) -> None:
+    error = error_class("x")
+    with pytest.raises(error_class) as caught:
+        attempts().delay_after(error, 100.0)
+    assert caught.value is error
+
+
+def test_any_failure_with_a_retry_delay_is_tried_again() -> None:
+    error = WorkerFailed("x", retry_after_s=2.0)
+    assert error.retryable
+    assert 2.0 < attempts().delay_after(error, 100.0) <= 2.2
+
+
+def test_a_very_long_retry_delay_is_the_callers_decision() -> None:
+    with pytest.raises(QueueFull):
+        attempts().delay_after(QueueFull("x", retry_after_s=31.0), 100.0)
+
+
+def test_attempts_share_one_deadline() -> None:
+    trial = attempts(timeout_s=10.0)
+    assert trial.remaining_s(100.0) == 10.0
+    assert trial.remaining_s(107.0) == 3.0
+    with pytest.raises(DeadlineExceeded, match=r"within 10\.0 s; raise timeout_s") as caught:
+        trial.remaining_s(110.0, "r1")
+    assert caught.value.request_id == "r1"
+
+
+def test_a_wait_past_the_deadline_is_not_begun() -> None:
+    trial = attempts(timeout_s=10.0)
+    with pytest.raises(ConnectionFailed):
+        trial.delay_after(ConnectionFailed("x"), 109.95)
+
+
+def test_no_timeout_means_no_deadline() -> None:
+    assert attempts().remaining_s(1e9) is None
+
+
+def test_progress_resets_the_count() -> None:
+    trial = attempts(max_retries=1)
+    trial.delay_after(ConnectionFailed("x"), 100.0)
+    trial.progressed()
+    trial.delay_after(ConnectionFailed("x"), 100.0)
+    with pytest.raises(ConnectionFailed):
+        trial.delay_after(ConnectionFailed("x"), 100.0)

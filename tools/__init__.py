@@ -1,0 +1,1 @@
+"""Commands for whoever works on Tandem: they write the generated files of the checkout."""

@@ -1,0 +1,159 @@
+"""The parts of a worker that differ by role, and the engine under them, put together."""
+
+import queue
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+
+from engine.kv_pool import KvLayout, KvPool
+from engine.loading import DeviceUnavailable, load_model, weights_fingerprint
+from engine.model_folder import ModelFolder, model_fingerprint, open_model_folder
+from engine.model_folder_errors import ModelFolderError
+from engine.model_runner import ModelRunner
+from engine.tokenizer import Tokenizer
+from kvtransfer.errors import ExportUnavailable
+from kvtransfer.protocol import Transport
+from kvtransfer.sending import PushSettings
+from kvtransfer.shared_memory import SharedMemoryTransport
+from runtime.config import WorkerConfig
+from runtime.cores import resolve_num_threads
+from runtime.errors import StartupError
+from runtime.logging import get_logger
+from scheduling.ids import Incarnation, WorkerId
+from scheduling.messages import PROTOCOL_VERSION, WorkerHello
+from scheduling.worker_events import WorkerEvent
+from worker.engine_loop import Core, EngineLoop, KvSide, ReportSink
+from worker.output_text import OutputText
+
+log = get_logger()
+
+Inbox = queue.SimpleQueue[WorkerEvent | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What a role needs to build its core and its side of the KV transfer."""
+
+    config: WorkerConfig
+    incarnation: Incarnation
+    layout: KvLayout
+    num_blocks: int
+    transports: dict[str, Transport]
+    # Hand an event to the engine thread, from any thread.
+    post: Callable[[WorkerEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RoleParts:
+    """What a role contributes."""
+
+    core: Core
+    kv: KvSide
+    pool: KvPool
+    # Ends the KV transfer; waits at most the given seconds.
+    close: Callable[[float], None]
+
+
+BuildRole = Callable[[Workplace], RoleParts]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker that is ready to run, and what it says of itself."""
+
+    hello: WorkerHello
+    model_name: str
+    parts: RoleParts
+    inbox: Inbox
+    _runner: ModelRunner
+    _tokenizer: Tokenizer
+
+    def engine_loop(self, sink: ReportSink) -> EngineLoop:
+        """The engine thread over the parts, not started."""
+        text = OutputText(self._tokenizer)
+        return EngineLoop(self.parts.core, self._runner, text, self.parts.kv, self.inbox, sink)
+
+
+def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRole) -> Worker:
+    """Load the model and allocate the KV cache; takes seconds. Raises: StartupError."""
+    torch.set_num_threads(resolve_num_threads(config.num_threads))
+    try:
+        folder = open_model_folder(config.model)
+        dtype = _resolve_dtype(config, folder)
+        model = load_model(folder, dtype, config.device)
+        tokenizer = Tokenizer.from_folder(config.model)
+        weights = weights_fingerprint(folder)
+        fingerprint = model_fingerprint(config.model)
+    except (ModelFolderError, DeviceUnavailable) as error:
+        raise StartupError(str(error)) from error
+    if config.device != "cpu":
+        raise StartupError(
+            "KV transfer between GPU pools is not available yet; start the worker with --device cpu"
+        )
+    layout = _layout(folder, config.block_size, dtype)
+    num_blocks = config.num_blocks or config.kv_cache_mib * 2**20 // layout.block_bytes
+    if num_blocks < 1:
+        raise StartupError(
+            f"one KV block takes {layout.block_bytes} bytes, more than kv_cache_mib "
+            f"{config.kv_cache_mib}; raise it, or lower block_size"
+        )
+    inbox: Inbox = queue.SimpleQueue()
+    workplace = Workplace(
+        config, incarnation, layout, num_blocks, _transports(config), post=inbox.put
+    )
+    try:
+        parts = build_role(workplace)
+    except ExportUnavailable as error:
+        raise StartupError(f"{error}; or lower kv_cache_mib") from error
+    hello = WorkerHello(
+        protocol_version=PROTOCOL_VERSION,
+        worker_id=WorkerId(config.worker_id),
+        incarnation=incarnation,
+        role=config.role,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        compatibility=_compatibility(weights, layout),
+        model_fingerprint=fingerprint,
+    )
+    log.info(
+        "engine_ready",
+        num_blocks=num_blocks,
+        block_bytes=layout.block_bytes,
+        dtype=dtype,
+        num_threads=torch.get_num_threads(),
+        compatibility=hello.compatibility,
+    )
+    runner = ModelRunner(model, parts.pool, config.max_num_seqs)
+    return Worker(hello, config.model.name, parts, inbox, runner, tokenizer)
+
+
+def _resolve_dtype(config: WorkerConfig, folder: ModelFolder) -> str:
+    if config.dtype != "auto":
+        return config.dtype
+    # float16 has no fast path on a CPU; its values fit float32 exactly.
+    return "bfloat16" if folder.config.torch_dtype == "bfloat16" else "float32"
+
+
+def _layout(folder: ModelFolder, block_size: int, dtype: str) -> KvLayout:
+    model = folder.config
+    return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, block_size, dtype)
+
+
+def _compatibility(weights: str, layout: KvLayout) -> str:
+    facts: Sequence[object] = (PROTOCOL_VERSION, weights, layout)
+    return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+
+def _transports(config: WorkerConfig) -> dict[str, Transport]:
+    known: dict[str, Transport] = {
+        SharedMemoryTransport.name: SharedMemoryTransport(
+            settings=PushSettings(checksum_fraction=config.kv_checksum_fraction)
+        )
+    }
+    for name in config.transports:
+        if name not in known:
+            raise StartupError(f"transport {name!r} is unknown; use one of {', '.join(known)}")
+    return {name: known[name] for name in config.transports}

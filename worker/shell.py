@@ -1,0 +1,165 @@
+"""A worker's process: assemble, register, serve routers, drain, leave.
+
+The event loop talks; the engine thread computes. Neither waits for the other.
+"""
+
+import asyncio
+
+from cluster.membership import Membership, WorkerRecord
+from cluster.redis_membership import RedisMembership
+
+from cluster.errors import ClusterError, MembershipUnavailable
+from cluster.ledger import Shares, WorkerLife
+from cluster.redis_connection import RedisConnection, connect
+from cluster.redis_ledger import RedisLedger
+from runtime.clock import MonotonicClock, wall_time_ns
+from runtime.config import WorkerConfig
+from runtime.errors import StartupError
+from runtime.grpc_server import BoundServer, ServerOptions, build_server
+from runtime.logging import get_logger
+from runtime.process import StopRequested
+from scheduling.ids import Incarnation, WorkerId
+from scheduling.policy import growth_reserve_blocks
+from tandemserve.internal.v1 import worker_pb2_grpc
+from worker.assembly import BuildRole, Worker, assemble
+from worker.engine_loop import EngineLoop
+from worker.session import SERVICE_NAME, WorkerSessions
+
+log = get_logger()
+
+_CLOSE_TIMEOUT_S = 5.0
+
+
+async def run_worker(config: WorkerConfig, stop: StopRequested, build_role: BuildRole) -> None:
+    """Serve until asked to stop, then drain. Raises: StartupError."""
+    if config.redis_url is None:
+        raise StartupError(
+            "no Redis: give --redis-url redis://HOST:PORT, or let `tandem up` start everything"
+        )
+    options = ServerOptions(config.host, config.port, max_message_bytes=config.max_message_bytes)
+    server = build_server(options, (SERVICE_NAME,))
+    try:
+        redis = await connect(config.redis_url)
+    except ClusterError as error:
+        raise StartupError(error.message) from error
+    try:
+        incarnation = Incarnation(wall_time_ns() // 1000)
+        worker = await asyncio.to_thread(assemble, config, incarnation, build_role)
+        try:
+            await WorkerProcess(config, worker, server, redis, stop).run()
+        finally:
+            worker.parts.close(_CLOSE_TIMEOUT_S)
+    finally:
+        await redis.close()
+
+
+class WorkerProcess:
+    """Everything that lives as long as the process."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        worker: Worker,
+        server: BoundServer,
+        redis: RedisConnection,
+        stop: StopRequested,
+    ) -> None:
+        self._config = config
+        self._worker = worker
+        self._server = server
+        self._stop = stop
+        self._clock = MonotonicClock()
+        self._membership: Membership = RedisMembership(redis, cluster=config.cluster_name)
+        self._ledger = RedisLedger(redis, cluster=config.cluster_name)
+        hello = worker.hello
+        self._life = WorkerLife(WorkerId(config.worker_id), hello.incarnation)
+        self._sessions = WorkerSessions(hello, worker.inbox.put)
+        self._engine: EngineLoop = worker.engine_loop(self._sessions.deliver)
+        loop = asyncio.get_running_loop()
+
+        def engine_failed() -> None:
+            loop.call_soon_threadsafe(stop.set)
+
+        self._engine.on_failure = engine_failed
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(self._sessions, server.server)
+
+    async def run(self) -> None:
+        """Serve until the stop event, then drain."""
+        self._engine.start()
+        await self._server.start()
+        record = self._record()
+        await self._join(record)
+        heartbeat = asyncio.create_task(self._heartbeat(record), name="heartbeat")
+        self._server.health.set_ready(SERVICE_NAME, True)
+        log.info("worker_listening", address=record.address)
+        try:
+            await self._stop.wait()
+            self._server.health.set_ready(SERVICE_NAME, False)
+            if self._engine.failure is None:
+                await self._drain()
+        finally:
+            heartbeat.cancel()
+            await asyncio.wait([heartbeat], timeout=_CLOSE_TIMEOUT_S)
+            await self._leave(record)
+        if self._engine.failure is not None:
+            raise RuntimeError("the engine thread failed; see the log above")
+
+    def _record(self) -> WorkerRecord:
+        hello = self._worker.hello
+        return WorkerRecord(
+            worker_id=hello.worker_id,
+            incarnation=hello.incarnation,
+            role=self._config.role,
+            address=f"{self._config.reachable_host}:{self._server.port}",
+            num_blocks=hello.num_blocks,
+            block_size=hello.block_size,
+            compatibility=hello.compatibility,
+            model_name=self._worker.model_name,
+            model_fingerprint=hello.model_fingerprint,
+        )
+
+    async def _join(self, record: WorkerRecord) -> None:
+        """Capacity first: whoever sees the worker may reserve on it."""
+        try:
+            await self._set_capacity()
+            await self._membership.join(record, self._config.lease_ttl_s)
+        except ClusterError as error:
+            raise StartupError(error.message) from error
+
+    async def _set_capacity(self) -> None:
+        num_blocks = self._worker.hello.num_blocks
+        growth = growth_reserve_blocks(num_blocks) if self._config.role == "decode" else 0
+        await self._ledger.set_capacity(self._life, num_blocks, Shares(growth_reserve=growth))
+
+    async def _heartbeat(self, record: WorkerRecord) -> None:
+        is_reachable = True
+        while True:
+            await asyncio.sleep(self._config.heartbeat_s)
+            try:
+                await self._membership.join(record, self._config.lease_ttl_s)
+                await self._set_capacity()
+                if not is_reachable:
+                    log.info("registration_restored")
+                is_reachable = True
+            except ClusterError as error:
+                # Running work does not need Redis; say it once and go on trying.
+                if is_reachable:
+                    log.warning("registration_failed", error=error.message)
+                is_reachable = False
+
+    async def _drain(self) -> None:
+        """Let running tasks end within the time given; routers see the worker leave at once."""
+        deadline_at_s = self._clock.now() + self._config.drain_timeout_s
+        while self._engine.num_tasks and self._clock.now() < deadline_at_s:
+            await asyncio.sleep(0.02)
+
+    async def _leave(self, record: WorkerRecord) -> None:
+        try:
+            await self._membership.leave(record)
+            await self._ledger.worker_lost(self._life)
+        except (ClusterError, MembershipUnavailable) as error:
+            log.warning("deregistration_failed", error=str(error))
+        self._sessions.end_all()
+        await self._server.stop(grace_s=1.0)
+        if not await asyncio.to_thread(self._engine.stop, _CLOSE_TIMEOUT_S):
+            log.warning("engine_still_running", waited_s=_CLOSE_TIMEOUT_S)
