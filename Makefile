@@ -13,6 +13,7 @@ PINS := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN_READY := .venv/ready-to-run-$(PINS)
 DEV_READY := .venv/ready-to-develop-$(PINS)
 PYTEST := $(BIN)/python -m pytest -q
+COMMA := ,
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -61,7 +62,7 @@ docs: $(DEV_READY) ## Write the generated parts of docs/ anew
 	$(BIN)/python -m tools.generate_docs
 
 baseline: $(DEV_READY) ## Accept the present wire contract as the one that must not break
-	cd proto && ../$(BIN)/buf build --output baseline.binpb
+	cd proto && ../$(BIN)/buf build --exclude-source-info --output baseline.binpb
 
 clean: ## Remove .venv, caches and build results
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
@@ -78,16 +79,18 @@ $(BIN)/python:
 # Linux wheels of torch on the default index bring several GB of CUDA libraries. Without an NVIDIA
 # driver the CPU build is taken: from the configured indexes where they have it, else from its own.
 # It goes first, because other packages ask for any torch.
-$(RUN_READY): | $(BIN)/python
+define install
 	@if [ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null \
 		|| $(PIP) install --quiet --dry-run --no-deps '$(TORCH)+cpu' >/dev/null 2>&1; \
 	then set -- ; else set -- --index-url https://download.pytorch.org/whl/cpu; fi; \
 	set -x; $(PIP) install --no-deps "$$@" '$(TORCH)'
-	$(PIP) install --constraint constraints.txt --editable '.[worker,embedded]'
+	$(PIP) install --constraint constraints.txt --editable '.[$(1)]'
 	@rm -f .venv/ready-*
-	@touch $@
+	@touch $(2)
+endef
 
-$(DEV_READY): | $(RUN_READY)
-	$(PIP) install --constraint constraints.txt --editable '.[worker,embedded,test,dev]'
-	@rm -f .venv/ready-to-develop-*
-	@touch $@
+$(RUN_READY): | $(BIN)/python
+	$(call install,worker$(COMMA)embedded,$@)
+
+$(DEV_READY): | $(BIN)/python
+	$(call install,worker$(COMMA)embedded$(COMMA)test$(COMMA)dev,$@ $(RUN_READY))

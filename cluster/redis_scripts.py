@@ -61,14 +61,15 @@ class Script:
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-def load_scripts(prelude: str, names: Sequence[str]) -> dict[str, Script]:
-    """Read `cluster/lua/NAME.lua` for each name, each behind the prelude file."""
-    folder = resources.files("cluster") / "lua"
-    head = (folder / f"{prelude}.lua").read_text(encoding="utf-8")
-    return {
-        name: Script(name, head + (folder / f"{name}.lua").read_text(encoding="utf-8"))
-        for name in names
-    }
+def load_source(name: str) -> str:
+    """The text of `cluster/lua/NAME.lua`."""
+    return (resources.files("cluster") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def load_scripts(prelude: str | None, names: Sequence[str]) -> dict[str, Script]:
+    """Read `cluster/lua/NAME.lua` for each name, each behind the prelude file if there is one."""
+    head = load_source(prelude)
+    return {name: Script(name, head + load_source(name)) for name in names}
 
 
 class ScriptRunner:

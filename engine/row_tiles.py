@@ -95,7 +95,7 @@ def find_row_tiles(
     Raises: NoCommonRowCount.
     """
     distinct = tuple(dict.fromkeys(shapes))
-    groups = [_agreeing_groups(shape, candidates) for shape in distinct]
+    groups = [row_count_groups(shape, candidates) for shape in distinct]
     affordable = max(_affordable_rows(shape.dtype) for shape in distinct)
     best: tuple[tuple[bool, int, int], tuple[int, ...], str] | None = None
     for choice in product(*groups):
@@ -117,7 +117,7 @@ def _affordable_rows(dtype: torch.dtype) -> int:
     return 32 if dtype == torch.bfloat16 else 4
 
 
-def _agreeing_groups(
+def row_count_groups(
     shape: ProductShape, candidates: tuple[int, ...]
 ) -> list[tuple[tuple[int, ...], str]]:
     """Row counts grouped by the bits they give, each with a mark of those bits."""

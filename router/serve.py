@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Iterable
-
-from cluster.membership import Membership, WorkerRecord
-from cluster.redis_membership import RedisMembership
+from contextlib import aclosing
 
 from cluster.errors import ClusterError
+from cluster.membership import Membership, WorkerRecord
 from cluster.redis_connection import RedisConnection, connect
 from cluster.redis_ledger import RedisLedger
+from cluster.redis_membership import RedisMembership
 from engine.model_folder_errors import ModelFolderError
 from router import admin, inference
 from router.admin import AdminService, RouterIdentity
@@ -181,8 +181,9 @@ class RouterProcess:
     # --- workers ------------------------------------------------------------------------------
 
     async def _follow_members(self) -> None:
-        async for workers in self._membership.watch():
-            await self._adopt(workers)
+        async with aclosing(self._membership.watch()) as changes:
+            async for workers in changes:
+                await self._adopt(workers)
 
     async def _adopt(self, records: Iterable[WorkerRecord]) -> None:
         """Dial whoever is new, hang up on whoever has left or has begun a new life."""

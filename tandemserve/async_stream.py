@@ -42,7 +42,7 @@ class AsyncStream(AsyncIterator[Event]):
 
     @property
     def accepted(self) -> Accepted | None:
-        """Model, prompt length and seed; None until the first event."""
+        """Model, prompt length and seed; None until the server has answered."""
         return self._generation.accepted
 
     async def completion(self) -> Completion:

@@ -1,7 +1,7 @@
 """The synchronous half of the I/O: one lazily opened channel, shared by all threads.
 
-It is a gRPC channel of its own, not the asyncio client behind a thread: so it works beside any
-event loop, and Ctrl-C interrupts every wait.
+It is a gRPC channel of its own, not the asyncio client behind a thread: grpc.aio does not take
+two event loops in one process well, and the caller may run one.
 """
 
 import os
@@ -14,6 +14,7 @@ import grpc
 from tandemserve.api.v1 import inference_pb2
 from tandemserve.channel import channel_credentials, channel_options
 from tandemserve.errors import ClientClosed
+from tandemserve.pump import Waiter, run_aside
 from tandemserve.queries import GENERATE_PATH, Query
 from tandemserve.rpc_errors import RpcFailure, error_from_rpc
 from tandemserve.settings import Settings, closed_error
@@ -37,22 +38,18 @@ class Connection:
 
     def __init__(self, settings: Settings, sleep: Sleep | None) -> None:
         self.settings = settings
-        self._sleep = sleep
+        # Replaces the wait between attempts; None waits really.
+        self.sleep = sleep
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._pid: int | None = None
-        self._closed = threading.Event()
+        self._is_closed = False
+        # One for each query in progress: closing ends its wait for another attempt.
+        self._waiters: set[Waiter] = set()
 
     @property
     def is_closed(self) -> bool:
-        return self._closed.is_set()
-
-    def wait(self, seconds: float, woken: threading.Event) -> None:
-        """Wait before another attempt; ends early when the event is set."""
-        if self._sleep is None:
-            woken.wait(seconds)
-        else:
-            self._sleep(seconds)
+        return self._is_closed
 
     def generate(
         self, request: inference_pb2.GenerateRequest, timeout_s: float | None
@@ -71,12 +68,21 @@ class Connection:
                 compression=grpc.Compression.NoCompression,
             )
         except ValueError:  # closed by another thread since the line above
-            self._raise_if_closed()
+            self.raise_if_closed()
             raise
         return cast(ResponseStream, call)
 
     def query(self, query: Query[T]) -> T:
         """Perform a unary call, repeated where that helps. Raises: TandemError."""
+        self.raise_if_closed()
+        waiter = Waiter(self.sleep)
+        self._waiters.add(waiter)
+        try:
+            return run_aside(lambda: self._query(query, waiter))
+        finally:
+            self._waiters.discard(waiter)
+
+    def _query(self, query: Query[T], waiter: Waiter) -> T:
         settings = self.settings
         attempts = settings.query_attempts()
         while True:
@@ -94,18 +100,20 @@ class Connection:
                     compression=grpc.Compression.NoCompression,
                 )
             except ValueError:
-                self._raise_if_closed()
+                self.raise_if_closed()
                 raise
             except grpc.RpcError as failure:
-                self._raise_if_closed()
+                self.raise_if_closed()
                 error = error_from_rpc(cast(RpcFailure, failure), target=settings.target)
-                self.wait(attempts.delay_after(error, settings.now()), self._closed)
+                waiter.wait(attempts.delay_after(error, settings.now()))
             else:
                 return query.parse(response)
 
     def close(self) -> None:
         """Cancel what runs and close the channel; closing twice is harmless."""
-        self._closed.set()
+        self._is_closed = True
+        for waiter in list(self._waiters):
+            waiter.wake()
         with self._lock:
             channel, self._channel = self._channel, None
             is_inherited = self._pid not in (None, os.getpid())
@@ -115,7 +123,7 @@ class Connection:
 
     def _open_channel(self) -> grpc.Channel:
         with self._lock:
-            self._raise_if_closed()
+            self.raise_if_closed()
             if self._channel is None:
                 self._channel = self._connect()
                 self._pid = os.getpid()
@@ -134,6 +142,7 @@ class Connection:
         credentials = channel_credentials(settings.tls)
         return grpc.secure_channel(settings.target, credentials, options=options)
 
-    def _raise_if_closed(self) -> None:
+    def raise_if_closed(self) -> None:
+        """Raises: ClientClosed."""
         if self.is_closed:
             raise closed_error()

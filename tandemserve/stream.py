@@ -1,18 +1,14 @@
-"""The events of one generation, for synchronous code. The decisions are in `generation.py`."""
+"""The events of one generation, for synchronous code. The work is done in `pump.py`."""
 
-import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
-import grpc
-
-from tandemserve.connection import Connection, ResponseStream
+from tandemserve.connection import Connection
 from tandemserve.errors import TandemError
 from tandemserve.generation import Generation
+from tandemserve.pump import Pump
 from tandemserve.results import Accepted, Completion, Event
-from tandemserve.rpc_errors import RpcFailure
-from tandemserve.settings import closed_error
 
 __all__ = ["Stream"]
 
@@ -25,13 +21,11 @@ class Stream(Iterator[Event]):
     """
 
     def __init__(self, connection: Connection, generation: Generation) -> None:
-        self._connection = connection
+        connection.raise_if_closed()
         self._generation = generation
-        self._lock = threading.Lock()
-        self._cancelled = threading.Event()
         self._is_ended = False
         self._failure: TandemError | None = None
-        self._call: ResponseStream = self._start()
+        self._pump = Pump(connection, generation)
 
     @property
     def request_id(self) -> str:
@@ -40,7 +34,7 @@ class Stream(Iterator[Event]):
 
     @property
     def accepted(self) -> Accepted | None:
-        """Model, prompt length and seed; None until the first event."""
+        """Model, prompt length and seed; None until the server has answered."""
         return self._generation.accepted
 
     def completion(self) -> Completion:
@@ -51,9 +45,9 @@ class Stream(Iterator[Event]):
 
     def cancel(self) -> None:
         """Stop the request; the reader gets RequestCancelled. Harmless when it has ended."""
-        self._cancelled.set()
-        with self._lock:
-            self._call.cancel()
+        if not self._is_ended and self._failure is None:
+            self._failure = self._generation.cancelled()
+        self._pump.cancel()
 
     def __iter__(self) -> Self:
         return self
@@ -64,13 +58,11 @@ class Stream(Iterator[Event]):
         if self._failure is not None:
             raise self._failure
         try:
-            event = self._advance()
+            event = self._pump.take()
         except BaseException as error:  # Ctrl-C included: nobody will read on
-            self.cancel()
             if isinstance(error, TandemError):
                 self._failure = error
-            else:
-                self._failure = self._generation.cancelled()
+            self.cancel()
             raise
         if event is None:
             self._is_ended = True
@@ -88,38 +80,8 @@ class Stream(Iterator[Event]):
     ) -> None:
         self.cancel()
 
-    def _advance(self) -> Event | None:
-        """The next event; None at the end."""
-        while True:
-            try:
-                response = next(self._call)
-            except StopIteration:
-                self._generation.end()
-                return None
-            except grpc.RpcError as failure:
-                if not self._recover(cast(RpcFailure, failure)):
-                    return None
-                continue
-            event = self._generation.receive(response)
-            if event is not None:
-                return event
-
-    def _recover(self, failure: RpcFailure) -> bool:
-        """Wait and start another attempt; False when none is needed. Raises: TandemError."""
-        if self._cancelled.is_set():
-            raise self._generation.cancelled()
-        if self._connection.is_closed:
-            raise closed_error()
-        delay_s = self._generation.fail(failure, self._connection.settings.now())
-        if delay_s is None:
-            return False
-        self._connection.wait(delay_s, self._cancelled)
-        with self._lock:
-            self._call = self._start()
-        return True
-
-    def _start(self) -> ResponseStream:
-        if self._cancelled.is_set():
-            raise self._generation.cancelled()
-        timeout_s = self._generation.begin(self._connection.settings.now())
-        return self._connection.generate(self._generation.request, timeout_s)
+    def __del__(self) -> None:
+        # The thread would go on without a reader. Absent where the constructor failed.
+        pump = getattr(self, "_pump", None)
+        if pump is not None:
+            pump.cancel()

@@ -32,7 +32,10 @@ class UnknownPart(ValueError):
 
 def transition_table() -> str:
     """Every row of the life of a sequence, in the order of the code."""
-    lines = ["| from | what happened | to | owner of the KV blocks then | meaning |", "|" + "---|" * 5]
+    lines = [
+        "| from | what happened | to | owner of the KV blocks then | meaning |",
+        "|" + "---|" * 5,
+    ]
     lines += [
         f"| `{row.source.value}` | `{row.change.value}` | `{row.target.value}` "
         f"| {row.kv_owner} | {row.meaning} |"

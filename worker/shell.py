@@ -4,18 +4,19 @@ The event loop talks; the engine thread computes. Neither waits for the other.
 """
 
 import asyncio
-
-from cluster.membership import Membership, WorkerRecord
-from cluster.redis_membership import RedisMembership
+import os
 
 from cluster.errors import ClusterError, MembershipUnavailable
 from cluster.ledger import Shares, WorkerLife
+from cluster.membership import Membership, WorkerRecord
 from cluster.redis_connection import RedisConnection, connect
 from cluster.redis_ledger import RedisLedger
+from cluster.redis_membership import RedisMembership
 from runtime.clock import MonotonicClock, wall_time_ns
 from runtime.config import WorkerConfig
 from runtime.errors import StartupError
 from runtime.grpc_server import BoundServer, ServerOptions, build_server
+from runtime.host import process_space
 from runtime.logging import get_logger
 from runtime.process import StopRequested
 from scheduling.ids import Incarnation, WorkerId
@@ -116,6 +117,8 @@ class WorkerProcess:
             compatibility=hello.compatibility,
             model_name=self._worker.model_name,
             model_fingerprint=hello.model_fingerprint,
+            host=process_space(),
+            pid=os.getpid(),
         )
 
     async def _join(self, record: WorkerRecord) -> None:

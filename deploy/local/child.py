@@ -47,10 +47,6 @@ class ChildProcess:
         return self._started().pid
 
     @property
-    def was_started(self) -> bool:
-        return self._process is not None
-
-    @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

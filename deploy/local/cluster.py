@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from deploy.local.child import ChildProcess
-from deploy.local.errors import StartTimedOut, WorkerIncompatible
+from deploy.local.errors import LaunchFailed, StartTimedOut, WorkerIncompatible
 from deploy.local.port import ReservedPort, reserve_port
 from deploy.local.redis import LocalRedis, make_run_folder, start_own, use_given
 from deploy.local.router_probe import RouterProbe
@@ -130,17 +130,7 @@ class LocalCluster:
         Raises: StartupError in one line, after everything that was started has ended. The logs
         stay.
         """
-        configs = effective_configs(self._settings)
-        settings = self._settings
-        if configs.decode.device == "cpu" and _SHARED_MEMORY.is_dir():
-            free_bytes = shutil.disk_usage(_SHARED_MEMORY).free
-            settings = with_fitting_kv_cache(settings, configs.decode, free_bytes)
-            configs = effective_configs(settings)
-        try:
-            open_model_folder(settings.model)
-        except ModelFolderError as error:
-            raise StartupError(str(error)) from error
-        self._configs = configs
+        settings, self._configs = _checked(self._settings)
         try:
             await self._start_all(settings)
         except BaseException:
@@ -264,14 +254,28 @@ class LocalCluster:
         return probe
 
 
+def _checked(settings: ClusterSettings) -> tuple[ClusterSettings, EffectiveConfigs]:
+    """Find what cannot work before anything is started. Raises: StartupError."""
+    configs = effective_configs(settings)
+    if configs.decode.device == "cpu" and _SHARED_MEMORY.is_dir():
+        free_bytes = shutil.disk_usage(_SHARED_MEMORY).free
+        settings = with_fitting_kv_cache(settings, configs.decode, free_bytes)
+        configs = effective_configs(settings)
+    try:
+        open_model_folder(settings.model)
+    except ModelFolderError as error:
+        raise LaunchFailed(str(error)) from error
+    return settings, configs
+
+
 async def _end(children: list[ChildProcess], timeout_s: float) -> list[str]:
     """SIGTERM to all, then SIGKILL to those that are still there; says which did not end well."""
-    started = [child for child in children if child.was_started]
-    for child in started:
+    running = [child for child in children if child.is_running]
+    for child in running:
         child.terminate()
-    ended = await asyncio.gather(*(child.wait_ended(timeout_s) for child in started))
+    ended = await asyncio.gather(*(child.wait_ended(timeout_s) for child in running))
     problems = []
-    for child, in_time in zip(started, ended, strict=True):
+    for child, in_time in zip(running, ended, strict=True):
         if not in_time:
             child.kill()
             problems.append(

@@ -13,55 +13,77 @@ from deploy.local.errors import LaunchFailed
 _MOST_FOLDER_BYTES = 80
 
 
-class LocalRedis:
-    """Where the cluster's shared state lies. `server` is None when it belongs to others."""
+class GivenRedis:
+    """A server that belongs to others: checked once, then left alone."""
 
-    def __init__(self, url: str, about: str, server: RedisServer | None) -> None:
+    is_running = True
+
+    def __init__(self, url: str, about: str) -> None:
         self.url = url
-        # For people: what it is and where it comes from.
+        # For people: what it is and where it is.
         self.about = about
-        self.server = server
+
+    async def revive(self) -> None:
+        """Nothing to do; whoever owns the server starts it again."""
+
+    async def stop(self) -> None:
+        """Nothing to do; others may use it."""
+
+
+class OwnRedis:
+    """A server on a socket file, which ends with this process."""
+
+    def __init__(self, server: RedisServer, about: str, folder: Path) -> None:
+        self.url = server.url
+        # For people: what it is and where it was found.
+        self.about = about
+        self._server = server
+        self._folder = folder
 
     @property
     def is_running(self) -> bool:
-        """False when a server of ours has ended; nothing is known of others."""
-        return self.server is None or self.server.is_running
+        return self._server.is_running
 
-    async def revive(self, folder: Path) -> None:
-        """Start our server again at the same address, empty. Raises: LaunchFailed."""
-        if self.server is not None and not self.server.is_running:
-            await self.server.stop()
-            self.server = (await start_own(folder)).server
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    async def revive(self) -> None:
+        """Start it again, empty, at the same address. Raises: LaunchFailed."""
+        await self.stop()
+        self._server = (await start_own(self._folder))._server
 
     async def stop(self) -> None:
-        """End our server, leave others alone. Raises: LaunchFailed."""
-        if self.server is not None:
-            try:
-                await self.server.stop()
-            except ClusterError as error:
-                raise LaunchFailed(str(error)) from error
+        """End it; twice is harmless. Raises: LaunchFailed."""
+        try:
+            await self._server.stop()
+        except ClusterError as error:
+            raise LaunchFailed(str(error)) from error
 
 
-async def use_given(url: str) -> LocalRedis:
+LocalRedis = GivenRedis | OwnRedis
+
+
+async def use_given(url: str) -> GivenRedis:
     """Check that a server answers and suits. Raises: LaunchFailed."""
     try:
         connection = await connect(url)
     except ClusterError as error:
         raise LaunchFailed(str(error)) from error
     try:
-        return LocalRedis(url, f"{connection.server} at {connection.address}", None)
+        return GivenRedis(url, f"{connection.server} at {connection.address}")
     finally:
         await connection.close()
 
 
-async def start_own(folder: Path) -> LocalRedis:
+async def start_own(folder: Path) -> OwnRedis:
     """Start a server on a socket file in `folder`. Raises: LaunchFailed."""
     try:
         binary = find_server_binary()
         server = await start_server(folder, binary=binary)
     except ClusterError as error:
         raise LaunchFailed(str(error)) from error
-    return LocalRedis(server.url, f"{binary.path.name}, {binary.source}", server)
+    return OwnRedis(server, f"{binary.path.name}, {binary.source}", folder)
 
 
 def make_run_folder() -> Path:

@@ -1,10 +1,8 @@
-"""Every interleaving of a small cluster: two routers, two workers, messages that come late or twice.
+"""Every interleaving of a small cluster, with messages that come late or twice.
 
-A breadth-first search over all states that the parts below can reach. Each router carries one task
-through its life; the network keeps a message as long as it likes and may deliver it again; routers
-give up waiting, crash and return; a worker crashes and returns. In every state the books add up,
-each router holds exactly what it was told, and the end of the leases frees everything; in every
-final state everything is free already.
+A breadth-first search over all states that the parts below can reach. One router carries a task
+through its whole life, another competes for the same blocks; the network keeps a message as long
+as it likes and X
 """
 
 from collections import deque
@@ -32,8 +30,9 @@ from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
 
 TTL_S = 1000.0
 NUM_BLOCKS = 5
-PROGRAM = ("renew", "prefill", "decode", "extend", "commit", "transfer", "release")
-DONE = len(PROGRAM)
+# The first step is always "renew" and the last one "release".
+WHOLE_LIFE = ("renew", "prefill", "decode", "extend", "commit", "transfer", "release")
+COMPETITOR = ("renew", "decode", "release")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,18 @@ class Router:
     """One router's own knowledge. `held` is what its grants say, by leg."""
 
     life: RouterLife
+    program: tuple[str, ...]
     # Gives up by a fresh attempt, or by ending the task.
     tries_again: bool
     position: int = 0
     attempt: int = 1
     waits_for: Message | None = None
     held: tuple[tuple[Leg, Grant], ...] = ()
+
+    @property
+    def step(self) -> str | None:
+        """What it does next; None at the end."""
+        return self.program[self.position] if self.position < len(self.program) else None
 
     @property
     def task_id(self) -> TaskId:
@@ -72,47 +77,77 @@ class Budget:
     worker_crashes: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class State:
-    book: LedgerBook
+    # Index into `Books`.
+    book: int
     routers: tuple[Router, ...]
     workers: tuple[WorkerLife, ...]
     in_flight: frozenset[Message]
     budget: Budget
 
-    def key(self) -> object:
-        return self.book.fingerprint(), self.routers, self.workers, self.in_flight, self.budget
+
+class Books:
+    """All different books that were met, and what each message does to each of them."""
+
+    def __init__(self) -> None:
+        self.books: list[LedgerBook] = []
+        self._index_by_fingerprint: dict[str, int] = {}
+        self._outcomes: dict[tuple[int, Message], tuple[int, object]] = {}
+
+    def add(self, book: LedgerBook) -> int:
+        """The index of this book, or of the equal one that was met before."""
+        fingerprint = book.fingerprint()
+        if fingerprint not in self._index_by_fingerprint:
+            check_book(book)
+            self._index_by_fingerprint[fingerprint] = len(self.books)
+            self.books.append(book)
+        return self._index_by_fingerprint[fingerprint]
+
+    def deliver(self, index: int, message: Message) -> tuple[int, object]:
+        """The book after the message, and the answer."""
+        if (index, message) not in self._outcomes:
+            book = self.books[index].copy()
+            outcome: object
+            try:
+                outcome = execute(book, message)
+            except TandemError as error:
+                outcome = error
+            after = self.add(book)
+            if isinstance(outcome, TandemError):
+                assert after == index, f"{outcome} changed something"
+            self._outcomes[index, message] = after, outcome
+        return self._outcomes[index, message]
 
 
-def first_state(budget: Budget) -> State:
+def first_state(books: Books, budget: Budget) -> State:
     book = LedgerBook()
     workers = tuple(WorkerLife(WorkerId(f"w-{i}"), Incarnation(1)) for i in range(2))
     for worker in workers:
         book.set_capacity(worker, NUM_BLOCKS, Shares(growth_reserve=1), None, 0)
     routers = tuple(
-        Router(RouterLife(RouterId(f"r-{i}"), Incarnation(1)), tries_again=i == 0) for i in range(2)
+        Router(RouterLife(RouterId(f"r-{i}"), Incarnation(1)), program, tries_again=i == 0)
+        for i, program in enumerate((WHOLE_LIFE, COMPETITOR))
     )
-    return State(book, routers, workers, frozenset(), budget)
+    return State(books.add(book), routers, workers, frozenset(), budget)
 
 
-def successors(state: State) -> Iterator[State]:
+def successors(books: Books, state: State) -> Iterator[State]:
     for index, router in enumerate(state.routers):
-        if router.waits_for is None and router.position < DONE:
-            step = PROGRAM[router.position]
-            message = Message(router.life, step, router.attempt, state.workers)
+        if router.waits_for is None and router.step is not None:
+            message = Message(router.life, router.step, router.attempt, state.workers)
             sent = with_router(state, index, replace(router, waits_for=message))
-            sent.in_flight = state.in_flight | {message}
-            yield sent
+            yield replace(sent, in_flight=state.in_flight | {message})
         if router.waits_for is not None and state.budget.give_ups:
             yield give_up(state, index)
-        if router.position < DONE and state.budget.router_crashes:
+        if router.step is not None and state.budget.router_crashes:
             yield crash_router(state, index)
     for message in state.in_flight:
-        yield deliver(state, message, keep=False)
+        yield deliver(books, state, message, keep=False)
         if state.budget.repeats:
-            yield deliver(state, message, keep=True)
+            yield deliver(books, state, message, keep=True)
     if state.budget.worker_crashes:
-        yield crash_worker(state)
+        yield crash_worker(books, state)
 
 
 def with_router(state: State, index: int, router: Router) -> State:
@@ -123,30 +158,29 @@ def with_router(state: State, index: int, router: Router) -> State:
 def give_up(state: State, index: int) -> State:
     """The answer did not come in time; the message may still be under way."""
     router = state.routers[index]
-    if router.position == 0 or PROGRAM[router.position] == "release":
+    if router.step in ("renew", "release"):
         changed = replace(router, waits_for=None)
     elif router.tries_again:
         # A new attempt replaces the old one on each leg, so nothing is held for sure.
         changed = replace(router, waits_for=None, position=1, attempt=router.attempt + 1, held=())
     else:
-        changed = replace(router, waits_for=None, position=DONE - 1)
-    after = with_router(state, index, changed)
-    after.budget = replace(state.budget, give_ups=state.budget.give_ups - 1)
-    return after
+        changed = replace(router, waits_for=None, position=len(router.program) - 1)
+    budget = replace(state.budget, give_ups=state.budget.give_ups - 1)
+    return replace(with_router(state, index, changed), budget=budget)
 
 
 def crash_router(state: State, index: int) -> State:
     router = state.routers[index]
     life = replace(router.life, incarnation=Incarnation(router.life.incarnation + 1))
-    after = with_router(state, index, Router(life, router.tries_again))
-    after.budget = replace(state.budget, router_crashes=state.budget.router_crashes - 1)
-    return after
+    after = with_router(state, index, Router(life, router.program, router.tries_again))
+    budget = replace(state.budget, router_crashes=state.budget.router_crashes - 1)
+    return replace(after, budget=budget)
 
 
-def crash_worker(state: State) -> State:
+def crash_worker(books: Books, state: State) -> State:
     old = state.workers[0]
     life = replace(old, incarnation=Incarnation(old.incarnation + 1))
-    book = state.book.copy()
+    book = books.books[state.book].copy()
     book.set_capacity(life, NUM_BLOCKS, Shares(growth_reserve=1), None, 0)
     with pytest.raises(StaleIncarnation):
         book.set_capacity(old, NUM_BLOCKS, Shares(), None, 0)
@@ -155,21 +189,17 @@ def crash_worker(state: State) -> State:
         for router in state.routers
     )
     budget = replace(state.budget, worker_crashes=state.budget.worker_crashes - 1)
-    return State(book, routers, (life, *state.workers[1:]), state.in_flight, budget)
+    return State(books.add(book), routers, (life, *state.workers[1:]), state.in_flight, budget)
 
 
-def deliver(state: State, message: Message, *, keep: bool) -> State:
-    book = state.book.copy()
-    after = State(book, state.routers, state.workers, state.in_flight, state.budget)
+def deliver(books: Books, state: State, message: Message, *, keep: bool) -> State:
+    book, outcome = books.deliver(state.book, message)
+    after = replace(state, book=book)
     if keep:
-        after.budget = replace(state.budget, repeats=state.budget.repeats - 1)
+        budget = replace(state.budget, repeats=state.budget.repeats - 1)
+        after = replace(after, budget=budget)
     else:
-        after.in_flight = state.in_flight - {message}
-    try:
-        outcome = execute(book, message)
-    except TandemError as error:
-        assert book.fingerprint() == state.book.fingerprint(), f"{error} changed something"
-        outcome = error
+        after = replace(after, in_flight=state.in_flight - {message})
     for index, router in enumerate(state.routers):
         if router.waits_for == message:
             after = with_router(after, index, answered(router, message, outcome))
@@ -209,46 +239,51 @@ def answered(router: Router, message: Message, outcome: object) -> Router:
             if message.step == "transfer":
                 held.pop("prefill", None)
         case Refusal() | TandemError():
-            position = DONE - 1 if message.step not in ("extend", "release") else position
+            if message.step not in ("extend", "release"):
+                position = len(router.program) - 1
     if message.step == "release":
         held = {}
     return replace(router, waits_for=None, position=position, held=tuple(sorted(held.items())))
 
 
-def check(state: State) -> None:
-    snapshot = state.book.snapshot(None, 100, 0)
-    check_invariants(snapshot)
+def check_book(book: LedgerBook) -> None:
+    check_invariants(book.snapshot(None, 100, 0))
+    ends = book.copy()
+    ends.sweep(100, int(TTL_S * 1000))
+    assert num_reserved(ends) == 0, "something outlives its holder's lease"
+
+
+def num_reserved(book: LedgerBook) -> int:
+    return sum(line.num_reserved for line in book.snapshot(None, 100, 0).workers)
+
+
+def check_state(state: State, book: LedgerBook) -> None:
+    snapshot = book.snapshot(None, 100, 0)
     listed = {(h.router, h.claim.task_id, h.claim.leg): h for h in snapshot.holdings}
     for router in state.routers:
-        is_ending = router.waits_for is not None or router.position >= DONE - 1
+        # While an answer is due the ledger may be ahead of the router.
+        if router.waits_for is not None or router.step in ("release", None):
+            continue
         for leg, grant in router.held:
-            # While an answer is due the ledger may be ahead of the router.
-            if is_ending or grant.worker not in state.workers:
-                continue
             holding = listed[router.life, router.task_id, leg]
             assert Grant(holding.worker, holding.num_blocks) == grant
-    ends = state.book.copy()
-    ends.sweep(100, int(TTL_S * 1000))
-    assert sum(book.num_reserved for book in ends.snapshot(None, 100, 0).workers) == 0
-    if not state.in_flight and all(router.position == DONE for router in state.routers):
-        assert sum(book.num_reserved for book in snapshot.workers) == 0, "blocks were leaked"
+    if not state.in_flight and all(router.step is None for router in state.routers):
+        assert num_reserved(book) == 0, "blocks were leaked"
 
 
 def explore(budget: Budget) -> tuple[int, int]:
     """Visit every reachable state. Returns their number and that of the final ones."""
-    start = first_state(budget)
-    seen, waiting, num_final = {start.key()}, deque([start]), 0
+    books = Books()
+    start = first_state(books, budget)
+    seen, waiting, num_final = {start}, deque([start]), 0
     while waiting:
         state = waiting.popleft()
-        check(state)
-        num_next = 0
-        for after in successors(state):
-            num_next += 1
-            key = after.key()
-            if key not in seen:
-                seen.add(key)
+        check_state(state, books.books[state.book])
+        num_final += not state.in_flight and all(router.step is None for router in state.routers)
+        for after in successors(books, state):
+            if after not in seen:
+                seen.add(after)
                 waiting.append(after)
-        num_final += num_next == 0
     return len(seen), num_final
 
 
@@ -264,6 +299,6 @@ def explore(budget: Budget) -> tuple[int, int]:
 )
 def test_no_interleaving_breaks_an_invariant_or_leaks_a_block(budget: Budget) -> None:
     num_states, num_final = explore(budget)
-    print(budget,num_states,num_final)
+    print(budget, num_states, num_final)
     assert num_states > 100
     assert num_final > 0

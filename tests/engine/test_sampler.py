@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -76,6 +76,7 @@ def test_a_row_draws_the_same_alone_and_in_a_batch(params: list[SamplingParams],
     top_k=st.sampled_from([0, 1, 2, 17, VOCAB]),
     top_p=st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]),
 )
+@example(seed=3, temperature=0.3, top_k=0, top_p=1.0)
 def test_the_kept_set_is_that_of_the_transformers_warpers(
     seed: int, temperature: float, top_k: int, top_p: float
 ) -> None:

@@ -124,8 +124,8 @@ def test_variables_that_kubernetes_injects_are_explained() -> None:
 
 
 def test_an_unknown_key_in_the_file_lists_near_matches(tmp_path: Path) -> None:
-    line = refusal(RouterConfig, [*settings_file(tmp_path, "polcy: fcfs\n"), *MODEL])
-    assert line.endswith("settings.yaml: unknown key 'polcy'; did you mean policy?")
+    line = refusal(RouterConfig, [*settings_file(tmp_path, "policyy: fcfs\n"), *MODEL])
+    assert line.endswith("settings.yaml: unknown key 'policyy'; did you mean policy?")
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,13 @@ def test_the_hello_of_a_worker_arrives_as_it_was_sent(hello: WorkerHello) -> Non
     assert decode_response(answered(encode_worker_hello(hello))) == hello
 
 
+@pytest.mark.parametrize("matched_stop", [None, "END", "", 7, 0])
+def test_what_ended_an_answer_arrives_with_its_kind(matched_stop: str | int | None) -> None:
+    end = TokensEmitted(TaskId("a/0"), 5, (7,), "x", (), "stop", matched_stop)
+    (message,) = encode_reports([end], LOAD)
+    assert decode_response(answered(message)) == ReportBatch((end,), LOAD)
+
+
 def test_an_iteration_of_many_sequences_is_one_frame() -> None:
     tokens = [TokensEmitted(TaskId(f"r{i}/0"), i, (i,), "x") for i in range(32)]
     ends = [TaskReleased(TaskId(f"r{i}/0")) for i in range(32)]
@@ -242,6 +249,10 @@ def good_target(**changes: Any) -> dict[str, Any]:
         "generations": [1, 1],
     }
     return fields | changes
+
+
+def huge_blocks() -> pb.KvExport:
+    return pb.KvExport(transport="t", num_blocks=4, block_bytes=2**48 + 1, worker_id="w")
 
 
 def a_command(**fields: Any) -> pb.SessionRequest:
@@ -290,6 +301,7 @@ def test_the_messages_that_the_bad_ones_are_made_from_are_good(message: Any) -> 
         (a_prefill(stop_strings=["x"] * 65), "stop_strings"),
         (a_push(export=None), "export"),
         (a_push(export=pb.KvExport(transport="t", block_bytes=1, worker_id="w")), "num_blocks"),
+        (a_push(export=huge_blocks()), "block_bytes"),
         (a_push(transfer_id=""), "transfer_id"),
         (a_push(generations=[1]), "generations"),
         (a_push(block_ids=[0, 4]), "block_ids"),

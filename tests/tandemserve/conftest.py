@@ -89,7 +89,7 @@ def connect(
     closers: list[Callable[[], object]] = []
 
     def connect_sync(target: str | None = None, **kwargs: Any) -> Client:
-        options = {"rng": random.Random(1), "sleep": delays.append} | kwargs
+        options: dict[str, Any] = {"rng": random.Random(1), "sleep": delays.append} | kwargs
         client = Client(target or server.target, **options)
         closers.append(client.close)
         return client
@@ -99,7 +99,7 @@ def connect(
 
     def connect_async(target: str | None = None, **kwargs: Any) -> BlockingClient:
         runner = asyncio.Runner()
-        options = {"rng": random.Random(1), "sleep": sleep} | kwargs
+        options: dict[str, Any] = {"rng": random.Random(1), "sleep": sleep} | kwargs
         client = AsyncClient(target or server.target, **options)
         closers.extend([runner.close, lambda: runner.run(client.close())])
         return BlockingClient(runner, client)

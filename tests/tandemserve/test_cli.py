@@ -152,7 +152,7 @@ def test_models_lists_limits(tandem: Tandem) -> None:
     assert result.exit_code == 0
     assert "LlamaForCausalLM" in result.stdout
     (models,) = json_lines(tandem("models", "--json"))
-    assert models[0]["max_request_tokens"] == 1024  # type: ignore[index,call-overload]
+    assert models[0]["max_request_tokens"] == 1024  # type: ignore[index]
 
 
 def test_version_is_printed(tandem: Tandem) -> None:
@@ -182,7 +182,7 @@ def test_admin_workers_shows_every_column_in_full(tandem: Tandem) -> None:
     assert "decode-0" in table.stdout
     assert "num_free_blocks" in table.stdout
     (workers,) = json_lines(tandem("admin", "workers", "--json"))
-    assert workers[0]["num_free_blocks"] == 60  # type: ignore[index,call-overload]
+    assert workers[0]["num_free_blocks"] == 60  # type: ignore[index]
 
 
 def test_a_degraded_ledger_is_pointed_out(tandem: Tandem) -> None:

@@ -160,13 +160,19 @@ def test_one_ctrl_c_cancels_the_answer_and_the_talk_goes_on(
     assert process.wait(PATIENCE_S) == 0
 
 
+def press_ctrl_c_at_the_prompt(process: subprocess.Popen[bytes], terminal: Terminal) -> None:
+    process.send_signal(signal.SIGINT)
+    # input() sees a signal that comes just before it waits for keys only with the next line.
+    terminal.type(b"\n")
+
+
 def test_two_ctrl_c_leave_the_talk(start: Start, terminal: Terminal) -> None:
     process = talk(start, terminal)
     terminal.wait_for(b"> ")
-    process.send_signal(signal.SIGINT)
+    press_ctrl_c_at_the_prompt(process, terminal)
     terminal.wait_for(b"again or Ctrl-D leaves")
     terminal.wait_for(b"> ")
-    process.send_signal(signal.SIGINT)
+    press_ctrl_c_at_the_prompt(process, terminal)
     assert process.wait(PATIENCE_S) == 130
 
 

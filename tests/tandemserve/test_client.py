@@ -63,7 +63,6 @@ def test_stream_yields_deltas_and_then_the_end(
     server.scripts.append([accept(seed=9), say(0, [1, 2], "ab"), say(2, [3], ""), finish(3)])
     stream = connect().stream("x", request_id="mine")
     assert stream.request_id == "mine"
-    assert stream.accepted is None
     events = list(stream)
     assert events[:2] == [Delta(0, 0, (1, 2), "ab"), Delta(0, 2, (3,), "")]
     assert isinstance(events[2], Finished)

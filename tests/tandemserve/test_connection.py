@@ -48,7 +48,7 @@ def is_reading(thread_id: int) -> bool:
     """Whether the thread is inside a stream's `next`, found by walking its stack."""
     frame = sys._current_frames().get(thread_id)
     while frame is not None:
-        if frame.f_code is Stream._advance.__code__:
+        if frame.f_code is Stream.__next__.__code__:
             return True
         frame = frame.f_back
     return False
@@ -76,6 +76,41 @@ def test_ctrl_c_while_reading_cancels_the_request_at_once(
     assert server.wait_until_left("r1")
     with pytest.raises(RequestCancelled):
         next(stream)
+
+
+def test_ctrl_c_at_any_moment_leaves_the_client_usable(server: FakeInferenceServer) -> None:
+    script = f"""
+import random, signal, time
+from tandemserve import Client
+rng = random.Random(5)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+with Client({server.target!r}) as client:
+    for i in range(60):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.008))
+            if i % 3:
+                client.generate("some words to say")
+            else:
+                client.list_models()
+            time.sleep(5)
+        except KeyboardInterrupt:
+            pass
+    assert client.generate("done").text == "done"
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+
+
+def test_a_process_ends_although_a_stream_is_open(server: FakeInferenceServer) -> None:
+    server.scripts.append([accept(), say(0, [1], "a"), Hold()])
+    script = f"""
+from tandemserve import Client
+stream = Client({server.target!r}).stream("x", request_id="r1")
+print(next(stream).text)
+"""
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "a\n", "")
+    assert server.wait_until_left("r1")
 
 
 def test_another_thread_can_cancel_a_reader(server: FakeInferenceServer, client: Client) -> None:

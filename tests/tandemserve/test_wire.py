@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tandemserve import admin_results, results, wire
+from tandemserve import GenerateOptions, InvalidRequest, admin_results, results, wire
 from tandemserve.api.v1 import admin_pb2, inference_pb2
 
 
@@ -34,7 +34,7 @@ def test_results_have_the_fields_of_their_messages(result_class: Any, message: A
 
 
 def test_every_field_of_a_request_can_be_set_by_an_option() -> None:
-    options = set(wire.GenerateOptions.__annotations__)
+    options = set(GenerateOptions.__annotations__)
     renamed = {
         "text", "chat", "tokens",  # the prompt
         "sampling", "service_level",  # their fields are checked below
@@ -66,7 +66,9 @@ def test_logprobs_and_a_matched_token_are_read() -> None:
     assert isinstance(event, results.Delta)
     assert event.logprobs == (results.TokenLogprobs(-0.5, (top,)),)
     ended = inference_pb2.ChoiceFinished(
-        matched_token_id=2, finish_reason=99, timings=inference_pb2.Timings(tpot_ms=1.5)
+        matched_token_id=2,
+        finish_reason=99,  # type: ignore[arg-type]
+        timings=inference_pb2.Timings(tpot_ms=1.5),
     )
     finished = wire.event_from(inference_pb2.GenerateResponse(finished=ended))
     assert isinstance(finished, results.Finished)
@@ -82,7 +84,7 @@ def test_a_prompt_may_be_any_iterable_of_integers() -> None:
 
 
 def test_a_message_with_other_keys_is_refused() -> None:
-    with pytest.raises(wire.InvalidRequest, match="exactly a role and a content"):
+    with pytest.raises(InvalidRequest, match="exactly a role and a content"):
         wire.chat_prompt([{"role": "user", "text": "hi"}])
     with pytest.raises(TypeError, match=r"messages.content must be a string"):
         wire.chat_prompt([{"role": "user", "content": 3}])  # type: ignore[dict-item]

@@ -89,9 +89,10 @@ def test_saved_weights_give_the_same_logits_in_transformers(
     torch.manual_seed(7)
     network = TrainingNetwork(_SHAPE)
     for parameter in network.parameters():
-        # What bfloat16 can hold, so that saving changes nothing; larger than at the start of
-        # training, so that every layer matters.
-        parameter.data = (parameter.data * 5).to(torch.bfloat16).float()
+        # Far from the start of training, so that every layer matters and no two norms agree; only
+        # what bfloat16 can hold, so that saving changes nothing.
+        scattered = parameter.data * 5 + 0.1 * torch.randn_like(parameter)
+        parameter.data = scattered.to(torch.bfloat16).float()
     write_model(network, tokenizer, tmp_path, report={}, licence="The licence of the text.")
     reference = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     token_ids = torch.randint(0, _SHAPE.vocab_size, (2, 40))

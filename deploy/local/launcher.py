@@ -1,0 +1,54 @@
+"""From a command line to an exit code: options, signals, and the command itself."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+
+from deploy.local.cluster import LocalCluster
+from deploy.local.demo import demo
+from deploy.local.options import LaunchOptions, parse_options
+from deploy.local.output import progress, say_error
+from deploy.local.up import up
+from engine.bundled import BundledModelDamaged, verify_bundled_model
+from runtime.errors import StartupError
+from runtime.process import EXIT_INTERRUPTED
+
+# The last one is a terminal that was closed.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `up` or `demo`; every failure is one line on stderr."""
+    try:
+        options = parse_options(argv)
+        if options.is_bundled_model:
+            verify_bundled_model()
+        with asyncio.Runner() as runner:
+            return runner.run(_run(options))
+    except BundledModelDamaged as error:
+        say_error(str(error))
+        return 1
+    except StartupError as error:
+        say_error(error.message)
+        return error.exit_code
+
+
+async def _run(options: LaunchOptions) -> int:
+    cluster = LocalCluster(options.settings, say=progress)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, _on_signal, cluster, stop)
+    command = up if options.command == "up" else demo
+    return await command(options, cluster, stop)
+
+
+def _on_signal(cluster: LocalCluster, stop: asyncio.Event) -> None:
+    if not stop.is_set():
+        stop.set()
+        return
+    progress("killed; some logs may be cut short")
+    cluster.kill()
+    # Redis ends with this process (cluster/redis_server.py).
+    os._exit(EXIT_INTERRUPTED)

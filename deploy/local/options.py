@@ -1,0 +1,184 @@
+"""The command line of the launcher, read into the settings of a cluster.
+
+`--router.FIELD`, `--prefill-worker.FIELD` and `--decode-worker.FIELD` reach every setting of the
+processes; what FIELD may be is judged by the process's own parser (runtime/config.py).
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from deploy.local.settings import ClusterSettings
+from engine.bundled import bundled_model_path
+from runtime.errors import ConfigError
+
+Command = Literal["up", "demo"]
+
+BUNDLED = "bundled"
+DEFAULT_PORT = 7700
+_SECTIONS = ("router", "prefill-worker", "decode-worker")
+# Set by the launcher, which needs to know them; each with the option that sets it, if there is one.
+_LAUNCHER_OWNS = {
+    "config": None,
+    "dump-config": None,
+    "model": "--model",
+    "redis-url": "--redis",
+    "host": "--host",
+    "port": "--port",
+    "worker-id": None,
+    "router-id": None,
+    "role": None,
+    "cluster-name": "--cluster-name",
+}
+# The name of the option and of the field that it sets for both kinds of worker.
+_WORKER_OPTIONS = (
+    ("device", "cpu or cuda"),
+    ("dtype", "float32, bfloat16 or auto"),
+    ("block-size", "tokens in a KV block"),
+    ("kv-cache-mib", "memory of one worker's KV cache"),
+    ("num-blocks", "KV blocks of one worker, instead of --kv-cache-mib"),
+    ("max-num-seqs", "sequences in one iteration"),
+    ("max-model-len", "longest sequence"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """What the user wants."""
+
+    command: Command
+    settings: ClusterSettings
+    as_json: bool
+
+    @property
+    def is_bundled_model(self) -> bool:
+        return self.settings.model_name == BUNDLED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def parse_options(argv: Sequence[str]) -> LaunchOptions:
+    """Read the arguments after `python -m deploy.local`. Raises: ConfigError; --help exits."""
+    plain, sections = _split_sections(argv)
+    parsed = _parser().parse_args(plain)
+    command: Command = parsed.command
+    for option, _ in _WORKER_OPTIONS:
+        value = getattr(parsed, option.replace("-", "_"))
+        if value is not None:
+            for section in ("prefill-worker", "decode-worker"):
+                sections[section].setdefault(option, value)
+    if parsed.policy is not None:
+        sections["router"].setdefault("policy", parsed.policy)
+    if parsed.cluster_name is not None:
+        for section in _SECTIONS:
+            sections[section]["cluster-name"] = parsed.cluster_name
+    if parsed.model is None:
+        sections["router"].setdefault("served-model-name", BUNDLED)
+    by_field = {
+        section: {field.replace("-", "_"): value for field, value in values.items()}
+        for section, values in sections.items()
+    }
+    settings = ClusterSettings(
+        model=bundled_model_path() if parsed.model is None else parsed.model.absolute(),
+        model_name=None if parsed.model else BUNDLED,
+        num_prefill=parsed.prefill,
+        num_decode=parsed.decode,
+        redis_url=parsed.redis,
+        host=parsed.host,
+        port=parsed.port,
+        router=by_field["router"],
+        prefill_worker=by_field["prefill-worker"],
+        decode_worker=by_field["decode-worker"],
+        log_dir=None if parsed.log_dir is None else parsed.log_dir.absolute(),
+        start_timeout_s=parsed.start_timeout_s,
+    )
+    return LaunchOptions(command, settings, parsed.json)
+
+
+def _split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Take `--SECTION.FIELD=VALUE` and `--SECTION.FIELD VALUE` out of the arguments."""
+    plain: list[str] = []
+    sections: dict[str, dict[str, str]] = {section: {} for section in _SECTIONS}
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.partition("=")
+        section, dot, field = name.removeprefix("--").partition(".")
+        if not argument.startswith("--") or not dot:
+            plain.append(argument)
+            continue
+        field = field.replace("_", "-")
+        if section not in sections:
+            known = ", ".join(f"--{known}.FIELD" for known in _SECTIONS)
+            raise ConfigError(f"unknown option {name}; use one of {known}")
+        if field in _LAUNCHER_OWNS:
+            option = _LAUNCHER_OWNS[field]
+            hint = f"use {option}" if option else "leave it away"
+            raise ConfigError(f"{name} is set by the launcher; {hint}")
+        if not equals:
+            if not remaining:
+                raise ConfigError(f"{name} needs a value; write {name}=VALUE")
+            value = remaining.pop(0)
+        sections[section][field] = value
+    return plain, sections
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m deploy.local",
+        description="A whole cluster on this machine: router, workers and Redis.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="up|demo")
+    up = commands.add_parser("up", help="run until Ctrl-C", allow_abbrev=False)
+    demo = commands.add_parser(
+        "demo", help="answer some prompts, show where the time went, stop", allow_abbrev=False
+    )
+    for command, port in ((up, DEFAULT_PORT), (demo, 0)):
+        command.epilog = (
+            "Every other setting of the processes: --router.FIELD=X, --prefill-worker.FIELD=X, "
+            "--decode-worker.FIELD=X; `python -m router --help` and so on list them. "
+            "Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 130 ended by a second Ctrl-C."
+        )
+        _add_options(command, port)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, port: int) -> None:
+    add = parser.add_argument
+    add("--model", type=Path, metavar="DIR", help="Hugging Face folder (default: the bundled one)")
+    add("--prefill", type=_at_least_1, default=1, metavar="N", help="prefill workers (default: 1)")
+    add("--decode", type=_at_least_1, default=2, metavar="M", help="decode workers (default: 2)")
+    add("--redis", metavar="URL", help="use this server (default: start one)")
+    add("--cluster-name", metavar="NAME", help="keeps clusters on one Redis apart")
+    add("--host", default="127.0.0.1", help="address of the router (default: 127.0.0.1)")
+    about_port = f"port of the router, 0 picks a free one (default: {port})"
+    add("--port", type=int, default=port, metavar="P", help=about_port)
+    add("--policy", metavar="NAME", help="scheduling policy")
+    for option, about in _WORKER_OPTIONS:
+        add(f"--{option}", metavar="X", help=f"of every worker: {about}")
+    add("--log-dir", type=Path, metavar="DIR", help="keep the logs of all processes there")
+    about_start = "how long loading may take (default: 600)"
+    add("--start-timeout-s", type=_seconds, default=600.0, metavar="S", help=about_start)
+    add("--json", action="store_true", help="print JSON for programs")
+
+
+def _at_least_1(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 256")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds

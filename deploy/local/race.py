@@ -1,0 +1,20 @@
+"""A task against the wish to stop."""
+
+import asyncio
+from typing import Any
+
+
+async def first_of(task: asyncio.Task[Any], stop: asyncio.Event) -> bool:
+    """Return True when the task has ended, well or not; its result is the caller's to fetch.
+
+    When `stop` is set first, cancel the task, wait for its clean-up and return False.
+    """
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    return not task.cancelled()

@@ -1,0 +1,95 @@
+"""The launcher's command line becomes settings, or one line that says what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from deploy.local.options import BUNDLED, parse_options
+from deploy.local.settings import effective_configs
+from engine.bundled import bundled_model_path
+from runtime.errors import ConfigError
+
+
+def test_up_alone_is_the_bundled_model_on_one_prefill_and_two_decode_workers() -> None:
+    options = parse_options(["up"])
+    settings = options.settings
+    assert (options.command, options.as_json, options.is_bundled_model) == ("up", False, True)
+    assert settings.model == bundled_model_path()
+    assert (settings.num_prefill, settings.num_decode) == (1, 2)
+    assert (settings.host, settings.port, settings.redis_url) == ("127.0.0.1", 7700, None)
+    assert effective_configs(settings).router.served_model_name == BUNDLED
+
+
+def test_demo_takes_any_free_port() -> None:
+    assert parse_options(["demo"]).settings.port == 0
+
+
+def test_an_option_for_every_worker_yields_to_one_for_a_kind_of_worker() -> None:
+    settings = parse_options(
+        ["up", "--block-size", "8", "--decode-worker.block_size=32", "--num-blocks=64"]
+    ).settings
+    configs = effective_configs(settings)
+    assert (configs.prefill.block_size, configs.decode.block_size) == (8, 32)
+    assert (configs.prefill.num_blocks, configs.decode.num_blocks) == (64, 64)
+
+
+def test_every_field_of_a_process_can_be_reached() -> None:
+    settings = parse_options(
+        ["up", "--router.max-prompt-queue", "7", "--prefill-worker.push-timeout-s=3", "--json"]
+    ).settings
+    configs = effective_configs(settings)
+    assert configs.router.max_prompt_queue == 7
+    assert configs.prefill.push_timeout_s == 3.0
+    assert configs.decode.push_timeout_s != 3.0
+
+
+def test_a_cluster_name_is_given_to_every_process() -> None:
+    configs = effective_configs(parse_options(["up", "--cluster-name", "blue"]).settings)
+    names = {config.cluster_name for config in (configs.router, configs.prefill, configs.decode)}
+    assert names == {"blue"}
+
+
+def test_a_model_of_the_users_own_is_named_after_its_folder(tmp_path: Path) -> None:
+    options = parse_options(["up", "--model", str(tmp_path / "qwen")])
+    assert not options.is_bundled_model
+    assert effective_configs(options.settings).router.served_model_name == "qwen"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "up|demo"),
+        (["down"], "down"),
+        (["up", "--prefill", "0"], "--prefill"),
+        (["up", "--decode", "many"], "--decode"),
+        (["up", "--start-timeout-s", "nan"], "--start-timeout-s"),
+        (["up", "--modle", "x"], "--modle"),
+        (["up", "--gateway.port=1"], "--router.FIELD"),
+        (["up", "--router.redis-url=redis://h"], "--redis"),
+        (["up", "--prefill-worker.worker-id=x"], "set by the launcher"),
+        (["up", "--router.policy"], "--router.policy=VALUE"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(argv: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse_options(argv)
+    assert said in refusal.value.message
+    assert "\n" not in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--router.polcy=fcfs", "did you mean --policy"),
+        ("--block-size=0", "block_size"),
+        ("--device=tpu", "device"),
+        ("--redis=http://localhost", "redis_url"),
+        ("--port=70000", "port"),
+    ],
+)
+def test_a_value_that_a_process_would_refuse_is_refused_before_anything_starts(
+    argument: str, said: str
+) -> None:
+    settings = parse_options(["up", argument]).settings
+    with pytest.raises(ConfigError, match=said):
+        effective_configs(settings)

@@ -1,0 +1,100 @@
+"""Import rules that import-linter cannot express, and that its own rules cover every package."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SERVERS = {"runtime", "cluster", "engine", "kvtransfer", "worker", "router", "simulator"} | {
+    "prefill_worker",
+    "decode_worker",
+    "scheduling",
+}
+CONTRACTS = configparser.ConfigParser()
+CONTRACTS.read(Path(__file__).resolve().parents[2] / ".importlinter", "utf-8")
+
+
+def imported_modules(source: Path) -> Iterator[str]:
+    """Full names of what a file imports, `from a import b` as a.b."""
+    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def our_stubs(source: Path, suffix: str) -> set[str]:
+    """Which of our generated modules with that suffix a file imports, without the suffix."""
+    return {
+        name.removesuffix(suffix)
+        for name in imported_modules(source)
+        if name.startswith("tandemserve.") and name.endswith(suffix)
+    }
+
+
+def listed(contract: str, option: str) -> set[str]:
+    """The entries of one multi-line option of .importlinter."""
+    return set(CONTRACTS[contract][option].split())
+
+
+def modules_of(root: Path, files: list[Path]) -> list[Path]:
+    """Files of the servers."""
+    return [root / p for p in files if p.suffix == ".py" and p.parts[0] in SERVERS]
+
+
+def test_messages_stay_in_wire_modules_and_beside_the_stubs_they_belong_to(
+    root: Path, files: list[Path]
+) -> None:
+    strays = [
+        path.relative_to(root).as_posix()
+        for path in modules_of(root, files)
+        if path.name != "wire.py"
+        and "wire" not in path.parent.parts
+        and not our_stubs(path, "_pb2") <= our_stubs(path, "_pb2_grpc")
+    ]
+    assert strays == []
+
+
+def test_every_package_is_under_the_import_rules(root: Path) -> None:
+    packages = {path.parent.name for path in root.glob("*/__init__.py")}
+    assert listed("importlinter", "root_packages") == packages
+
+
+def test_every_core_is_held_to_be_pure(files: list[Path]) -> None:
+    cores = {".".join(path.with_suffix("").parts) for path in files if path.name == "core.py"}
+    assert cores <= listed("importlinter:contract:cores", "source_modules")
+
+
+@pytest.mark.parametrize("launched", ["deploy", "benchmarks", "tests", "tools"])
+def test_nobody_imports_what_only_starts_others(
+    root: Path, files: list[Path], launched: str
+) -> None:
+    importers = [
+        path.as_posix()
+        for path in files
+        if path.suffix == ".py" and path.parts[0] not in {launched, "tests"}
+        for name in imported_modules(root / path)
+        if name.split(".")[0] == launched
+    ]
+    assert importers == []
+
+
+@pytest.mark.parametrize("module", ["router.serve", "router.__main__"])
+def test_a_router_starts_without_torch(root: Path, module: str) -> None:
+    code = (
+        f"import sys, {module}; "
+        "sys.exit(', '.join(sorted({'torch', 'safetensors', 'transformers'} & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
