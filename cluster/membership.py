@@ -5,7 +5,7 @@ memory fills up by itself. When the store is away, the last known members stay.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -204,7 +204,7 @@ class MembershipTracker:
 
 async def watch(
     membership: Membership, clock: Clock, *, interval_s: float, left_grace_s: float
-) -> AsyncIterator[MembershipChange]:
+) -> AsyncGenerator[MembershipChange, None]:
     """Changes as they happen, beginning with all members as joined; never ends by itself.
 
     A change that the store announces is seen at once, every other (a lease that ran out) within

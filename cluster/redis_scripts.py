@@ -68,7 +68,7 @@ def load_source(name: str) -> str:
 
 def load_scripts(prelude: str | None, names: Sequence[str]) -> dict[str, Script]:
     """Read `cluster/lua/NAME.lua` for each name, each behind the prelude file if there is one."""
-    head = load_source(prelude)
+    head = "" if prelude is None else load_source(prelude)
     return {name: Script(name, head + load_source(name)) for name in names}
 
 

@@ -43,6 +43,11 @@ class ModelRunner:
         self._attention = attention or SplitKvAttention(layout, config.num_heads, model.device)
         self._slots = SlotTable(max_num_seqs, layout.block_size)
 
+    @property
+    def arithmetic(self) -> str:
+        """Workers with equal models and equal names compute the same bits for a sequence."""
+        return f"{self.model.row_tiles.fingerprint}-{self._attention.arithmetic}"
+
     def add(self, start: SequenceStart) -> None:
         """Take a sequence in. Raises: SlotTaken, InvalidSequence."""
         vocab_size = self.model.config.vocab_size

@@ -45,12 +45,16 @@ class RunnerMisuse(ValueError):
 
 
 class UnknownSlot(RunnerMisuse):
+    """No live sequence has this slot."""
+
     def __init__(self, slot: int) -> None:
         super().__init__(f"no sequence is in slot {slot}; add it before use, do not remove twice")
         self.slot = slot
 
 
 class SlotTaken(RunnerMisuse):
+    """The slot cannot take a sequence in."""
+
     def __init__(self, slot: int, max_num_seqs: int) -> None:
         super().__init__(
             f"slot {slot} is in use or not in [0, {max_num_seqs}); "
@@ -60,18 +64,24 @@ class SlotTaken(RunnerMisuse):
 
 
 class InvalidSequence(RunnerMisuse):
+    """A token, a block or a length that cannot be."""
+
     def __init__(self, slot: int, problem: str) -> None:
         super().__init__(f"sequence in slot {slot}: {problem}")
         self.slot = slot
 
 
 class InvalidChunk(RunnerMisuse):
+    """A chunk that does not lie in its sequence's history, or is planned twice."""
+
     def __init__(self, chunk: ScheduledChunk, problem: str) -> None:
         super().__init__(f"{chunk}: {problem}")
         self.chunk = chunk
 
 
 class BlockTableTooShort(RunnerMisuse):
+    """A chunk would write beyond the blocks of its sequence."""
+
     def __init__(self, slot: int, needed_tokens: int, held_tokens: int) -> None:
         super().__init__(
             f"slot {slot} needs KV for {needed_tokens} tokens and its blocks hold {held_tokens}; "

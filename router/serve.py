@@ -1,14 +1,23 @@
 """The router's process: the core, its links to the workers, and the public gRPC services."""
 
 import asyncio
-from collections.abc import Iterable
 from contextlib import aclosing
 
 from cluster.errors import ClusterError
-from cluster.membership import Membership, WorkerRecord
+from cluster.membership import (
+    MemberJoined,
+    MemberLeft,
+    MemberRestarted,
+    Membership,
+    RouterRecord,
+    WorkerRecord,
+    watch,
+)
+from cluster.process_identity import this_process
 from cluster.redis_connection import RedisConnection, connect
 from cluster.redis_ledger import RedisLedger
 from cluster.redis_membership import RedisMembership
+from cluster.registration import Registration
 from engine.model_folder_errors import ModelFolderError
 from router import admin, inference
 from router.admin import AdminService, RouterIdentity
@@ -29,6 +38,7 @@ from runtime.logging import get_logger
 from runtime.process import StopRequested
 from runtime.telemetry import start_telemetry
 from runtime.wire import ReportBatch
+from scheduling.errors import StaleIncarnation
 from scheduling.ids import Incarnation, RouterId, WorkerId
 from scheduling.messages import WorkerHello
 from scheduling.policy import POLICIES, policy_named
@@ -41,6 +51,8 @@ log = get_logger()
 SERVICES = (inference.SERVICE_NAME, admin.SERVICE_NAME)
 # How long a broken start or an orderly end may keep a peer waiting.
 _CLOSE_TIMEOUT_S = 5.0
+# Joins and leaves are announced; this finds leases that ran out.
+_MEMBERSHIP_POLL_S = 1.0
 
 
 async def serve(config: RouterConfig, stop: StopRequested) -> None:
@@ -62,9 +74,13 @@ async def serve(config: RouterConfig, stop: StopRequested) -> None:
         redis = await connect(config.redis_url)
     except ClusterError as error:
         raise StartupError(error.message) from error
-    router = RouterProcess(config, model, server, redis, stop)
     try:
-        await router.run()
+        membership = RedisMembership(redis, cluster=config.cluster_name)
+        try:
+            incarnation = await membership.next_incarnation(f"router {config.router_id}")
+        except ClusterError as error:
+            raise StartupError(error.message) from error
+        await RouterProcess(config, model, server, redis, membership, incarnation, stop).run()
     finally:
         await redis.close()
 
@@ -78,6 +94,8 @@ class RouterProcess:
         model: ServedModel,
         server: BoundServer,
         redis: RedisConnection,
+        membership: Membership,
+        incarnation: Incarnation,
         stop: StopRequested,
     ) -> None:
         self._config = config
@@ -85,7 +103,7 @@ class RouterProcess:
         self._server = server
         self._stop = stop
         self._clock = MonotonicClock()
-        self._incarnation = Incarnation(wall_time_ns() // 1000)
+        self._incarnation = incarnation
         self._telemetry = start_telemetry("router", config.router_id, version=VERSION)
         self._core = RouterCore(
             policy_named(config.policy, config.deadline_bucket_ms / 1e3, config.kvc_bucket_blocks),
@@ -107,7 +125,7 @@ class RouterProcess:
             held_legs=self._core.state.legs.held,
         )
         self._dispatcher.ask_ledger = self._ledger.perform
-        self._membership: Membership = RedisMembership(redis, cluster=config.cluster_name)
+        self._membership = membership
         self._encoder = PromptEncoder(model, config.tokenizer_threads)
         self._inference = self._add_services()
 
@@ -115,6 +133,13 @@ class RouterProcess:
         """Serve until the stop event, then drain."""
         await self._ledger.start()
         await self._server.start()
+        registration = Registration(
+            self._membership, self._record(), ttl_s=self._config.lease_ttl_s
+        )
+        try:
+            await registration.start()
+        except (ClusterError, StaleIncarnation) as error:
+            raise StartupError(error.message) from error
         tasks = [
             asyncio.create_task(self._ledger.keep_lease(), name="ledger-lease"),
             asyncio.create_task(self._follow_members(), name="membership"),
@@ -127,9 +152,20 @@ class RouterProcess:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT_S)
+            await registration.stop()
             await self._close()
         if self._is_defective:
             raise RuntimeError("the router's core failed; see the log above")
+
+    def _record(self) -> RouterRecord:
+        return RouterRecord(
+            router_id=RouterId(self._config.router_id),
+            incarnation=self._incarnation,
+            address=f"{self._config.host}:{self._server.port}",
+            model_fingerprint=self._model.fingerprint,
+            started_at_ns=wall_time_ns(),
+            process=this_process(),
+        )
 
     def _add_services(self) -> InferenceService:
         config = self._config
@@ -181,24 +217,31 @@ class RouterProcess:
     # --- workers ------------------------------------------------------------------------------
 
     async def _follow_members(self) -> None:
-        async with aclosing(self._membership.watch()) as changes:
-            async for workers in changes:
-                await self._adopt(workers)
+        changes = watch(
+            self._membership,
+            self._clock,
+            interval_s=_MEMBERSHIP_POLL_S,
+            left_grace_s=self._config.lease_ttl_s,
+        )
+        async with aclosing(changes):
+            async for change in changes:
+                match change:
+                    case MemberJoined(WorkerRecord() as record):
+                        self._dial(record)
+                    case MemberRestarted(WorkerRecord() as record, _):
+                        await self._hang_up(record.worker_id)
+                        self._dial(record)
+                    case MemberLeft(WorkerRecord() as record):
+                        await self._hang_up(record.worker_id)
+                    case _:
+                        log.debug("membership_changed", change=type(change).__name__)
 
-    async def _adopt(self, records: Iterable[WorkerRecord]) -> None:
-        """Dial whoever is new, hang up on whoever has left or has begun a new life."""
-        link_by_worker = self._dispatcher.link_by_worker
-        record_by_id = {record.worker_id: record for record in records}
-        for worker_id, link in list(link_by_worker.items()):
-            record = record_by_id.get(worker_id)
-            if record is None or record.incarnation != link.incarnation:
-                del link_by_worker[worker_id]
-                await link.close()
-        for worker_id, record in record_by_id.items():
-            if worker_id not in link_by_worker:
-                link_by_worker[worker_id] = self._dial(record)
+    async def _hang_up(self, worker_id: WorkerId) -> None:
+        link = self._dispatcher.link_by_worker.pop(worker_id, None)
+        if link is not None:
+            await link.close()
 
-    def _dial(self, record: WorkerRecord) -> WorkerLink:
+    def _dial(self, record: WorkerRecord) -> None:
         config = self._config
         settings = LinkSettings(
             router_id=RouterId(config.router_id),
@@ -208,7 +251,7 @@ class RouterProcess:
             max_message_bytes=config.max_message_bytes,
         )
         events = LinkEvents(self._worker_connected, self._reports_arrived, self._worker_lost)
-        return WorkerLink(
+        self._dispatcher.link_by_worker[record.worker_id] = WorkerLink(
             record.worker_id, record.incarnation, record.role, record.address, settings, events
         )
 

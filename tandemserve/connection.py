@@ -4,10 +4,12 @@ It is a gRPC channel of its own, not the asyncio client behind a thread: grpc.ai
 two event loops in one process well, and the caller may run one.
 """
 
+import atexit
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar, cast
+from typing import ClassVar, Protocol, TypeVar, cast
 
 import grpc
 
@@ -35,6 +37,9 @@ class ResponseStream(Protocol):
 
 class Connection:
     """Opens calls and performs queries. Thread-safe; belongs to the process that first uses it."""
+
+    # Those that must be closed before the interpreter stops its threads wherever they are.
+    _open: ClassVar["weakref.WeakSet[Connection]"] = weakref.WeakSet()
 
     def __init__(self, settings: Settings, sleep: Sleep | None) -> None:
         self.settings = settings
@@ -112,6 +117,7 @@ class Connection:
     def close(self) -> None:
         """Cancel what runs and close the channel; closing twice is harmless."""
         self._is_closed = True
+        self._open.discard(self)
         for waiter in list(self._waiters):
             waiter.wake()
         with self._lock:
@@ -127,6 +133,7 @@ class Connection:
             if self._channel is None:
                 self._channel = self._connect()
                 self._pid = os.getpid()
+                self._open.add(self)
             elif self._pid != os.getpid():
                 raise ClientClosed(
                     "the client was used before this process was forked from its parent; "
@@ -146,3 +153,12 @@ class Connection:
         """Raises: ClientClosed."""
         if self.is_closed:
             raise closed_error()
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Close what the program left open."""
+        for connection in list(cls._open):
+            connection.close()
+
+
+atexit.register(Connection.close_all)

@@ -1,5 +1,6 @@
 """The events of one generation, for synchronous code. The work is done in `pump.py`."""
 
+import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -81,7 +82,8 @@ class Stream(Iterator[Event]):
         self.cancel()
 
     def __del__(self) -> None:
-        # The thread would go on without a reader. Absent where the constructor failed.
+        # The thread would go on without a reader. At exit it is stopped already, perhaps with a
+        # lock in its hands. There is no pump where the constructor failed.
         pump = getattr(self, "_pump", None)
-        if pump is not None:
+        if pump is not None and not sys.is_finalizing():
             pump.cancel()

@@ -54,9 +54,17 @@ def state_diagram() -> str:
     return "\n".join([*lines, "```"]) + "\n"
 
 
+def decision_list(folder: Path = DOCS / "decisions") -> str:
+    """A link to every decision, by its title."""
+    pages = [path for path in sorted(folder.glob("*.md")) if path.name != "README.md"]
+    titles = [path.read_text("utf-8").splitlines()[0].removeprefix("# ") for path in pages]
+    return "".join(f"- [{title}]({path.name})\n" for path, title in zip(pages, titles, strict=True))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "transition-table": transition_table,
     "state-diagram": state_diagram,
+    "decision-list": decision_list,
 }
 
 

@@ -4,22 +4,23 @@ The event loop talks; the engine thread computes. Neither waits for the other.
 """
 
 import asyncio
-import os
 
-from cluster.errors import ClusterError, MembershipUnavailable
+from cluster.errors import ClusterError
 from cluster.ledger import Shares, WorkerLife
 from cluster.membership import Membership, WorkerRecord
+from cluster.process_identity import this_process
 from cluster.redis_connection import RedisConnection, connect
 from cluster.redis_ledger import RedisLedger
 from cluster.redis_membership import RedisMembership
+from cluster.registration import Registration
 from runtime.clock import MonotonicClock, wall_time_ns
 from runtime.config import WorkerConfig
 from runtime.errors import StartupError
 from runtime.grpc_server import BoundServer, ServerOptions, build_server
-from runtime.host import process_space
 from runtime.logging import get_logger
 from runtime.process import StopRequested
-from scheduling.ids import Incarnation, WorkerId
+from scheduling.errors import StaleIncarnation
+from scheduling.ids import WorkerId
 from scheduling.policy import growth_reserve_blocks
 from tandemserve.internal.v1 import worker_pb2_grpc
 from worker.assembly import BuildRole, Worker, assemble
@@ -44,10 +45,14 @@ async def run_worker(config: WorkerConfig, stop: StopRequested, build_role: Buil
     except ClusterError as error:
         raise StartupError(error.message) from error
     try:
-        incarnation = Incarnation(wall_time_ns() // 1000)
+        membership = RedisMembership(redis, cluster=config.cluster_name)
+        try:
+            incarnation = await membership.next_incarnation(f"worker {config.worker_id}")
+        except ClusterError as error:
+            raise StartupError(error.message) from error
         worker = await asyncio.to_thread(assemble, config, incarnation, build_role)
         try:
-            await WorkerProcess(config, worker, server, redis, stop).run()
+            await WorkerProcess(config, worker, server, redis, membership, stop).run()
         finally:
             worker.parts.close(_CLOSE_TIMEOUT_S)
     finally:
@@ -63,6 +68,7 @@ class WorkerProcess:
         worker: Worker,
         server: BoundServer,
         redis: RedisConnection,
+        membership: Membership,
         stop: StopRequested,
     ) -> None:
         self._config = config
@@ -70,9 +76,11 @@ class WorkerProcess:
         self._server = server
         self._stop = stop
         self._clock = MonotonicClock()
-        self._membership: Membership = RedisMembership(redis, cluster=config.cluster_name)
+        self._membership = membership
         self._ledger = RedisLedger(redis, cluster=config.cluster_name)
         hello = worker.hello
+        # Why another life has our name, once one has.
+        self._replaced_by: str | None = None
         self._life = WorkerLife(WorkerId(config.worker_id), hello.incarnation)
         self._sessions = WorkerSessions(hello, worker.inbox.put)
         self._engine: EngineLoop = worker.engine_loop(self._sessions.deliver)
@@ -88,22 +96,33 @@ class WorkerProcess:
         """Serve until the stop event, then drain."""
         self._engine.start()
         await self._server.start()
-        record = self._record()
-        await self._join(record)
-        heartbeat = asyncio.create_task(self._heartbeat(record), name="heartbeat")
+        registration = Registration(
+            self._membership,
+            self._record(),
+            ttl_s=self._config.lease_ttl_s,
+            after_renewal=self._set_capacity,
+        )
+        try:
+            # Capacity first: whoever sees the worker may reserve on it.
+            await self._set_capacity()
+            await registration.start()
+        except (ClusterError, StaleIncarnation) as error:
+            raise StartupError(error.message) from error
+        watcher = asyncio.create_task(self._stop_when_replaced(registration), name="registration")
         self._server.health.set_ready(SERVICE_NAME, True)
-        log.info("worker_listening", address=record.address)
+        log.info("worker_listening", port=self._server.port)
         try:
             await self._stop.wait()
             self._server.health.set_ready(SERVICE_NAME, False)
             if self._engine.failure is None:
                 await self._drain()
         finally:
-            heartbeat.cancel()
-            await asyncio.wait([heartbeat], timeout=_CLOSE_TIMEOUT_S)
-            await self._leave(record)
+            await self._leave(registration)
+            await asyncio.wait([watcher], timeout=_CLOSE_TIMEOUT_S)
         if self._engine.failure is not None:
             raise RuntimeError("the engine thread failed; see the log above")
+        if self._replaced_by is not None:
+            raise StartupError(self._replaced_by)
 
     def _record(self) -> WorkerRecord:
         hello = self._worker.hello
@@ -115,53 +134,37 @@ class WorkerProcess:
             num_blocks=hello.num_blocks,
             block_size=hello.block_size,
             compatibility=hello.compatibility,
-            model_name=self._worker.model_name,
+            model=self._worker.model_name,
             model_fingerprint=hello.model_fingerprint,
-            host=process_space(),
-            pid=os.getpid(),
+            started_at_ns=wall_time_ns(),
+            process=this_process(),
         )
 
-    async def _join(self, record: WorkerRecord) -> None:
-        """Capacity first: whoever sees the worker may reserve on it."""
-        try:
-            await self._set_capacity()
-            await self._membership.join(record, self._config.lease_ttl_s)
-        except ClusterError as error:
-            raise StartupError(error.message) from error
+    async def _stop_when_replaced(self, registration: Registration) -> None:
+        """Two processes of one name would take each other's work: the older one goes."""
+        error = await registration.wait_lost()
+        if error is not None:
+            self._replaced_by = error.message
+            self._stop.set()
 
     async def _set_capacity(self) -> None:
         num_blocks = self._worker.hello.num_blocks
         growth = growth_reserve_blocks(num_blocks) if self._config.role == "decode" else 0
         await self._ledger.set_capacity(self._life, num_blocks, Shares(growth_reserve=growth))
 
-    async def _heartbeat(self, record: WorkerRecord) -> None:
-        is_reachable = True
-        while True:
-            await asyncio.sleep(self._config.heartbeat_s)
-            try:
-                await self._membership.join(record, self._config.lease_ttl_s)
-                await self._set_capacity()
-                if not is_reachable:
-                    log.info("registration_restored")
-                is_reachable = True
-            except ClusterError as error:
-                # Running work does not need Redis; say it once and go on trying.
-                if is_reachable:
-                    log.warning("registration_failed", error=error.message)
-                is_reachable = False
-
     async def _drain(self) -> None:
         """Let running tasks end within the time given; routers see the worker leave at once."""
         deadline_at_s = self._clock.now() + self._config.drain_timeout_s
-        while self._engine.num_tasks and self._clock.now() < deadline_at_s:
+        # The core belongs to the engine thread, which announces nothing: look now and then.
+        while self._engine.num_tasks and self._clock.now() < deadline_at_s:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
-    async def _leave(self, record: WorkerRecord) -> None:
+    async def _leave(self, registration: Registration) -> None:
+        await registration.stop()
         try:
-            await self._membership.leave(record)
             await self._ledger.worker_lost(self._life)
-        except (ClusterError, MembershipUnavailable) as error:
-            log.warning("deregistration_failed", error=str(error))
+        except (ClusterError, StaleIncarnation) as error:
+            log.warning("deregistration_failed", error=error.message)
         self._sessions.end_all()
         await self._server.stop(grace_s=1.0)
         if not await asyncio.to_thread(self._engine.stop, _CLOSE_TIMEOUT_S):

@@ -48,4 +48,9 @@ class StepAttention(Protocol):
 class AttentionBackend(Protocol):
     """Kernels for one machine. The caller promises that block tables cover every position."""
 
+    @property
+    def arithmetic(self) -> str:
+        """Names the order of summation: equal names give equal bits for equal inputs."""
+        ...
+
     def begin(self, batch: AttentionBatch, kv_pool: KvPool) -> StepAttention: ...

@@ -55,6 +55,11 @@ class SplitKvAttention:
             device=device,
         )
 
+    @property
+    def arithmetic(self) -> str:
+        """The split length and the fingerprint of the products."""
+        return f"split-{self.geometry.split_tokens}-{self.row_tiles.fingerprint}"
+
     def begin(self, batch: AttentionBatch, kv_pool: KvPool) -> "SplitKvStep":
         return SplitKvStep(self.geometry, batch, kv_pool, self._workspace)
 
@@ -80,9 +85,9 @@ class SplitKvStep:
         rows = self._pool.token_rows(layer)
         new = torch.stack((key, value)).to(rows.dtype)
         rows.index_copy_(0, self._write_rows, new.view(-1, self._geometry.layout.head_dim))
-        query = query * self._scale
-        parts = [self._attend_tiles(layer, plan, query) for plan in self._plans]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        scaled = (query * self._scale).view(-1, self._geometry.layout.head_dim)
+        parts = [self._attend_tiles(layer, plan, scaled) for plan in self._plans]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(query.shape)
 
     def _token_rows_of(self, batch: AttentionBatch) -> Tensor:
         """[2 * num_tokens * num_kv_heads] rows of the pool's token_rows, keys then values."""
@@ -94,18 +99,16 @@ class SplitKvStep:
         return (first.view(1, -1, 1) + per_head).view(-1).to(self._geometry.device)
 
     def _attend_tiles(self, layer: int, plan: TilePlan, query: Tensor) -> Tensor:
-        """[tokens of the plan, num_heads, head_dim] from all query tokens."""
+        """[tokens of the plan * num_heads, head_dim] from the rows of all query tokens."""
         heads, dim = self._geometry.layout.num_kv_heads, self._geometry.layout.head_dim
         num_items, rows, split = plan.num_items, plan.rows, self._geometry.split_tokens
         products = num_items * heads
         workspace = self._workspace
         keys = self._read(layer, plan.read_rows[0], "keys").view(products, split, dim)
         values = self._read(layer, plan.read_rows[1], "values").view(products, split, dim)
-        tiles = plan.to_tiles(query)
-        if num_items != plan.num_tiles:
-            tiles = tiles.index_select(0, plan.item_tiles)
+        queries = query.index_select(0, plan.query_rows).view(products, rows, dim)
         scores = workspace.take("scores", products, rows, split)
-        torch.bmm(tiles.reshape(products, rows, dim), keys.transpose(1, 2), out=scores)
+        torch.bmm(queries, keys.transpose(1, 2), out=scores)
         scores.view(num_items, heads, rows, split).masked_fill_(plan.hidden, _HIDDEN_SCORE)
         best = scores.amax(-1, keepdim=True)
         scores.sub_(best).exp_()
@@ -117,7 +120,7 @@ class SplitKvStep:
             out, weight = _join_splits(
                 plan, best.view(by_item), weight.view(by_item), out.view(by_item)
             )
-        return plan.from_tiles(out.div_(weight).view(plan.num_tiles, heads, rows, dim))
+        return out.div_(weight).view(-1, dim).index_select(0, plan.result_rows)
 
     def _read(self, layer: int, rows: Tensor, name: str) -> Tensor:
         """The pool's head rows `rows` as float32, in the workspace."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
 from torch import Tensor
 
 from engine.attention.backend import AttentionBatch, IntArray
@@ -77,44 +76,23 @@ class _Tiles:
 class TilePlan:
     """Some tiles and their items. Tiles are ordered by falling number of splits, items by split."""
 
-    geometry: TileGeometry
     num_tiles: int
     num_items: int
     # Rows of a tile, padding included.
     rows: int
     # Split j is read by the first tiles_per_split[j] tiles.
     tiles_per_split: tuple[int, ...]
-    # [num_tiles * queries] query tokens in tile order.
-    query_tokens: Tensor
+    # [num_items * num_kv_heads * rows] rows of the query as [num_tokens * num_heads, head_dim].
+    query_rows: Tensor
     # [num_items] tile of each item.
     item_tiles: Tensor
     # [2, num_items * num_kv_heads * blocks_per_split] rows of KvPool.head_rows: keys, values.
     read_rows: Tensor
     # [num_items, 1, rows, split_tokens] true where a row may not see a position.
     hidden: Tensor
-    # [tokens] where each query token of the plan lies in tile order, in token order.
-    token_places: Tensor
-
-    def to_tiles(self, query: Tensor) -> Tensor:
-        """[num_tiles, num_kv_heads, rows, head_dim] from [num_tokens, num_heads, head_dim]."""
-        layout, group = self.geometry.layout, self.geometry.group_size
-        picked = query.index_select(0, self.query_tokens)
-        tiles = picked.view(self.num_tiles, -1, layout.num_kv_heads, group, layout.head_dim)
-        tiles = tiles.transpose(1, 2).reshape(
-            self.num_tiles, layout.num_kv_heads, -1, layout.head_dim
-        )
-        missing = self.rows - tiles.shape[2]
-        return F.pad(tiles, (0, 0, 0, missing)) if missing else tiles
-
-    def from_tiles(self, out: Tensor) -> Tensor:
-        """[tokens, num_heads, head_dim] in token order; the inverse of `to_tiles`."""
-        layout, group = self.geometry.layout, self.geometry.group_size
-        queries = self.query_tokens.shape[0] // self.num_tiles
-        rows = out[:, :, : queries * group].reshape(
-            self.num_tiles, layout.num_kv_heads, queries, group, layout.head_dim
-        )
-        by_token = rows.transpose(1, 2).reshape(-1, layout.num_kv_heads * group, layout.head_dim)
-        return by_token.index_select(0, self.token_places)
+    # [tokens * num_heads] rows of the tiles as [num_tiles * num_kv_heads * rows, head_dim]; the
+    # tokens of the plan in their order.
+    result_rows: Tensor
 
 
 def plan_tiles(batch: AttentionBatch, geometry: TileGeometry) -> tuple[TilePlan, ...]:
@@ -181,25 +159,38 @@ def _plan(batch: AttentionBatch, tiles: _Tiles, rows: int, geometry: TileGeometr
     item_tiles = np.arange(len(item_splits)) - np.repeat(
         np.cumsum(per_split) - per_split, per_split
     )
-    hidden = _hidden_positions(tiles.positions[order], item_tiles, item_splits, rows, geometry)
-    read_rows = _read_rows(batch, tiles.sequences[order][item_tiles], item_splits, geometry)
+    arrays = (
+        _query_rows(tiles.tokens[order], item_tiles, rows, geometry),
+        item_tiles,
+        _read_rows(batch, tiles.sequences[order][item_tiles], item_splits, geometry),
+        _hidden_positions(tiles.positions[order], item_tiles, item_splits, rows, geometry),
+        _result_rows(tiles, order, rows, geometry),
+    )
+    tensors = [torch.from_numpy(array).to(geometry.device) for array in arrays]
+    return TilePlan(len(order), len(item_tiles), rows, tuple(per_split.tolist()), *tensors)
+
+
+def _query_rows(
+    tokens: IntArray, item_tiles: IntArray, rows: int, geometry: TileGeometry
+) -> IntArray:
+    """[num_items * num_kv_heads * rows]; padding rows repeat rows of the tile."""
+    heads, group = geometry.layout.num_kv_heads, geometry.group_size
+    row = np.minimum(np.arange(rows), tokens.shape[1] * group - 1)
+    by_row = tokens[:, row // group] * (heads * group) + row % group
+    by_head = by_row[:, None, :] + np.arange(heads)[:, None] * group
+    rows_of_items: IntArray = by_head[item_tiles].reshape(-1)
+    return rows_of_items
+
+
+def _result_rows(tiles: _Tiles, order: IntArray, rows: int, geometry: TileGeometry) -> IntArray:
+    """[tokens * num_heads]: where each head of each token of the plan lies."""
+    heads, group = geometry.layout.num_kv_heads, geometry.group_size
     queries = tiles.tokens.shape[1]
     place_of_tile = np.argsort(order, kind="stable")
-    places = place_of_tile[:, None] * queries + np.arange(queries)
+    first = place_of_tile[:, None] * (heads * rows) + np.arange(queries) * group
     is_real = np.arange(queries) < tiles.counts[:, None]
-    device = geometry.device
-    return TilePlan(
-        geometry=geometry,
-        num_tiles=len(order),
-        num_items=len(item_tiles),
-        rows=rows,
-        tiles_per_split=tuple(per_split.tolist()),
-        query_tokens=torch.from_numpy(tiles.tokens[order].reshape(-1)).to(device),
-        item_tiles=torch.from_numpy(item_tiles).to(device),
-        read_rows=torch.from_numpy(read_rows).to(device),
-        hidden=torch.from_numpy(hidden).to(device),
-        token_places=torch.from_numpy(places[is_real]).to(device),
-    )
+    in_token = np.arange(heads)[:, None] * rows + np.arange(group)
+    return (first[is_real][:, None, None] + in_token).reshape(-1)
 
 
 def _hidden_positions(

@@ -112,4 +112,4 @@ def _linear(rows: Tensor, matrix: Tensor, bias: Tensor | None, bounds: tuple[int
 def _pad_rows(rows: Tensor, total: int) -> Tensor:
     """[total, width]: zero rows behind the given ones."""
     missing = total - rows.shape[0]
-    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+    return torch.cat((rows, rows.new_zeros(missing, rows.shape[1]))) if missing else rows

@@ -44,7 +44,8 @@ def rotate(heads: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate [n, num_heads, head_dim] float32. Separate products and sum: nothing is fused."""
     cos, signed_sin = rope
     rotated = heads * cos
-    swapped = torch.roll(heads, heads.shape[-1] // 2, -1)
+    halves = heads.view(*heads.shape[:-1], 2, -1)
+    swapped = halves.flip(-2).view(rotated.shape)
     return rotated.add_(swapped.mul_(signed_sin))
 
 

@@ -220,3 +220,12 @@ def test_a_pool_of_another_shape_is_refused(model: Decoder) -> None:
     other = KvLayout(CONFIG.num_layers + 1, CONFIG.num_kv_heads, CONFIG.head_dim, 8, "float32")
     with pytest.raises(ValueError, match="does not fit"):
         ModelRunner(model, KvPool(other, 4), max_num_seqs=1)
+
+
+def test_the_arithmetic_has_the_same_name_for_the_same_model_and_block_size(
+    model: Decoder,
+) -> None:
+    names = [ModelRunner(model, KvPool(LAYOUT, 4), max_num_seqs=n).arithmetic for n in (1, 9)]
+    assert names[0] == names[1]
+    large = KvLayout(CONFIG.num_layers, CONFIG.num_kv_heads, CONFIG.head_dim, 128, "float32")
+    assert ModelRunner(model, KvPool(large, 4), max_num_seqs=1).arithmetic != names[0]

@@ -5,6 +5,7 @@ import pytest
 from scheduling.lifecycle import TRANSITIONS
 from tools.generate_docs import (
     UnknownPart,
+    decision_list,
     stale_pages,
     state_diagram,
     transition_table,
@@ -26,6 +27,12 @@ def test_diagram_leaves_out_only_what_can_happen_everywhere() -> None:
     assert "decoding --> finished: sequence_ended" in diagram
     assert "decoding --> prompt_queued: preempted" in diagram
     assert "caller_left" not in diagram
+
+
+def test_decisions_are_listed_by_title(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# Decisions\n", "utf-8")
+    (tmp_path / "push.md").write_text("# Prefill pushes\n\nWhy.\n", "utf-8")
+    assert decision_list(tmp_path) == "- [Prefill pushes](push.md)\n"
 
 
 def test_only_the_text_between_the_markers_changes() -> None:

@@ -1,0 +1,98 @@
+"""The launcher as a process of its own, as a user starts it: for tests."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+
+from deploy.local.settings import ROOT
+
+# Loading takes a few seconds on an idle machine; these are for one that is busy.
+START_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 60.0
+
+
+class LauncherProcess:
+    """`python -m deploy.local ...`, what it says, and the processes below it."""
+
+    def __init__(self, arguments: tuple[str, ...], environ: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.local", *arguments],
+            cwd=ROOT,
+            env=dict(environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # As a shell would start it: a signal to the caller's group does not reach it.
+            start_new_session=True,
+        )
+        self._said: list[str] = []
+        self._has_news = threading.Condition()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        # Noted by `ready`: Redis, the router and the workers.
+        self.children: list[psutil.Process] = []
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ready(self) -> dict[str, Any]:
+        """Wait for the line of `up --json`. Raises: AssertionError when there is none."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise AssertionError("the launcher ended: " + "".join(self._said))
+        self.children = psutil.Process(self.pid).children(recursive=True)
+        ready: dict[str, Any] = json.loads(line)
+        return ready
+
+    def wait_said(self, part: str, timeout_s: float = START_TIMEOUT_S) -> str:
+        """The first line on stderr with this part in it. Raises: AssertionError."""
+
+        def found() -> str:
+            return next((line for line in self._said if part in line), "")
+
+        with self._has_news:
+            if not self._has_news.wait_for(found, timeout_s):
+                raise AssertionError(f"never said {part!r}: " + "".join(self._said))
+            return found()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def end(self, timeout_s: float = START_TIMEOUT_S) -> tuple[int, str, str]:
+        """Wait for the end; returns exit code, the rest of stdout, and stderr."""
+        assert self._process.stdout is not None
+        code = self._process.wait(timeout_s)
+        out = self._process.stdout.read()
+        self._listener.join(END_TIMEOUT_S)
+        return code, out, "".join(self._said)
+
+    def survivors(self, timeout_s: float = END_TIMEOUT_S) -> list[psutil.Process]:
+        """The noted processes that do not go away in time."""
+        alive: list[psutil.Process] = psutil.wait_procs(self.children, timeout=timeout_s)[1]
+        return alive
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever has happened."""
+        self._process.kill()
+        self._process.wait(END_TIMEOUT_S)
+        for process in self.survivors(timeout_s=0.0):
+            process.kill()
+        self._listener.join(END_TIMEOUT_S)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                with self._has_news:
+                    self._said.append(line)
+                    self._has_news.notify_all()

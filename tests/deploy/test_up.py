@@ -1,0 +1,129 @@
+"""`up` as a user meets it: ready, used, disturbed, stopped. Real processes."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.local.testing import LauncherProcess
+from tandemserve import Client
+
+Launch = Callable[..., LauncherProcess]
+Arguments = tuple[str, ...]
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_kv_pool_left")]
+
+
+def num_tokens_from(endpoint: str) -> int:
+    with Client(endpoint, timeout_s=60.0) as client:
+        answer = client.generate("hello", max_tokens=6, ignore_eos=True)
+        return answer.usage.num_output_tokens
+
+
+def test_up_answers_and_ctrl_c_leaves_nothing_behind(
+    launch: Launch, small_cluster: Arguments
+) -> None:
+    up = launch("up", *small_cluster, "--json")
+    ready = up.ready()
+    assert list(ready["pids"]) == ["router-0", "prefill-0", "decode-0"]
+    assert ready["model"] == "tiny"
+    # Redis is a child as well.
+    assert len(up.children) == 4
+    assert num_tokens_from(ready["endpoint"]) == 6
+    up.send_signal(signal.SIGINT)
+    code, out, err = up.end()
+    assert (code, out) == (0, ""), err
+    assert "Traceback" not in err
+    assert up.survivors() == []
+    logs = sorted(path.name for path in Path(ready["log_dir"]).iterdir())
+    assert logs == ["decode-0.log", "prefill-0.log", "router-0.log"]
+
+
+def test_a_worker_that_is_killed_is_reported_and_comes_back(
+    launch: Launch, small_cluster: Arguments
+) -> None:
+    up = launch("up", *small_cluster, "--json")
+    ready = up.ready()
+    os.kill(ready["pids"]["decode-0"], signal.SIGKILL)
+    report = up.wait_said("decode-0 was ended by SIGKILL")
+    assert "starting it again in" in report
+    up.wait_said("decode-0 is back")
+    assert num_tokens_from(ready["endpoint"]) == 6
+    up.children = psutil.Process(up.pid).children(recursive=True)
+    up.send_signal(signal.SIGTERM)
+    code, _, err = up.end()
+    assert code == 0, err
+    assert up.survivors() == []
+
+
+@pytest.mark.parametrize("name", ["router-0", "valkey-server"])
+def test_a_router_or_a_redis_that_is_killed_comes_back_at_the_same_address(
+    launch: Launch, small_cluster: Arguments, name: str
+) -> None:
+    up = launch("up", *small_cluster, "--json")
+    ready = up.ready()
+    by_name = {child.name(): child.pid for child in up.children} | ready["pids"]
+    os.kill(by_name[name], signal.SIGKILL)
+    up.wait_said("router-0 is back" if name == "router-0" else "redis is back")
+    assert num_tokens_from(ready["endpoint"]) == 6
+    up.children = psutil.Process(up.pid).children(recursive=True)
+    up.send_signal(signal.SIGINT)
+    code, _, err = up.end()
+    assert code == 0, err
+    assert up.survivors() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no death signal")
+def test_everything_goes_with_a_launcher_that_is_killed(
+    launch: Launch, small_cluster: Arguments
+) -> None:
+    up = launch("up", *small_cluster, "--json")
+    up.ready()
+    up.send_signal(signal.SIGKILL)
+    assert len(up.children) == 4
+    assert up.survivors() == []
+
+
+def test_a_second_ctrl_c_does_not_wait(launch: Launch, small_cluster: Arguments) -> None:
+    up = launch("up", *small_cluster, "--json")
+    ready = up.ready()
+    # A router that does not react holds the orderly end up.
+    os.kill(ready["pids"]["router-0"], signal.SIGSTOP)
+    up.send_signal(signal.SIGINT)
+    up.wait_said("press Ctrl-C again")
+    up.send_signal(signal.SIGINT)
+    code, _, err = up.end()
+    assert code == 130
+    assert "Traceback" not in err
+    assert up.survivors() == []
+
+
+def test_ctrl_c_while_the_model_loads_ends_in_order(
+    launch: Launch, small_cluster: Arguments
+) -> None:
+    up = launch("up", *small_cluster)
+    up.wait_said("loading model")
+    up.children = psutil.Process(up.pid).children(recursive=True)
+    up.send_signal(signal.SIGINT)
+    code, out, err = up.end()
+    assert (code, out) == (0, "")
+    assert "Traceback" not in err
+    assert up.survivors() == []
+
+
+def test_without_json_one_line_says_what_to_type_next(
+    launch: Launch, small_cluster: Arguments
+) -> None:
+    up = launch("up", *small_cluster)
+    up.wait_said("3/3 processes ready")
+    up.wait_said("3/3 processes ready")
+    up.send_signal(signal.SIGINT)
+    code, out, _ = up.end()
+    assert code == 0
+    assert out.startswith("tandem ready on 127.0.0.1:")
+    assert "(1 prefill, 1 decode, model tiny) - try: tandem generate --target 127.0.0.1:" in out
+    assert out.count("\n") == 1
