@@ -151,8 +151,9 @@ class DecodeCore:
                 return [action for task in lost for action in self._end(task)]
             case StepFinished(outputs):
                 return self._step_finished(outputs)
-            case StepFailed(message):
-                failed, self._planned = self._planned, ()
+            case StepFailed(message, slots):
+                failed = [t for t in self._planned if slots is None or t.slot in slots]
+                self._planned = ()
                 return [a for t in failed for a in self._fail(t, TandemError.code, message)]
             case KvArrived(task_id):
                 return self._arrived(task_id)

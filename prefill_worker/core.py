@@ -135,8 +135,8 @@ class PrefillCore:
                 return [action for task in lost for action in self._end(task)]
             case StepFinished(outputs):
                 return self._step_finished(outputs)
-            case StepFailed(message):
-                return self._step_failed(message)
+            case StepFailed(message, slots):
+                return self._step_failed(message, slots)
             case PushFinished():
                 return self._push_finished(event)
             case KvArrived() | KvRefused() | QuarantineCleared():
@@ -302,8 +302,9 @@ class PrefillCore:
         )
         return [SendReport(task.session_id, pushed), *self._end(task)]
 
-    def _step_failed(self, message: str) -> list[WorkerAction]:
-        tasks = [self._task_by_slot[chunk.slot] for chunk in self._planned]
+    def _step_failed(self, message: str, slots: tuple[int, ...] | None) -> list[WorkerAction]:
+        planned = [chunk.slot for chunk in self._planned]
+        tasks = [self._task_by_slot[slot] for slot in planned if slots is None or slot in slots]
         self._planned = ()
         return [a for task in tasks for a in self._fail(task, TandemError.code, message)]
 

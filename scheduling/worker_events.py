@@ -53,6 +53,8 @@ class StepFailed:
     """The planned iteration raised; none of its tokens exist."""
 
     message: str
+    # The sequences to blame; None blames all. The others are planned again.
+    slots: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

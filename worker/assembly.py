@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 
 import torch
@@ -69,16 +70,26 @@ class Worker:
     inbox: Inbox
     _runner: ModelRunner
     _tokenizer: Tokenizer
+    _num_threads: int
 
     def engine_loop(self, sink: ReportSink) -> EngineLoop:
         """The engine thread over the parts, not started."""
         text = OutputText(self._tokenizer)
-        return EngineLoop(self.parts.core, self._runner, text, self.parts.kv, self.inbox, sink)
+        return EngineLoop(
+            self.parts.core,
+            self._runner,
+            text,
+            self.parts.kv,
+            self.inbox,
+            sink,
+            prepare_thread=partial(torch.set_num_threads, self._num_threads),
+        )
 
 
 def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRole) -> Worker:
     """Load the model and allocate the KV cache; takes seconds. Raises: StartupError."""
-    torch.set_num_threads(resolve_num_threads(config.num_threads))
+    num_threads = resolve_num_threads(config.num_threads)
+    torch.set_num_threads(num_threads)
     try:
         folder = open_model_folder(config.model)
         dtype = _resolve_dtype(config, folder)
@@ -107,6 +118,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         parts = build_role(workplace)
     except ExportUnavailable as error:
         raise StartupError(f"{error}; or lower kv_cache_mib") from error
+    runner = ModelRunner(model, parts.pool, config.max_num_seqs)
     hello = WorkerHello(
         protocol_version=PROTOCOL_VERSION,
         worker_id=WorkerId(config.worker_id),
@@ -115,7 +127,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         num_blocks=num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        compatibility=_compatibility(weights, layout),
+        compatibility=_compatibility(weights, layout, runner.arithmetic),
         model_fingerprint=fingerprint,
     )
     log.info(
@@ -123,11 +135,11 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         num_blocks=num_blocks,
         block_bytes=layout.block_bytes,
         dtype=dtype,
-        num_threads=torch.get_num_threads(),
+        num_threads=num_threads,
+        arithmetic=runner.arithmetic,
         compatibility=hello.compatibility,
     )
-    runner = ModelRunner(model, parts.pool, config.max_num_seqs)
-    return Worker(hello, config.model.name, parts, inbox, runner, tokenizer)
+    return Worker(hello, config.model.name, parts, inbox, runner, tokenizer, num_threads)
 
 
 def _resolve_dtype(config: WorkerConfig, folder: ModelFolder) -> str:
@@ -142,8 +154,9 @@ def _layout(folder: ModelFolder, block_size: int, dtype: str) -> KvLayout:
     return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, block_size, dtype)
 
 
-def _compatibility(weights: str, layout: KvLayout) -> str:
-    facts: Sequence[object] = (PROTOCOL_VERSION, weights, layout)
+def _compatibility(weights: str, layout: KvLayout, arithmetic: str) -> str:
+    # Arithmetic is part of it: a sequence that moves must go on with the very same bits.
+    facts: Sequence[object] = (PROTOCOL_VERSION, weights, layout, arithmetic)
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 

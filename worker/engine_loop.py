@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
-from engine.runner import Runner
+from engine.runner import LogitsNotFinite, Runner
 from runtime.logging import get_logger
 from scheduling.messages import WorkerLoad
 from scheduling.step import StepPlan
@@ -80,12 +80,15 @@ class EngineLoop:
         kv: KvSide,
         inbox: "queue.SimpleQueue[WorkerEvent | None]",
         sink: ReportSink,
+        prepare_thread: Callable[[], None] = lambda: None,
     ) -> None:
         self._core = core
         self._runner = runner
         self._text = text
         self._kv = kv
         self._sink = sink
+        # Settings that a library keeps for each thread.
+        self._prepare_thread = prepare_thread
         self._inbox = inbox
         self._reports: list[SendReport] = []
         self._is_stopping = False
@@ -117,6 +120,7 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
+            self._prepare_thread()
             has_work = False
             while not self._is_stopping:
                 for event in self._take_events(has_work):
@@ -156,7 +160,8 @@ class EngineLoop:
         except Exception as error:  # the one place where a failing step becomes failed tasks
             log.exception("engine_step_failed", num_tokens=plan.num_tokens)
             message = f"the engine failed ({type(error).__name__}); see the worker's log"
-            self._perform(self._core.handle(StepFailed(message)))
+            slots = error.slots if isinstance(error, LogitsNotFinite) else None
+            self._perform(self._core.handle(StepFailed(message, slots)))
             return True
         self._perform(self._core.handle(StepFinished(outputs)))
         return True

@@ -207,6 +207,22 @@ class LocalCluster:
             f"{settings.num_decode} decode; logs in {running.log_folder}"
         )
         await self.wait_ready()
+        self._require_one_kind(await self.workers())
+
+    def _require_one_kind(self, views: tuple[WorkerView, ...]) -> None:
+        """Workers that are ready each for itself may still not fit together.
+
+        Raises: WorkerIncompatible.
+        """
+        own = [view for view in views if view.worker_id in self._begun().child_by_name]
+        for view in own[1:]:
+            if view.compatibility != own[0].compatibility:
+                problem = (
+                    f"it cannot take KV blocks from or for {own[0].worker_id}; give all workers "
+                    "the same dtype and block size"
+                )
+                log_path = self.process(view.worker_id).log_path
+                raise WorkerIncompatible(view.worker_id, problem, log_path)
 
     def _is_ready(self, name: str, views: tuple[WorkerView, ...] | None) -> bool:
         child = self.process(name)
