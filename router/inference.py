@@ -24,7 +24,7 @@ from scheduling.errors import (
     ContextTooLong,
     InvalidRequest,
     NoWorkerAvailable,
-    StaleIncarnation,
+    RequestCancelled,
     TandemError,
 )
 from scheduling.ids import RequestId
@@ -93,7 +93,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             await abort_with(context, failure.error, gpu_work_spent=failure.gpu_work_spent)
         if not stream.is_reader(reader):
             message = "another call with the same request id took this stream over"
-            await abort_with(context, StaleIncarnation(message), gpu_work_spent=True)
+            await abort_with(context, RequestCancelled(message), gpu_work_spent=True)
 
     async def ListModels(  # noqa: N802 - the name is given by the protocol
         self, request: pb.ListModelsRequest, context: Context

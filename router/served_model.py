@@ -31,7 +31,7 @@ class ServedModel:
     def require_name(self, name: str) -> None:
         """Accept the empty name and our own. Raises: UnknownModel."""
         if name and name != self.name:
-            raise UnknownModel(f"model {name!r} is not served here; ask for {self.name!r}")
+            raise UnknownModel(f"{name!r} is not served here; ask for {self.name!r}")
 
 
 def load_served_model(folder: Path, name: str, max_chars: int) -> ServedModel:

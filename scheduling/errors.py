@@ -41,16 +41,22 @@ class InvalidRequest(TandemError):
         self.field = field
 
 
-class UnknownModel(TandemError):
+class UnknownModel(InvalidRequest):
     """The request names a model that this cluster does not serve."""
 
     code = "unknown_model"
 
+    def __init__(self, problem: str) -> None:
+        super().__init__("model", problem)
 
-class ContextTooLong(TandemError):
+
+class ContextTooLong(InvalidRequest):
     """Prompt and max_tokens together exceed the model's context."""
 
     code = "context_too_long"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("max_tokens", problem)
 
 
 class DuplicateRequest(TandemError):

@@ -163,9 +163,9 @@ class LocalCluster:
 
         Returns a line for each process that did not end in order; their logs stay.
         """
-        running, self._running = self._running, None
-        if running is None:
+        if self._running is None:
             return ()
+        running = self._running
         if running.probe is not None:
             await running.probe.close()
         children = running.child_by_name
@@ -175,6 +175,8 @@ class LocalCluster:
         drain_s = max(self._configs.prefill.drain_timeout_s, self._configs.decode.drain_timeout_s)
         problems += await _end(workers, drain_s + _CLOSE_TIMEOUT_S)
         problems += await _release(running, keep_logs=bool(problems))
+        # Not before: `kill` may have to help.
+        self._running = None
         return tuple(problems)
 
     def kill(self) -> None:
@@ -251,13 +253,12 @@ class LocalCluster:
 
     async def _abort(self) -> None:
         """Take down a half-started cluster; its logs stay, they say what went wrong."""
-        running, self._running = self._running, None
-        if running is None:
-            return
+        running = self._begun()
         if running.probe is not None:
             await running.probe.close()
         await _end(list(running.child_by_name.values()), _ABORT_TIMEOUT_S)
         await _release(running, keep_logs=bool(running.child_by_name))
+        self._running = None
 
     def _begun(self) -> _Running:
         if self._running is None:

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from deploy.local.settings import ROOT
+from kvtransfer.segment import segment_name
+from tandemserve import Client
 
 # Loading takes a few seconds on an idle machine; these are for one that is busy.
 START_TIMEOUT_S = 120.0
@@ -35,22 +38,30 @@ class LauncherProcess:
         self._has_news = threading.Condition()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        # Noted by `ready`: Redis, the router and the workers.
+        # Noted when it was ready: Redis, the router and the workers.
         self.children: list[psutil.Process] = []
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def ready(self) -> dict[str, Any]:
-        """Wait for the line of `up --json`. Raises: AssertionError when there is none."""
+    def ready_line(self) -> str:
+        """Wait for the first line on stdout. Raises: AssertionError when there is none."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise AssertionError("the launcher ended: " + "".join(self._said))
-        self.children = psutil.Process(self.pid).children(recursive=True)
-        ready: dict[str, Any] = json.loads(line)
+        self.note_children()
+        return line
+
+    def ready(self) -> dict[str, Any]:
+        """The same of `up --json`."""
+        ready: dict[str, Any] = json.loads(self.ready_line())
         return ready
+
+    def note_children(self) -> None:
+        """Remember what runs below the launcher, to look for it when the launcher is gone."""
+        self.children = psutil.Process(self.pid).children(recursive=True)
 
     def wait_said(self, part: str, timeout_s: float = START_TIMEOUT_S) -> str:
         """The first line on stderr with this part in it. Raises: AssertionError."""
@@ -96,3 +107,12 @@ class LauncherProcess:
                 with self._has_news:
                     self._said.append(line)
                     self._has_news.notify_all()
+
+
+def kv_pools_of(endpoint: str) -> list[Path]:
+    """The files in shared memory of the cluster's decode workers, as long as these live."""
+    with Client(endpoint) as client:
+        workers = client.admin.workers()
+    names = [segment_name(worker.worker_id, worker.incarnation) for worker in workers]
+    paths = [Path("/dev/shm", name) for name in names]
+    return [path for path in paths if path.exists()]

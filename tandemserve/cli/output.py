@@ -48,8 +48,6 @@ def _print_rich(table: "Table", file: IO[str]) -> None:
 
 
 def _cell(value: object) -> str:
-    from rich.markup import escape
-
     match value:
         case None:
             return "-"
@@ -58,7 +56,7 @@ def _cell(value: object) -> str:
         case float():
             return f"{value:.1f}"
         case _:
-            return escape(str(value))
+            return str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -9,8 +9,6 @@ import pytest
 from deploy.local.testing import LauncherProcess
 from engine.testing import make_random_model_folder
 
-SHARED_MEMORY = Path("/dev/shm")
-
 
 @pytest.fixture
 def launch() -> Iterator[Callable[..., LauncherProcess]]:
@@ -42,15 +40,3 @@ def small_cluster(model_folder: Path, tmp_path: Path) -> tuple[str, ...]:
         *("--model", str(model_folder), "--port", "0", "--decode", "1"),
         *("--num-blocks", "64", "--log-dir", str(tmp_path / "logs")),
     )
-
-
-@pytest.fixture
-def no_kv_pool_left() -> Iterator[None]:
-    """Fails the test when one of its KV pools stays in shared memory."""
-    before = kv_pools()
-    yield
-    assert kv_pools() <= before
-
-
-def kv_pools() -> set[Path]:
-    return set(SHARED_MEMORY.glob("tandem-kv.*")) if SHARED_MEMORY.is_dir() else set()

@@ -5,7 +5,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from deploy.local.testing import LauncherProcess
@@ -13,7 +12,7 @@ from deploy.local.testing import LauncherProcess
 Launch = Callable[..., LauncherProcess]
 Arguments = tuple[str, ...]
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_kv_pool_left")]
+pytestmark = pytest.mark.slow
 
 
 def error_of(launched: LauncherProcess, code: int = 1) -> str:
@@ -67,7 +66,7 @@ def test_a_setting_that_only_the_worker_can_judge_names_the_worker_and_its_log(
 ) -> None:
     launched = launch("up", *small_cluster, "--decode-worker.transports=pigeon")
     launched.wait_said("loading model")
-    launched.children = psutil.Process(launched.pid).children(recursive=True)
+    launched.note_children()
     error = error_of(launched)
     assert "decode-0 ended with status 1" in error
     assert "pigeon" in error

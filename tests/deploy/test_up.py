@@ -6,16 +6,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
-from deploy.local.testing import LauncherProcess
+from deploy.local.testing import LauncherProcess, kv_pools_of
 from tandemserve import Client
 
 Launch = Callable[..., LauncherProcess]
 Arguments = tuple[str, ...]
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_kv_pool_left")]
+pytestmark = pytest.mark.slow
 
 
 def num_tokens_from(endpoint: str) -> int:
@@ -34,11 +33,14 @@ def test_up_answers_and_ctrl_c_leaves_nothing_behind(
     # Redis is a child as well.
     assert len(up.children) == 4
     assert num_tokens_from(ready["endpoint"]) == 6
+    pools = kv_pools_of(ready["endpoint"])
+    assert len(pools) == 1
     up.send_signal(signal.SIGINT)
     code, out, err = up.end()
     assert (code, out) == (0, ""), err
     assert "Traceback" not in err
     assert up.survivors() == []
+    assert not any(pool.exists() for pool in pools)
     logs = sorted(path.name for path in Path(ready["log_dir"]).iterdir())
     assert logs == ["decode-0.log", "prefill-0.log", "router-0.log"]
 
@@ -48,16 +50,20 @@ def test_a_worker_that_is_killed_is_reported_and_comes_back(
 ) -> None:
     up = launch("up", *small_cluster, "--json")
     ready = up.ready()
+    pools = kv_pools_of(ready["endpoint"])
     os.kill(ready["pids"]["decode-0"], signal.SIGKILL)
     report = up.wait_said("decode-0 was ended by SIGKILL")
     assert "starting it again in" in report
     up.wait_said("decode-0 is back")
     assert num_tokens_from(ready["endpoint"]) == 6
-    up.children = psutil.Process(up.pid).children(recursive=True)
+    pools += kv_pools_of(ready["endpoint"])
+    assert len(pools) == 2
+    up.note_children()
     up.send_signal(signal.SIGTERM)
     code, _, err = up.end()
     assert code == 0, err
     assert up.survivors() == []
+    assert not any(pool.exists() for pool in pools)
 
 
 @pytest.mark.parametrize("name", ["router-0", "valkey-server"])
@@ -70,7 +76,7 @@ def test_a_router_or_a_redis_that_is_killed_comes_back_at_the_same_address(
     os.kill(by_name[name], signal.SIGKILL)
     up.wait_said("router-0 is back" if name == "router-0" else "redis is back")
     assert num_tokens_from(ready["endpoint"]) == 6
-    up.children = psutil.Process(up.pid).children(recursive=True)
+    up.note_children()
     up.send_signal(signal.SIGINT)
     code, _, err = up.end()
     assert code == 0, err
@@ -82,15 +88,17 @@ def test_everything_goes_with_a_launcher_that_is_killed(
     launch: Launch, small_cluster: Arguments
 ) -> None:
     up = launch("up", *small_cluster, "--json")
-    up.ready()
+    pools = kv_pools_of(up.ready()["endpoint"])
     up.send_signal(signal.SIGKILL)
     assert len(up.children) == 4
     assert up.survivors() == []
+    assert not any(pool.exists() for pool in pools)
 
 
 def test_a_second_ctrl_c_does_not_wait(launch: Launch, small_cluster: Arguments) -> None:
     up = launch("up", *small_cluster, "--json")
     ready = up.ready()
+    pools = kv_pools_of(ready["endpoint"])
     # A router that does not react holds the orderly end up.
     os.kill(ready["pids"]["router-0"], signal.SIGSTOP)
     up.send_signal(signal.SIGINT)
@@ -100,6 +108,7 @@ def test_a_second_ctrl_c_does_not_wait(launch: Launch, small_cluster: Arguments)
     assert code == 130
     assert "Traceback" not in err
     assert up.survivors() == []
+    assert not any(pool.exists() for pool in pools)
 
 
 def test_ctrl_c_while_the_model_loads_ends_in_order(
@@ -107,7 +116,7 @@ def test_ctrl_c_while_the_model_loads_ends_in_order(
 ) -> None:
     up = launch("up", *small_cluster)
     up.wait_said("loading model")
-    up.children = psutil.Process(up.pid).children(recursive=True)
+    up.note_children()
     up.send_signal(signal.SIGINT)
     code, out, err = up.end()
     assert (code, out) == (0, "")
@@ -119,11 +128,10 @@ def test_without_json_one_line_says_what_to_type_next(
     launch: Launch, small_cluster: Arguments
 ) -> None:
     up = launch("up", *small_cluster)
-    up.wait_said("3/3 processes ready")
+    line = up.ready_line()
     up.wait_said("3/3 processes ready")
     up.send_signal(signal.SIGINT)
     code, out, _ = up.end()
-    assert code == 0
-    assert out.startswith("tandem ready on 127.0.0.1:")
-    assert "(1 prefill, 1 decode, model tiny) - try: tandem generate --target 127.0.0.1:" in out
-    assert out.count("\n") == 1
+    assert (code, out) == (0, "")
+    assert line.startswith("tandem ready on 127.0.0.1:")
+    assert "(1 prefill, 1 decode, model tiny) - try: tandem generate --target 127.0.0.1:" in line

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from tandemserve.api.v1 import inference_pb2
 from tandemserve.cli.main import app
+from tandemserve.cli.output import print_table
 from tandemserve.testing import Fail, FakeInferenceServer, accept, answer, finish, say
 
 Tandem = Callable[..., Result]
@@ -189,10 +190,11 @@ def test_a_degraded_ledger_is_pointed_out(tandem: Tandem) -> None:
     assert "Redis cannot be reached" in tandem("admin", "status").stderr
 
 
-def test_names_from_the_cluster_are_not_markup(tandem: Tandem, server: FakeInferenceServer) -> None:
-    from tandemserve.cli.output import print_table
-
-    print_table("t", ["name"], [["[red]x[/red]"]])
+def test_names_from_the_cluster_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("[b]title[/b]", ["name"], [["[red]x[/red]"], [None], [True], [1.25]])
+    shown = capsys.readouterr().out
+    for expected in ("[b]title[/b]", " [red]x[/red] ", " - ", " yes ", " 1.2 "):
+        assert expected in shown
 
 
 # --- errors -----------------------------------------------------------------------------------
