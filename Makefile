@@ -72,7 +72,7 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { \
 		echo "Tandem needs Python 3.11, 3.12 or 3.13; install one, or name it: make PYTHON=/path/to/python3.11"; \
 		exit 1; }
-	$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	@echo "making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; \
 		exit 1; }
 

@@ -183,7 +183,10 @@ class DecodeCore:
             # Nobody can go on, so nobody will free anything: give up the cheapest to recompute.
             victim = min(starved, key=lambda task: (task.num_tokens, task.task_id))
             actions += self._preempt(victim)
-            starved.remove(victim)
+            # Its slot and blocks are free: others may start or grow with them, and no event would
+            # call for another look.
+            more, plan = self.plan()
+            return actions + more, plan
         for task in starved:
             actions += self._ask(task)
         self._planned = tuple(batch)

@@ -104,20 +104,17 @@ class PrefillCore:
         self._running: dict[TaskId, PromptTask] = {}
         self._task_by_slot: dict[int, PromptTask] = {}
         self._planned: tuple[ScheduledChunk, ...] = ()
+        # Kept as a sum: the load goes out with every frame.
+        self._num_backlog_tokens = 0
 
     @property
     def load(self) -> WorkerLoad:
         """How full the worker is."""
-        backlog = sum(
-            task.sequence.num_tokens - task.num_computed_tokens
-            for task in self._task_by_id.values()
-            if not task.is_ending
-        )
         return WorkerLoad(
             num_free_blocks=self.pool.num_free_blocks,
             num_running=len(self._running),
             num_waiting=len(self._waiting),
-            num_backlog_tokens=backlog,
+            num_backlog_tokens=self._num_backlog_tokens,
         )
 
     @property
@@ -170,6 +167,11 @@ class PrefillCore:
             self.pool.num_blocks - self.pool.num_free_blocks
         )
         assert len(self._task_by_slot) == self._slots.num_used
+        assert self._num_backlog_tokens == sum(
+            task.sequence.num_tokens - task.num_computed_tokens
+            for task in self._task_by_id.values()
+            if not task.is_ending
+        )
 
     def _command(self, session_id: SessionId, command: Command) -> list[WorkerAction]:
         task = self._task_by_id.get(command.task_id)
@@ -180,6 +182,7 @@ class PrefillCore:
                 task = PromptTask(task_id, session_id, sequence)
                 self._task_by_id[task_id] = task
                 self._waiting.append(task_id)
+                self._num_backlog_tokens += sequence.num_tokens
                 return []
             case PushTo(_, target):
                 if task is None or task.is_ending or task.target is not None:
@@ -236,6 +239,7 @@ class PrefillCore:
         for chunk in self._planned:
             task = self._task_by_slot[chunk.slot]
             task.num_computed_tokens += chunk.num_tokens
+            self._num_backlog_tokens -= chunk.num_tokens
             actions += self._push_ready(task)
             if chunk.samples:
                 actions += self._first_token(task, output_by_slot[chunk.slot])
@@ -316,6 +320,7 @@ class PrefillCore:
         if task.is_ending:
             return []
         task.is_ending = True
+        self._num_backlog_tokens -= task.sequence.num_tokens - task.num_computed_tokens
         actions = self._leave_engine(task)
         if not self._running.get(task.task_id) and task.task_id in self._waiting:
             self._waiting.remove(task.task_id)

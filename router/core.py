@@ -4,7 +4,6 @@ It owns every request from arrival to end: both queues, the choice of workers, a
 block is free only when its worker has said so. It performs nothing; serve.py does.
 """
 
-import heapq
 from typing import assert_never
 
 from router.events import (
@@ -62,7 +61,6 @@ class RouterCore:
         )
         self._scheduler = Scheduler(self.state)
         self._reports = ReportHandler(self.state, self._scheduler)
-        self._deadlines: list[tuple[float, RequestId]] = []
         self._woken_for_s: float | None = None
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -88,6 +86,7 @@ class RouterCore:
                     raise StaleIncarnation(f"{hello.worker_id} has a newer life; restart it")
                 actions = self._lose_worker(WorkerLost(hello.worker_id, hello.incarnation), now)
                 self.state.fleet.add(hello)
+                self._scheduler.reconsider_stranded()
                 return actions
             case WorkerLost():
                 return self._lose_worker(event, now)
@@ -119,10 +118,11 @@ class RouterCore:
         request = Request(spec, arrival_at_s=now, deadline_at_s=deadline_at_s)
         state.request_by_id[spec.request_id] = request
         if deadline_at_s is not None:
-            heapq.heappush(self._deadlines, (deadline_at_s, spec.request_id))
+            state.deadlines.add(spec.request_id, deadline_at_s)
         predicted = state.predictor.predict(spec.features())
         for index in range(spec.num_choices):
-            sequence = Sequence(request, index, predicted, phase_since_s=now)
+            task_id = state.new_task_id(spec.request_id, index)
+            sequence = Sequence(request, index, predicted, task_id, phase_since_s=now)
             request.sequences.append(sequence)
             sequence.move(Change.ADMITTED, now)
             self._scheduler.enqueue_prompt(sequence)
@@ -143,8 +143,7 @@ class RouterCore:
 
     def _expire(self, now: float) -> list[Action]:
         actions: list[Action] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
+        for request_id in self.state.deadlines.take_due(now):
             late = DeadlineExceeded(
                 "the request's deadline passed; both legs were stopped; allow more time or ask "
                 "for fewer tokens"
@@ -165,17 +164,18 @@ class RouterCore:
             if sequence is None or sequence.leg(leg.role) is not leg:
                 continue
             sequence.set_leg(leg.role, None)
-            if leg.role == "decode" and sequence.phase is Phase.PREFILLING:
-                continue  # only an early binding is lost; the prompt goes on
+            if leg.role == "decode" and sequence.phase is Phase.PREFILLING and leg.target is None:
+                # Only an early binding is lost; the prompt goes on. Once the prefill worker knows
+                # the target it pushes there, and may free the KV thinking that it arrived.
+                continue
             actions += self._scheduler.try_again(
                 sequence, Change.WORKER_LOST, f"worker {event.worker_id} was lost", now
             )
         return actions
 
     def _next_wake(self, now: float) -> float | None:
-        while self._deadlines and self._deadlines[0][1] not in self.state.request_by_id:
-            heapq.heappop(self._deadlines)
-        instants = [self._deadlines[0][0]] if self._deadlines else []
+        deadline_at_s = self.state.deadlines.next_at()
+        instants = [] if deadline_at_s is None else [deadline_at_s]
         resume_at_s = self.state.fleet.next_resume_at(now)
         is_waiting = len(self.state.prompt_queue) or len(self.state.generation_queue)
         if resume_at_s is not None and is_waiting:

@@ -35,6 +35,11 @@ class WorkerView:
         return DECODE_LEG if self.hello.role == DECODE_LEG else PREFILL_LEG
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens whose KV the whole pool holds."""
+        return self.hello.num_blocks * self.hello.block_size
+
+    @property
     def num_general_blocks(self) -> int:
         """What new tasks may use: all but the growth reserve of a decode worker."""
         num_blocks = self.hello.num_blocks
@@ -48,6 +53,9 @@ class Fleet:
 
     def __init__(self) -> None:
         self._view_by_id: dict[WorkerId, WorkerView] = {}
+        # Tokens that the largest decode worker of each compatibility holds; None: not known yet.
+        self._reach_by_compatibility: dict[str, int] | None = None
+        self._max_request_tokens: int | None = None
 
     def __iter__(self) -> Iterator[WorkerView]:
         return iter(self._view_by_id.values())
@@ -60,35 +68,46 @@ class Fleet:
         """A session was opened; an earlier life of the worker has been removed before."""
         idle = WorkerLoad(hello.num_blocks, 0, 0, 0)
         self._view_by_id[hello.worker_id] = WorkerView(hello, idle)
+        self._changed()
 
     def remove(self, worker_id: WorkerId) -> WorkerView | None:
         """The session ended."""
+        self._changed()
         return self._view_by_id.pop(worker_id, None)
+
+    def take_load(self, view: WorkerView, load: WorkerLoad) -> None:
+        """A frame told how full the worker is, and whether it is about to leave."""
+        has_changed = load.is_draining != view.load.is_draining
+        view.load = load
+        if has_changed:
+            self._changed()
 
     def with_role(self, role: Role) -> list[WorkerView]:
         """Connected workers of that role."""
         return [view for view in self._view_by_id.values() if view.hello.role == role]
 
-    def candidates(self, role: Role, now: float, share: Share = GENERAL) -> tuple[Candidate, ...]:
-        """Workers of that role that may be asked now, with what is free of that share.
-
-        A prefill worker that no connected decode worker is compatible with is left out.
-        """
-        reachable = {view.hello.compatibility for view in self.with_role("decode")}
+    def prefill_candidates(self, now: float, num_tokens_at_most: int) -> tuple[Candidate, ...]:
+        """Prefill workers that may be asked now and that, with some decode worker, can hold so
+        many tokens."""
         return tuple(
-            Candidate(
-                worker_id=view.hello.worker_id,
-                compatibility=view.hello.compatibility,
-                block_size=view.hello.block_size,
-                num_free_blocks=_free_estimate(view, share),
-                num_backlog_tokens=view.num_backlog_tokens,
-                num_running=view.load.num_running,
-            )
-            for view in self.with_role(role)
-            if view.paused_until_s <= now
-            and not view.is_starving
-            and view.hello.compatibility in reachable
+            _candidate(view, GENERAL)
+            for view in self._view_by_id.values()
+            if view.hello.role == PREFILL_LEG
+            and _may_be_asked(view, now)
+            and min(view.num_tokens, self.max_tokens_beyond(view)) >= num_tokens_at_most
         )
+
+    def decode_candidates(self, now: float, share: Share) -> tuple[Candidate, ...]:
+        """Decode workers that may be asked now, with what is free of that share."""
+        return tuple(
+            _candidate(view, share)
+            for view in self._view_by_id.values()
+            if view.hello.role == DECODE_LEG and _may_be_asked(view, now)
+        )
+
+    def max_tokens_beyond(self, prefill: WorkerView) -> int:
+        """What the largest decode worker that this prefill worker can push to holds."""
+        return self._reach().get(prefill.hello.compatibility, 0)
 
     def pause(self, worker_id: WorkerId, now: float) -> float:
         """Leave a worker alone that refused; return until when."""
@@ -102,22 +121,32 @@ class Fleet:
         paused = [v.paused_until_s for v in self._view_by_id.values() if v.paused_until_s > now]
         return min(paused, default=None)
 
-    def pairs(self) -> list[tuple[WorkerView, WorkerView]]:
-        """Prefill and decode workers that may exchange KV."""
-        return [
-            (prefill, decode)
-            for prefill in self.with_role("prefill")
-            for decode in self.with_role("decode")
-            if prefill.hello.compatibility == decode.hello.compatibility
-        ]
-
     def max_request_tokens(self) -> int:
         """The longest prompt plus answer that some pair can hold; 0 without a pair."""
-        sizes = (
-            min(p.hello.num_blocks, d.hello.num_blocks) * p.hello.block_size
-            for p, d in self.pairs()
-        )
-        return max(sizes, default=0)
+        if self._max_request_tokens is None:
+            reach = self._reach()
+            sizes = (
+                min(view.num_tokens, reach.get(view.hello.compatibility, 0))
+                for view in self.with_role(PREFILL_LEG)
+                if not view.load.is_draining
+            )
+            self._max_request_tokens = max(sizes, default=0)
+        return self._max_request_tokens
+
+    def _reach(self) -> dict[str, int]:
+        # Asked for on every event; changes only with the fleet.
+        if self._reach_by_compatibility is None:
+            reach: dict[str, int] = {}
+            for view in self.with_role(DECODE_LEG):
+                if not view.load.is_draining:
+                    key = view.hello.compatibility
+                    reach[key] = max(reach.get(key, 0), view.num_tokens)
+            self._reach_by_compatibility = reach
+        return self._reach_by_compatibility
+
+    def _changed(self) -> None:
+        self._reach_by_compatibility = None
+        self._max_request_tokens = None
 
     def check_can_fit(self, num_tokens: int) -> None:
         """Refuse a request that no pair could hold even when empty.
@@ -135,6 +164,8 @@ class Fleet:
 
     def _why_no_pair(self) -> str:
         prefill, decode = self.with_role("prefill"), self.with_role("decode")
+        if any(view.load.is_draining for view in (*prefill, *decode)):
+            return "workers are about to leave; wait until their successors are ready"
         if prefill and decode:
             return (
                 "prefill and decode workers are connected, but no two are compatible: they must "
@@ -144,6 +175,21 @@ class Fleet:
             role for role, there in (("prefill", prefill), ("decode", decode)) if not there
         )
         return f"no {missing} worker is connected; start one, or wait until it is ready"
+
+
+def _may_be_asked(view: WorkerView, now: float) -> bool:
+    return view.paused_until_s <= now and not view.is_starving and not view.load.is_draining
+
+
+def _candidate(view: WorkerView, share: Share) -> Candidate:
+    return Candidate(
+        worker_id=view.hello.worker_id,
+        compatibility=view.hello.compatibility,
+        block_size=view.hello.block_size,
+        num_free_blocks=_free_estimate(view, share),
+        num_backlog_tokens=view.num_backlog_tokens,
+        num_running=view.load.num_running,
+    )
 
 
 def _free_estimate(view: WorkerView, share: Share) -> int:

@@ -17,7 +17,7 @@ from router.events import (
 )
 from router.fleet import WorkerView
 from router.scheduler import Scheduler
-from router.sequence import LegState, Sequence
+from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
 from scheduling.errors import KvCorrupted
 from scheduling.ids import WorkerId
@@ -38,6 +38,23 @@ from scheduling.messages import (
     WorkerLoad,
 )
 
+# What a worker of which role may say of a task in which phase. A worker is another process:
+# anything else is its defect, and costs the task a try instead of this process its life.
+_BINDING = frozenset({Phase.PREFILLING, Phase.GENERATION_QUEUED})
+_TURNS: dict[tuple[type[Report], Role], frozenset[Phase]] = {
+    (PrefillStarted, PREFILL_LEG): frozenset({Phase.PREFILLING}),
+    (TokensEmitted, PREFILL_LEG): frozenset({Phase.PREFILLING}),
+    (KvPushed, PREFILL_LEG): frozenset({Phase.TRANSFERRING, Phase.DECODING}),
+    (BlocksGranted, DECODE_LEG): _BINDING,
+    (BlocksRefused, DECODE_LEG): _BINDING,
+    (DecodeStarted, DECODE_LEG): frozenset({Phase.TRANSFERRING}),
+    (TokensEmitted, DECODE_LEG): frozenset({Phase.DECODING}),
+    (GrowthNeeded, DECODE_LEG): frozenset({Phase.DECODING}),
+    (Preempted, DECODE_LEG): frozenset({Phase.DECODING}),
+    (TaskFailed, PREFILL_LEG): frozenset(Phase),
+    (TaskFailed, DECODE_LEG): frozenset(Phase),
+}
+
 
 class ReportHandler:
     """Applies reports to the sequences of the present tries; others only free their legs."""
@@ -54,7 +71,7 @@ class ReportHandler:
         if view is None:
             return []
         if load is not None:
-            view.load = load
+            self._state.fleet.take_load(view, load)
         actions: list[Action] = []
         for report in reports:
             actions += self._apply(view, report, now)
@@ -86,6 +103,9 @@ class ReportHandler:
         leg = None if sequence is None else sequence.leg(role)
         if sequence is None or leg is None or leg.worker_id != worker_id:
             return []  # an earlier try's worker; its TaskReleased is all that matters
+        if not _is_in_turn(report, role, sequence, leg):
+            why = f"worker {worker_id} sent {type(report).__name__} out of turn"
+            return self._scheduler.try_again(sequence, Change.WORKER_LOST, why, now)
         match report:
             case TokensEmitted():
                 return self._tokens(sequence, role, report, now)
@@ -108,7 +128,7 @@ class ReportHandler:
                 self._scheduler.requeue(sequence, leg)
                 return actions
             case DecodeStarted():
-                assert leg.target is not None
+                assert leg.target is not None  # TRANSFERRING begins with a target
                 export = leg.target.export
                 sequence.num_blocks_moved += leg.num_kv_blocks
                 sequence.num_bytes_moved += leg.num_kv_blocks * export.block_bytes
@@ -129,9 +149,7 @@ class ReportHandler:
     def _tokens(
         self, sequence: Sequence, role: Role, tokens: TokensEmitted, now: float
     ) -> list[Action]:
-        expected = Phase.PREFILLING if role == PREFILL_LEG else Phase.DECODING
-        is_next = tokens.first_token_index == len(sequence.output_token_ids)
-        if sequence.phase is not expected or not is_next:
+        if tokens.first_token_index != len(sequence.output_token_ids):
             why = f"a worker sent token {tokens.first_token_index} out of turn"
             return self._scheduler.try_again(sequence, Change.WORKER_LOST, why, now)
         sequence.output_token_ids.extend(tokens.token_ids)
@@ -197,14 +215,22 @@ class ReportHandler:
             return []
         if leg.state is LegState.RESERVING:
             return []  # a new reservation under the same id; not what was released
-        view.is_starving = False
+        # Something is free again, so the worker may be asked again.
+        view.is_starving, view.paused_until_s = False, 0.0
         actions = self._state.legs.close(leg)
         sequence = self._state.sequence_by_task.get(report.task_id)
         if sequence is None or sequence.leg(leg.role) is not leg:
             return actions
         sequence.set_leg(leg.role, None)
-        if leg.role == DECODE_LEG or sequence.phase is Phase.PREFILLING:
+        if leg.role == DECODE_LEG or sequence.phase in (Phase.PREFILLING, Phase.GENERATION_QUEUED):
             # Our own bookkeeping would have ended the try first: the worker dropped it.
             why = f"worker {view.hello.worker_id} gave the task up"
             actions += self._scheduler.try_again(sequence, Change.WORKER_LOST, why, now)
         return actions
+
+
+def _is_in_turn(report: Report, role: Role, sequence: Sequence, leg: Leg) -> bool:
+    if isinstance(report, BlocksGranted) and leg.target is not None:
+        return False
+    is_known = leg.state is LegState.HELD
+    return is_known and sequence.phase in _TURNS.get((type(report), role), frozenset())

@@ -48,21 +48,40 @@ class Scheduler:
         self._state.generation_queue.push(sequence.task_id, key)
 
     def schedule(self, now: float) -> list[Action]:
-        """Start whatever has room, in order. The head of a queue is never overtaken."""
+        """Start whatever has room, in order.
+
+        The head of a queue is not overtaken, unless no connected worker could ever take it.
+        """
+        state = self._state
         actions: list[Action] = []
-        while (task_id := self._state.generation_queue.peek()) is not None:
-            reserve = self._reserve_decode(self._state.sequence_by_task[task_id], now)
-            if reserve is None:
+        while (task_id := state.generation_queue.peek()) is not None:
+            sequence = state.sequence_by_task[task_id]
+            reserve = self._reserve_decode(sequence, now)
+            if reserve is not None:
+                state.generation_queue.remove(task_id)
+                actions.append(reserve)
+            elif self._is_parked_out_of_reach(sequence):
+                why = "no decode worker is left that could take its KV"
+                actions += self.try_again(sequence, Change.WORKER_LOST, why, now)
+            else:
                 break
-            self._state.generation_queue.remove(task_id)
-            actions.append(reserve)
-        while (task_id := self._state.prompt_queue.peek()) is not None:
-            reserve = self._reserve_prefill(self._state.sequence_by_task[task_id], now)
-            if reserve is None:
+        while (task_id := state.prompt_queue.peek()) is not None:
+            sequence = state.sequence_by_task[task_id]
+            reserve = self._reserve_prefill(sequence, now)
+            if reserve is not None:
+                actions.append(reserve)
+            elif 0 < state.fleet.max_request_tokens() < sequence.num_tokens_at_most:
+                state.stranded[task_id] = sequence
+            else:
                 break
-            self._state.prompt_queue.remove(task_id)
-            actions.append(reserve)
+            state.prompt_queue.remove(task_id)
         return actions
+
+    def reconsider_stranded(self) -> None:
+        """A worker connected: what fitted nowhere may fit now."""
+        stranded, self._state.stranded = self._state.stranded, {}
+        for sequence in stranded.values():
+            self.enqueue_prompt(sequence)
 
     def reservation_answered(self, event: ReservationAnswered, now: float) -> list[Action]:
         """The ledger granted or refused; a grant that nobody wants any more goes back."""
@@ -116,6 +135,7 @@ class Scheduler:
         state.prompt_queue.remove(task_id)
         state.generation_queue.remove(task_id)
         state.sequence_by_task.pop(task_id, None)
+        state.stranded.pop(task_id, None)
         actions: list[Action] = []
         for leg in (sequence.prefill, sequence.decode):
             if leg is not None:
@@ -142,7 +162,7 @@ class Scheduler:
             state.counters.num_migrations += 1
         if sequence.phase is not Phase.PROMPT_QUEUED:
             sequence.move(change, now)
-        sequence.attempt += 1
+        sequence.task_id = state.new_task_id(sequence.request_id, sequence.index)
         self.enqueue_prompt(sequence)
         return actions
 
@@ -159,6 +179,7 @@ class Scheduler:
         if not request.is_over:
             return actions
         state.request_by_id.pop(request.spec.request_id, None)
+        state.deadlines.remove(request.spec.request_id)
         if error is None:
             state.counters.num_finished += 1
             return actions
@@ -172,7 +193,7 @@ class Scheduler:
     def _reserve_prefill(self, sequence: Sequence, now: float) -> Reserve | None:
         num_tokens = sequence.num_kv_tokens
         candidates = prefill_preferences(
-            self._state.fleet.candidates(PREFILL_LEG, now),
+            self._state.fleet.prefill_candidates(now, sequence.num_tokens_at_most),
             num_tokens,
             self._state.settings.max_backlog_tokens,
         )
@@ -195,11 +216,23 @@ class Scheduler:
         most = max((v.num_general_blocks for v in fleet.with_role(DECODE_LEG)), default=0)
         share: Share = GENERAL if num_blocks <= most else GROWTH
         candidates = decode_preferences(
-            fleet.candidates(DECODE_LEG, now, share), num_blocks, hello.compatibility
+            fleet.decode_candidates(now, share), num_blocks, hello.compatibility
         )
         if not candidates:
             return None
         return self._open_leg(sequence, DECODE_LEG, candidates, num_blocks, share)
+
+    def _is_parked_out_of_reach(self, sequence: Sequence) -> bool:
+        """Other pairs go on, but this KV can go nowhere: its place is needed for theirs."""
+        fleet, prefill = self._state.fleet, sequence.prefill
+        view = (
+            None if prefill is None or prefill.worker_id is None else fleet.get(prefill.worker_id)
+        )
+        return (
+            view is not None
+            and fleet.max_request_tokens() > 0
+            and fleet.max_tokens_beyond(view) < sequence.num_tokens_at_most
+        )
 
     def _open_leg(
         self,

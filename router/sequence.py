@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from router.events import PREFILL_LEG, Claim, PhaseTimings, RequestSpec, Role
-from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId, task_id_of
+from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
 from scheduling.lifecycle import TERMINAL, Change, Phase, advance
 from scheduling.messages import KvTarget, SequenceSpec
 from scheduling.policy import WaitingTask
@@ -77,9 +77,10 @@ class Sequence:
     request: Request
     index: int
     predicted: ResponseLength
+    # Of the present try.
+    task_id: TaskId
     phase_since_s: float
     phase: Phase = Phase.RECEIVED
-    attempt: int = 0
     output_token_ids: list[int] = field(default_factory=list)
     prefill: Leg | None = None
     decode: Leg | None = None
@@ -105,15 +106,15 @@ class Sequence:
         return self.request.spec.request_id
 
     @property
-    def task_id(self) -> TaskId:
-        """The present try's id: "request/index", from the second try on "request/index~try"."""
-        plain = task_id_of(self.request_id, self.index)
-        return plain if self.attempt == 0 else TaskId(f"{plain}~{self.attempt}")
-
-    @property
     def num_kv_tokens(self) -> int:
         """Tokens whose KV a prefill worker has to compute."""
         return len(self.request.spec.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_tokens_at_most(self) -> int:
+        """Prompt and the longest answer: what one pair of workers must be able to hold."""
+        spec = self.request.spec
+        return len(spec.prompt_token_ids) + spec.stop.max_tokens
 
     @property
     def num_response_tokens(self) -> int:

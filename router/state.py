@@ -1,11 +1,14 @@
 """What the router knows. The objects that decide share it; none of them performs anything."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
+from router.deadlines import Deadlines
 from router.fleet import Fleet
 from router.legs import LegBook
 from router.sequence import Request, Sequence
-from scheduling.ids import RequestId, TaskId
+from scheduling.ids import RequestId, TaskId, task_id_of
 from scheduling.policy import Policy
 from scheduling.prediction import LengthPredictor
 from scheduling.task_queue import TaskQueue
@@ -19,6 +22,8 @@ class RouterSettings:
     max_retries_per_task: int = 3
     # A prefill worker gets new prompts while its backlog is below this.
     max_backlog_tokens: int = 1024
+    # Names this life of this router in task ids, so that no other's tasks have the same.
+    task_tag: str = ""
 
 
 @dataclass(slots=True)
@@ -47,4 +52,17 @@ class RouterState:
     request_by_id: dict[RequestId, Request] = field(default_factory=dict)
     # The present try of each live sequence.
     sequence_by_task: dict[TaskId, Sequence] = field(default_factory=dict)
+    # Prompts larger than every pair that is connected now; they wait aside for a new worker,
+    # where they hold nobody up.
+    stranded: dict[TaskId, Sequence] = field(default_factory=dict)
+    deadlines: Deadlines = field(default_factory=Deadlines)
     counters: Counters = field(default_factory=Counters)
+    _attempts: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def new_task_id(self, request_id: RequestId, index: int) -> TaskId:
+        """An id that was never used: what is still said of an earlier task cannot be mistaken.
+
+        A client may use its request id again, here or at another router, while a worker still
+        cleans up after the first time.
+        """
+        return task_id_of(request_id, index, f"{self.settings.task_tag}{next(self._attempts)}")

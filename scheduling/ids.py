@@ -4,7 +4,8 @@ from typing import NewType
 
 # Chosen by the client or by the router; one per `Generate` call.
 RequestId = NewType("RequestId", str)
-# One sequence of a request: f"{request_id}/{index}". Both legs of a sequence share it.
+# One try at one sequence of a request, unique over all routers and their lives:
+# f"{request_id}/{index}~{try}". Both legs of a try share it.
 TaskId = NewType("TaskId", str)
 # Stable name of a worker, such as "decode-0"; survives a restart.
 WorkerId = NewType("WorkerId", str)
@@ -18,11 +19,6 @@ BlockId = NewType("BlockId", int)
 Generation = NewType("Generation", int)
 
 
-def task_id_of(request_id: RequestId, index: int) -> TaskId:
-    """The task that produces choice `index` of a request."""
-    return TaskId(f"{request_id}/{index}")
-
-
-def request_id_of(task_id: TaskId) -> RequestId:
-    """The request that a task belongs to; inverse of `task_id_of`."""
-    return RequestId(task_id.rpartition("/")[0])
+def task_id_of(request_id: RequestId, index: int, attempt: str) -> TaskId:
+    """The task that produces choice `index` of a request in this attempt."""
+    return TaskId(f"{request_id}/{index}~{attempt}")

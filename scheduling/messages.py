@@ -227,6 +227,8 @@ class WorkerLoad:
     num_waiting: int
     # Prompt tokens that are dispatched and not yet computed.
     num_backlog_tokens: int
+    # Goes on with its tasks and takes no new ones: it is about to leave.
+    is_draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,19 @@
 """A whole cluster of cores under virtual time: one router, any workers, a ledger, no I/O.
 
-The router, prefill and decode cores are the product's own. Around them: links with a latency, an
-engine whose next token is a function of the tokens before it, and KV blocks that remember which
-token they hold, so that a sequence that decodes from wrong, stale or freed KV is noticed.
+The router, prefill and decode cores are the product's own. Around them: links with a latency, a
+ledger that answers late, copies that take a while, and workers that die or drain.
 """
 
 import heapq
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
 from itertools import count
 from typing import Any
 
+from cluster.errors import HoldingGone, StaleAttempt
 from cluster.ledger import (
     Claim,
     Grant,
@@ -47,11 +47,9 @@ from router.events import (
     WorkerConnected,
     WorkerLost,
 )
-from scheduling.ids import Incarnation, RequestId, RouterId, TaskId, WorkerId
+from scheduling.ids import Incarnation, RequestId, RouterId, WorkerId
 from scheduling.messages import PROTOCOL_VERSION, Command, KvExport, Report, WorkerHello
 from scheduling.policy import growth_reserve_blocks
-from scheduling.sampling import StopParams
-from scheduling.step import SequenceStart
 from scheduling.worker_events import (
     AwaitKv,
     CancelPush,
@@ -65,65 +63,13 @@ from scheduling.worker_events import (
     PushFinished,
     QuarantineCleared,
     RevokeKv,
-    SampledOutput,
     SendReport,
     SessionId,
     StepFinished,
     WorkerAction,
     WorkerEvent,
 )
-
-VOCAB_SIZE = 1000
-
-
-def next_token(token_ids: tuple[int, ...]) -> int:
-    """The engine: a token that depends on every token before it."""
-    digest = blake2b(repr(token_ids).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") % VOCAB_SIZE
-
-
-def answer(prompt: tuple[int, ...], stop: StopParams) -> tuple[int, ...]:
-    """What one process running the engine alone would produce."""
-    tokens = prompt
-    while len(tokens) - len(prompt) < stop.max_tokens:
-        tokens = (*tokens, next_token(tokens))
-        if tokens[-1] in stop.stop_token_ids:
-            break
-    return tokens[len(prompt) :]
-
-
-@dataclass(slots=True)
-class SimulatedSequence:
-    """One sequence in a worker's engine."""
-
-    start: SequenceStart
-    stop: StopParams
-    token_ids: list[int]
-    blocks: list[int]
-
-
-@dataclass(slots=True)
-class SimulatedWorker:
-    """One life of a worker: its core, its engine and its KV memory."""
-
-    hello: WorkerHello
-    core: PrefillCore | DecodeCore
-    session_id: SessionId
-    is_alive: bool = True
-    is_stepping: bool = False
-    # What arrives during an iteration is looked at after it, as on the engine thread.
-    inbox: list[WorkerEvent] = field(default_factory=list)
-    outputs: tuple[SampledOutput, ...] = ()
-    sequence_by_slot: dict[int, SimulatedSequence] = field(default_factory=dict)
-    # The tokens whose KV lies in (block, offset); what a wrong transfer would damage.
-    kv: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
-    expected_generation: dict[int, int] = field(default_factory=dict)
-    arrived_generation: dict[int, int] = field(default_factory=dict)
-    awaited: dict[TaskId, AwaitKv] = field(default_factory=dict)
-
-
-class KvMismatch(AssertionError):
-    """A sequence would have been computed from KV that is not its own."""
+from simulator.simulated_worker import SimulatedSequence, SimulatedWorker
 
 
 class CoreCluster:
@@ -146,6 +92,8 @@ class CoreCluster:
         self._order = count()
         self._lives = count(1)
         self._link_free_at_s: dict[object, float] = {}
+        # Memory outlives its process for whoever has it mapped: a copy there still succeeds.
+        self._dead_lives: dict[tuple[WorkerId, Incarnation], SimulatedWorker] = {}
         run_now(ledger.renew(self._life, 1e6))
 
     def add_worker(
@@ -181,9 +129,16 @@ class CoreCluster:
         """The process dies: nothing it still had to say arrives."""
         worker = self.worker_by_id.pop(WorkerId(worker_id))
         worker.is_alive = False
+        self._dead_lives[worker.hello.worker_id, worker.hello.incarnation] = worker
         life = WorkerLife(worker.hello.worker_id, worker.hello.incarnation)
         run_now(self.ledger.worker_lost(life))
         self.tell(WorkerLost(worker.hello.worker_id, worker.hello.incarnation))
+
+    def drain_worker(self, worker_id: str) -> None:
+        """The process was asked to leave: it tells so, and goes once it has nothing left to do."""
+        worker = self.worker_by_id[WorkerId(worker_id)]
+        worker.is_draining = True
+        self._report(worker, ())
 
     def tell(self, event: Event) -> None:
         """Let the router take an event in and perform what it wants."""
@@ -223,7 +178,7 @@ class CoreCluster:
             case Reserve() | Extend() | TransferHolding() | ReleaseHolding():
                 self.at(self._rng.uniform(0, 0.002), lambda: self._ask_ledger(action))
 
-    def _ask_ledger(self, action: Action) -> None:
+    def _ask_ledger(self, action: Reserve | Extend | TransferHolding | ReleaseHolding) -> None:
         match action:
             case Reserve(claim, preferences, num_blocks, share):
                 request = ReserveRequest(
@@ -237,16 +192,16 @@ class CoreCluster:
                 self.tell(ReservationAnswered(claim, chosen))
             case Extend(claim, num_blocks, number):
                 growth = Growth(Claim(claim.task_id, claim.role, claim.number), num_blocks, number)
-                try:
+                granted = False
+                with suppress(HoldingGone, StaleAttempt):  # it went with its worker or its task
                     granted = isinstance(run_now(self.ledger.extend(self._life, growth)), Grant)
-                except Exception:  # the holding went with its worker or its task
-                    granted = False
                 self.tell(ExtensionAnswered(claim, num_blocks, granted))
             case ReleaseHolding(claim):
                 release = Release(claim.task_id, claim.number, claim.role)
                 run_now(self.ledger.release(self._life, release))
-            case _:
-                pass
+            case TransferHolding(claim):
+                with suppress(HoldingGone, StaleAttempt):  # the holding went with its task
+                    run_now(self.ledger.transfer(self._life, claim.task_id, claim.number))
 
     def _in_order(self, link: object, what: Callable[[], None]) -> None:
         key = id(link)
@@ -300,14 +255,21 @@ class CoreCluster:
                 case CancelPush():
                     pass
         if reports:
-            load = worker.core.load
-            arrived = ReportsArrived(worker.hello.worker_id, tuple(reports), load)
-            self._in_order(worker.core, lambda: self.tell(arrived) if worker.is_alive else None)
+            self._report(worker, tuple(reports))
+
+    def _report(self, worker: SimulatedWorker, reports: tuple[Report, ...]) -> None:
+        load = replace(worker.core.load, is_draining=worker.is_draining)
+        arrived = ReportsArrived(worker.hello.worker_id, reports, load)
+        self._in_order(worker.core, lambda: self.tell(arrived) if worker.is_alive else None)
 
     def _copy(self, worker: SimulatedWorker, push: Push) -> None:
-        target = self.worker_by_id.get(push.target.export.worker_id)
+        export = push.target.export
+        target = self.worker_by_id.get(export.worker_id)
+        if target is None or target.hello.incarnation != export.incarnation:
+            is_mapped = self._rng.random() < 0.5
+            target = self._dead_lives[export.worker_id, export.incarnation] if is_mapped else None
         error = None
-        if target is None or target.hello.incarnation != push.target.export.incarnation:
+        if target is None:
             error = "peer gone"
         else:
             end = push.first_index + len(push.block_ids)
@@ -328,6 +290,8 @@ class CoreCluster:
         self._post(worker, PushFinished(push.task_id, num_blocks, num_blocks, 0.0, error))
 
     def _look(self, worker: SimulatedWorker) -> None:
+        if not worker.is_alive:
+            return
         for task_id, awaited in list(worker.awaited.items()):
             pairs = zip(awaited.block_ids, awaited.generations, strict=True)
             if all(worker.arrived_generation.get(b) == g for b, g in pairs):
@@ -343,42 +307,7 @@ class CoreCluster:
             return
         worker.is_stepping = True
         self.at(self._rng.uniform(0.001, 0.01), lambda: self._finish_step(worker))
-        self._compute(worker, [(c.slot, c.start, c.num_tokens, c.samples) for c in plan.chunks])
-
-    def _compute(self, worker: SimulatedWorker, chunks: list[tuple[int, int, int, bool]]) -> None:
-        outputs = []
-        for slot, start, num_tokens, samples in chunks:
-            sequence = worker.sequence_by_slot[slot]
-            history = tuple(sequence.token_ids)
-            for position in range(start):
-                if self._kv_at(worker, sequence, position) != history[: position + 1]:
-                    raise KvMismatch(f"slot {slot} of {worker.hello.worker_id} at {position}")
-            for position in range(start, start + num_tokens):
-                place = (sequence.blocks[position // self._block_size], position % self._block_size)
-                worker.kv[place] = history[: position + 1]
-            if samples:
-                assert start + num_tokens == len(history)
-                outputs.append(self._sample(slot, sequence, history))
-        worker.outputs = tuple(outputs)
-
-    def _kv_at(
-        self, worker: SimulatedWorker, sequence: SimulatedSequence, position: int
-    ) -> tuple[int, ...] | None:
-        block = sequence.blocks[position // self._block_size]
-        return worker.kv.get((block, position % self._block_size))
-
-    def _sample(
-        self, slot: int, sequence: SimulatedSequence, history: tuple[int, ...]
-    ) -> SampledOutput:
-        token_id = next_token(history)
-        sequence.token_ids.append(token_id)
-        num_output = len(sequence.token_ids) - sequence.start.num_prompt_tokens
-        reason = None
-        if token_id in sequence.stop.stop_token_ids:
-            reason = "stop"
-        elif num_output >= sequence.stop.max_tokens:
-            reason = "length"
-        return SampledOutput(slot, token_id, "", finish_reason=reason)
+        worker.outputs = worker.compute(plan.chunks)
 
     def _finish_step(self, worker: SimulatedWorker) -> None:
         worker.is_stepping = False

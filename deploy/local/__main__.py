@@ -1,6 +1,7 @@
 """python -m deploy.local up|demo [options]
 
-0: ended in order. 1: failed, with one line on stderr. 2: wrong usage. 130: a second Ctrl-C.
+0: ended in order. 1: failed, with one line on stderr. 2: wrong usage.
+130: a second Ctrl-C, or the first one in the demo.
 """
 
 import signal

@@ -185,7 +185,7 @@ class LocalCluster:
             for child in self._running.child_by_name.values():
                 if child.is_running:
                     child.kill()
-            _remove_leftovers()
+            pass
 
     async def _start_all(self, settings: ClusterSettings) -> None:
         folder = make_run_folder()
@@ -301,8 +301,6 @@ async def _end(children: list[ChildProcess], timeout_s: float) -> list[str]:
             )
         elif not child.ended_well:
             problems.append(child.ending().message)
-    if problems:
-        _remove_leftovers()
     return problems
 
 
@@ -315,6 +313,7 @@ async def _release(running: _Running, *, keep_logs: bool) -> list[str]:
             problems.append(error.message)
     if running.port is not None:
         running.port.release()
+    pass
     if not keep_logs and not problems:
         shutil.rmtree(running.run_folder, ignore_errors=True)
     return problems

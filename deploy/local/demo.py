@@ -16,6 +16,7 @@ from deploy.local.race import first_of
 from deploy.local.screen import make_screen
 from deploy.local.table import print_outcomes
 from runtime.clock import MonotonicClock
+from runtime.process import EXIT_INTERRUPTED
 from tandemserve import TandemError
 
 # A cancel takes one iteration and one round trip; this is for a machine that is busy.
@@ -36,7 +37,7 @@ async def demo(options: LaunchOptions, cluster: LocalCluster, stop: asyncio.Even
     finally:
         problems = await cluster.stop()
     if was_interrupted:
-        return 0
+        return EXIT_INTERRUPTED
     problems = (*show.result(), *problems)
     for problem in problems:
         say_error(problem)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from deploy.local.child import ChildProcess
 from deploy.local.cluster import LocalCluster, Say
 from deploy.local.errors import LaunchFailed, ProcessEnded
+from deploy.local.redis import GivenRedis
 from deploy.local.settings import ROUTER
 from runtime.clock import Clock, MonotonicClock
 from runtime.errors import StartupError
@@ -35,6 +36,27 @@ class BackOff:
         # Bounded, for a larger exponent is no float.
         doublings = min(num_deaths - 1, 64)
         return min(self.first_delay_s * 2.0**doublings, self.max_delay_s)
+
+
+class DeathCount:
+    """Deaths in a row of one process."""
+
+    def __init__(self, back_off: BackOff, clock: Clock) -> None:
+        self._back_off = back_off
+        self._clock = clock
+        self._born_at_s = clock.now()
+        self.num_deaths = 0
+
+    def born(self) -> None:
+        """A new life begins."""
+        self._born_at_s = self._clock.now()
+
+    def died(self) -> float | None:
+        """A life has ended; returns the wait before the next, None to give up."""
+        if self._clock.now() - self._born_at_s >= self._back_off.good_life_s:
+            self.num_deaths = 0
+        self.num_deaths += 1
+        return self._back_off.delay_s(self.num_deaths)
 
 
 class KeepAlive:
@@ -63,13 +85,10 @@ class KeepAlive:
             raise _first(group) from None
 
     async def _keep(self, child: ChildProcess) -> None:
-        born_at_s, num_deaths = self._clock.now(), 0
+        count = DeathCount(self._back_off, self._clock)
         while True:
             await child.wait_ended()
-            if self._clock.now() - born_at_s >= self._back_off.good_life_s:
-                num_deaths = 0
-            num_deaths += 1
-            delay_s = self._back_off.delay_s(num_deaths)
+            delay_s = count.died()
             if delay_s is None:
                 if child.name == ROUTER:
                     raise child.ending()
@@ -77,7 +96,7 @@ class KeepAlive:
                 return
             self._say(f"{child.ending().message}; starting it again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
-            born_at_s = self._clock.now()
+            count.born()
             child.start()
             await self._wait_ready(child)
 
@@ -94,24 +113,29 @@ class KeepAlive:
             self._say(f"{child.name} is back")
 
     async def _keep_redis(self) -> None:
-        """The server of ours is awaited here; one that was given belongs to others."""
-        redis, num_deaths = self._cluster.redis, 0
+        """Only ours: one that was given is kept by its owner."""
+        redis, count = self._cluster.redis, DeathCount(self._back_off, self._clock)
+        if isinstance(redis, GivenRedis):
+            return
         while True:
             await asyncio.sleep(_POLL_S)
             if redis.is_running:
                 continue
-            num_deaths += 1
-            delay_s = self._back_off.delay_s(num_deaths)
+            delay_s = count.died()
             if delay_s is None:
-                raise LaunchFailed(f"redis ended {num_deaths} times; read its log in {self._logs}")
+                raise LaunchFailed(
+                    f"redis ended {count.num_deaths} times in a row; its log is {redis.log_path}"
+                )
             self._say(f"redis ended; starting it again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
-            await redis.revive()
-            self._say("redis is back")
-
-    @property
-    def _logs(self) -> str:
-        return str(self._cluster.log_folder)
+            count.born()
+            try:
+                await redis.revive()
+            except LaunchFailed as error:
+                # It does not run, which the next round sees and counts.
+                self._say(error.message)
+            else:
+                self._say("redis is back")
 
 
 def _first(group: BaseExceptionGroup[LaunchFailed]) -> LaunchFailed:

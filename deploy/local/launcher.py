@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Sequence
 
 from deploy.local.cluster import LocalCluster
@@ -14,7 +15,7 @@ from engine.bundled import BundledModelDamaged, verify_bundled_model
 from runtime.errors import StartupError
 from runtime.process import EXIT_INTERRUPTED
 
-# The last one is a terminal that was closed.
+# The last one is a terminal that was closed, unless `nohup` has it ignored.
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -32,6 +33,10 @@ def main(argv: Sequence[str]) -> int:
     except StartupError as error:
         say_error(error.message)
         return error.exit_code
+    except BrokenPipeError:
+        # As with `| head`. What is left in the buffer has no reader, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 async def _run(options: LaunchOptions) -> int:
@@ -39,6 +44,8 @@ async def _run(options: LaunchOptions) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _STOP_SIGNALS:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue
         loop.add_signal_handler(number, _on_signal, cluster, stop)
     command = up if options.command == "up" else demo
     return await command(options, cluster, stop)

@@ -32,6 +32,9 @@ _LAUNCHER_OWNS = {
     "role": None,
     "cluster-name": "--cluster-name",
 }
+# So few that some answers of the demo have to wait for decode space: both ways of binding show.
+_DEMO_PREFILL_BLOCKS = "256"
+_DEMO_DECODE_BLOCKS = "40"
 # The name of the option and of the field that it sets for both kinds of worker.
 _WORKER_OPTIONS = (
     ("device", "cpu or cuda"),
@@ -72,6 +75,9 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
         if value is not None:
             for section in ("prefill-worker", "decode-worker"):
                 sections[section].setdefault(option, value)
+    if command == "demo" and parsed.num_blocks is None and parsed.kv_cache_mib is None:
+        sections["prefill-worker"].setdefault("num-blocks", _DEMO_PREFILL_BLOCKS)
+        sections["decode-worker"].setdefault("num-blocks", _DEMO_DECODE_BLOCKS)
     if parsed.policy is not None:
         sections["router"].setdefault("policy", parsed.policy)
     if parsed.cluster_name is not None:
@@ -143,7 +149,8 @@ def _parser() -> _Parser:
         command.epilog = (
             "Every other setting of the processes: --router.FIELD=X, --prefill-worker.FIELD=X, "
             "--decode-worker.FIELD=X; `python -m router --help` and so on list them. "
-            "Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 130 ended by a second Ctrl-C."
+            "Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 130 ended by a second Ctrl-C, "
+            "or by the first one in the demo."
         )
         _add_options(command, port)
     return parser

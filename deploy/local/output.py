@@ -1,18 +1,25 @@
 """Where lines go: results to stdout, progress and errors to stderr, each at once."""
 
+import contextlib
 import sys
 
 
 def print_line(line: str) -> None:
-    """A result."""
+    """A result. Raises: BrokenPipeError when its reader has gone."""
     print(line, flush=True)
 
 
 def progress(line: str) -> None:
     """What happens at the moment."""
-    print(f"tandem: {line}", file=sys.stderr, flush=True)
+    _note(f"tandem: {line}")
 
 
 def say_error(message: str) -> None:
     """Why it did not work, always one line."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    _note(f"error: {' '.join(message.split())}")
+
+
+def _note(line: str) -> None:
+    # The terminal may have been closed; the processes still have to be ended in order.
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

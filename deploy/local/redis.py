@@ -16,15 +16,10 @@ _MOST_FOLDER_BYTES = 80
 class GivenRedis:
     """A server that belongs to others: checked once, then left alone."""
 
-    is_running = True
-
     def __init__(self, url: str, about: str) -> None:
         self.url = url
         # For people: what it is and where it is.
         self.about = about
-
-    async def revive(self) -> None:
-        """Nothing to do; whoever owns the server starts it again."""
 
     async def stop(self) -> None:
         """Nothing to do; others may use it."""
@@ -45,8 +40,8 @@ class OwnRedis:
         return self._server.is_running
 
     @property
-    def pid(self) -> int:
-        return self._server.pid
+    def log_path(self) -> Path:
+        return self._folder / "redis.log"
 
     async def revive(self) -> None:
         """Start it again, empty, at the same address. Raises: LaunchFailed."""

@@ -204,6 +204,7 @@ def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
         num_running=load.num_running,
         num_waiting=load.num_waiting,
         num_backlog_tokens=load.num_backlog_tokens,
+        is_draining=load.is_draining,
     )
 
 
@@ -216,6 +217,7 @@ def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
         num_backlog_tokens=checked_count(
             "load.num_backlog_tokens", message.num_backlog_tokens, most=2**63 - 1
         ),
+        is_draining=message.is_draining,
     )
 
 

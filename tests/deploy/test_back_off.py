@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.local.keep_alive import BackOff
+from deploy.local.keep_alive import BackOff, DeathCount
+from runtime.clock import ManualClock
 
 
 def test_waits_double_up_to_their_limit_and_then_it_is_given_up() -> None:
@@ -22,3 +23,15 @@ def test_no_wait_is_shorter_than_the_first_or_longer_than_the_last(num_deaths: i
     delay_s = BackOff(max_deaths=10_000).delay_s(num_deaths)
     assert delay_s is not None
     assert 0.5 <= delay_s <= 8.0
+
+
+def test_a_good_life_is_forgiven_the_deaths_before_it() -> None:
+    clock = ManualClock()
+    count = DeathCount(BackOff(first_delay_s=1.0, max_deaths=2, good_life_s=60.0), clock)
+    assert (count.died(), count.died(), count.died()) == (1.0, 2.0, None)
+    count.born()
+    clock.advance(59.9)
+    assert count.died() is None
+    count.born()
+    clock.advance(60.0)
+    assert count.died() == 1.0

@@ -1,47 +1,13 @@
 """The router, prefill and decode cores together: any interleaving ends, right and empty."""
 
-import random
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.ledger import WorkerBook
-from cluster.memory_ledger import MemoryLedger
-from router.core import RouterCore
-from router.events import CallerLeft, RequestArrived, RequestSpec
-from router.state import RouterSettings
-from runtime.clock import ManualClock
 from scheduling.ids import RequestId
-from scheduling.policy import policy_named
-from scheduling.prediction import OnlineQuantiles, RequestFeatures, ResponseLength
-from scheduling.sampling import SamplingParams, StopParams
-from simulator.core_cluster import CoreCluster, answer, run_now
-
-
-class ShortSighted:
-    """Predicts too little on purpose, so that responses have to grow."""
-
-    def predict(self, features: RequestFeatures) -> ResponseLength:
-        return ResponseLength(1, 1)
-
-    def observe(self, features: RequestFeatures, num_output_tokens: int) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class Ask:
-    prompt: tuple[int, ...]
-    max_tokens: int
-    num_choices: int
-    at_s: float
-    cancel_after_s: float | None
-    deadline_s: float | None
-    # Tokens below this end the answer: 100 of 1000 by default.
-    num_end_ids: int = 100
-
+from simulator.testing import Ask, check_answers, check_empty, new_cluster, start
 
 asks = st.builds(
     Ask,
@@ -52,72 +18,6 @@ asks = st.builds(
     cancel_after_s=st.none() | st.floats(0, 0.2),
     deadline_s=st.none() | st.floats(0.001, 0.3),
 )
-
-
-def spec_of(number: int, ask: Ask) -> RequestSpec:
-    return RequestSpec(
-        request_id=RequestId(f"r{number}"),
-        prompt_token_ids=ask.prompt,
-        sampling=SamplingParams(temperature=0.0),
-        stop=StopParams(ask.max_tokens, stop_token_ids=tuple(range(ask.num_end_ids))),
-        num_choices=ask.num_choices,
-        tenant="default",
-        session="",
-        request_class="standard",
-        ttft_s=1.0,
-        tpot_s=0.1,
-        deadline_s=ask.deadline_s,
-    )
-
-
-def new_cluster(
-    seed: int, policy: str, num_blocks: int, short_sighted: bool, num_decode: int = 2
-) -> CoreCluster:
-    router = RouterCore(
-        policy_named(policy, 0.5, 4),
-        ShortSighted() if short_sighted else OnlineQuantiles(min_samples=4),
-        RouterSettings(max_backlog_tokens=24, max_retries_per_task=100),
-    )
-    cluster = CoreCluster(router, MemoryLedger(ManualClock()), random.Random(seed))
-    cluster.add_worker("prefill-0", "prefill", num_blocks)
-    for number in range(num_decode):
-        cluster.add_worker(f"decode-{number}", "decode", num_blocks)
-    return cluster
-
-
-def start(cluster: CoreCluster, number: int, ask: Ask) -> None:
-    spec = spec_of(number, ask)
-    cluster.tell(RequestArrived(spec))
-    if ask.cancel_after_s is not None:
-        cluster.at(ask.cancel_after_s, lambda: cluster.tell(CallerLeft(spec.request_id)))
-
-
-def check_answers(cluster: CoreCluster, wanted: list[Ask]) -> None:
-    for number, ask in enumerate(wanted):
-        spec = spec_of(number, ask)
-        right = answer(ask.prompt, spec.stop)
-        for index in range(ask.num_choices):
-            got = tuple(cluster.tokens.get((spec.request_id, index), ()))
-            if (spec.request_id, index) in cluster.finished:
-                assert got == right
-            else:
-                assert spec.request_id in cluster.failed, "no answer and no error"
-                assert got == right[: len(got)], "a lost, doubled or wrong token"
-                assert ask.cancel_after_s is not None or ask.deadline_s is not None
-
-
-def check_empty(cluster: CoreCluster) -> None:
-    state = cluster.router.state
-    assert len(state.legs) == 0
-    assert not state.sequence_by_task
-    assert not state.request_by_id
-    assert len(state.prompt_queue) == len(state.generation_queue) == 0
-    for worker in cluster.worker_by_id.values():
-        assert worker.core.num_tasks == 0
-        assert worker.core.pool.num_free_blocks == worker.core.pool.num_blocks
-        assert not worker.sequence_by_slot
-    books: tuple[WorkerBook, ...] = run_now(cluster.ledger.snapshot()).workers
-    assert [book.num_reserved for book in books] == [0] * len(books)
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])

@@ -8,24 +8,19 @@ import pytest
 
 from tandemserve import (
     Accepted,
-    ClientClosed,
     ConnectionFailed,
     ContextTooLong,
-    DeadlineExceeded,
     Delta,
     Event,
     Finished,
     FinishReason,
     InvalidRequest,
-    LimitExceeded,
     ProtocolViolation,
-    QueueFull,
-    RequestCancelled,
     Unauthenticated,
     WorkerFailed,
 )
 from tandemserve.api.v1 import inference_pb2
-from tandemserve.testing import Fail, FakeInferenceServer, Hold, accept, answer, finish, say
+from tandemserve.testing import Fail, FakeInferenceServer, accept, answer, finish, say
 
 # Makes the client under test; see conftest.py.
 Connect = Callable[..., Any]
@@ -319,208 +314,3 @@ def test_events_of_a_later_version_are_ignored(
     unknown = inference_pb2.GenerateResponse()
     server.scripts.append([accept(), unknown, say(0, [1], "a"), finish(1)])
     assert connect().generate("x").text == "a"
-
-
-# --- retries ----------------------------------------------------------------------------------
-
-
-def test_a_broken_stream_goes_on_without_repeating_anything(
-    connect: Connect, server: FakeInferenceServer, delays: list[float]
-) -> None:
-    server.scripts.append([accept(), say(0, [1], "a"), say(1, [2], ""), Fail()])
-    server.scripts.append([accept(attached=True), say(0, [1, 2, 3], "abc"), Fail()])
-    server.scripts.append([accept(), say(0, [1, 2], "ab"), say(2, [3, 4], "cd"), finish(4)])
-    events = list(connect().stream("x"))
-    assert [event for event in events if isinstance(event, Delta)] == [
-        Delta(0, 0, (1,), "a"),
-        Delta(0, 1, (2,), ""),
-        Delta(0, 2, (3,), "bc"),
-        Delta(0, 3, (4,), "d"),
-    ]
-    first, second, third = server.requests
-    assert first == second == third
-    assert len(delays) == 2
-
-
-def test_every_new_token_renews_the_patience(
-    connect: Connect, server: FakeInferenceServer, delays: list[float]
-) -> None:
-    text = "abcdefgh"
-    for i in range(1, len(text)):
-        server.scripts.append([accept(), say(0, list(range(i)), text[:i]), Fail()])
-    server.scripts.append([accept(), say(0, list(range(8)), text), finish(8)])
-    assert connect(max_retries=1).generate("x").text == text
-    assert len(delays) == 7
-    assert max(delays) <= 0.2
-
-
-def test_without_progress_the_patience_ends(
-    connect: Connect, server: FakeInferenceServer, delays: list[float]
-) -> None:
-    for _ in range(9):
-        server.scripts.append([accept(), say(0, [1], "a"), Fail()])
-    with pytest.raises(ConnectionFailed):
-        connect(max_retries=3).generate("x")
-    assert len(server.requests) == 4
-    assert len(delays) == 3
-
-
-def test_max_retries_zero_means_one_attempt(connect: Connect, server: FakeInferenceServer) -> None:
-    server.failures.append(Fail())
-    with pytest.raises(ConnectionFailed):
-        connect(max_retries=0).list_models()
-    assert len(server.requests) == 1
-
-
-def test_a_full_queue_is_tried_again_no_sooner_than_asked(
-    connect: Connect, server: FakeInferenceServer, delays: list[float]
-) -> None:
-    full = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", code="queue_full", retry_after_s=1.5)
-    server.failures.extend([full, full])
-    assert connect().generate("ok").text == "ok"
-    assert len(delays) == 2
-    assert all(1.5 < delay < 2.5 for delay in delays)
-    server.failures.extend([full] * 3)
-    with pytest.raises(QueueFull) as caught:
-        connect().generate("ok")
-    assert caught.value.retry_after_s == 1.5
-
-
-def test_queries_are_tried_again_too(
-    connect: Connect, server: FakeInferenceServer, delays: list[float]
-) -> None:
-    server.failures.extend([Fail(), Fail()])
-    assert connect().list_models() == ("fake",)
-    assert len(delays) == 2
-
-
-def test_a_quota_without_a_retry_delay_is_not_tried_again(
-    connect: Connect, server: FakeInferenceServer, delays: list[float]
-) -> None:
-    server.failures.append(Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much"))
-    with pytest.raises(LimitExceeded):
-        connect().generate("x")
-    assert delays == []
-
-
-def test_a_replay_with_other_tokens_is_refused(
-    connect: Connect, server: FakeInferenceServer
-) -> None:
-    server.scripts.append([accept(), say(0, [1, 2], "ab"), Fail()])
-    server.scripts.append([accept(), say(0, [1, 9, 3], "axc"), finish(3)])
-    with pytest.raises(ProtocolViolation, match="other tokens"):
-        connect().generate("x")
-
-
-def test_a_connection_that_breaks_after_the_end_loses_nothing(
-    connect: Connect, server: FakeInferenceServer, delays: list[float]
-) -> None:
-    server.scripts.append([accept(), say(0, [1], "a"), finish(1), Fail()])
-    assert connect().generate("x").text == "a"
-    assert delays == []
-
-
-def test_a_restarted_router_is_found_again(connect: Connect, server: FakeInferenceServer) -> None:
-    hold = Hold()
-    server.scripts.append([accept(), say(0, [1], "a"), hold])
-    server.scripts.append([accept(), say(0, [1, 2], "ab"), finish(2)])
-    stream = connect(max_retries=20, sleep=None).stream("x")
-    assert text_of([next(stream)]) == "a"
-    server.stop()
-    server.start()
-    assert text_of(list(stream)) == "b"
-
-
-# --- leaving ----------------------------------------------------------------------------------
-
-
-def test_leaving_the_with_block_cancels_the_request(
-    connect: Connect, server: FakeInferenceServer
-) -> None:
-    server.scripts.append([accept(), say(0, [1], "a"), Hold()])
-    with connect().stream("x", request_id="r1") as stream:
-        next(stream)
-    assert server.wait_until_left("r1")
-    with pytest.raises(RequestCancelled):
-        next(stream)
-
-
-def test_cancel_ends_the_reading_with_an_error(
-    connect: Connect, server: FakeInferenceServer
-) -> None:
-    server.scripts.append([accept(), say(0, [1], "a"), Hold()])
-    stream = connect().stream("x", request_id="r1")
-    next(stream)
-    stream.cancel()
-    stream.cancel()
-    with pytest.raises(RequestCancelled) as caught:
-        next(stream)
-    assert caught.value.request_id == "r1"
-    assert server.wait_until_left("r1")
-
-
-def test_cancelling_a_finished_stream_is_harmless(connect: Connect) -> None:
-    stream = connect().stream("ab")
-    assert text_of(list(stream)) == "ab"
-    stream.cancel()
-    assert list(stream) == []
-    assert stream.completion().text == "ab"
-
-
-def test_a_protocol_violation_cancels_the_request(
-    connect: Connect, server: FakeInferenceServer
-) -> None:
-    server.scripts.append([accept(), say(5, [1], "a"), Hold()])
-    with pytest.raises(ProtocolViolation):
-        connect().generate("x", request_id="r1")
-    assert server.wait_until_left("r1")
-
-
-def test_the_deadline_ends_the_call_on_both_sides(
-    connect: Connect, server: FakeInferenceServer
-) -> None:
-    server.scripts.append([accept(), say(0, [1], "a"), Hold()])
-    with pytest.raises(DeadlineExceeded, match="raise timeout_s") as caught:
-        connect().generate("x", request_id="r1", timeout_s=0.3)
-    assert caught.value.request_id == "r1"
-    assert server.wait_until_left("r1")
-
-
-def test_the_client_wide_deadline_is_used_where_a_call_names_none(
-    connect: Connect, server: FakeInferenceServer
-) -> None:
-    server.scripts.append([accept(), Hold()])
-    with pytest.raises(DeadlineExceeded):
-        connect(timeout_s=0.3).generate("x", timeout_s=None)
-
-
-def test_no_retry_that_cannot_be_in_time(
-    connect: Connect, server: FakeInferenceServer, delays: list[float]
-) -> None:
-    server.failures.append(
-        Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", code="queue_full", retry_after_s=20)
-    )
-    with pytest.raises(QueueFull):
-        connect().generate("x", timeout_s=10)
-    assert delays == []
-
-
-def test_a_closed_client_says_so(connect: Connect) -> None:
-    client = connect()
-    assert client.generate("a").text == "a"
-    client.close()
-    client.close()
-    for call in (lambda: client.generate("a"), client.list_models):
-        with pytest.raises(ClientClosed, match="make a new one"):
-            call()
-
-
-def test_closing_the_client_ends_its_streams(connect: Connect, server: FakeInferenceServer) -> None:
-    server.scripts.append([accept(), say(0, [1], "a"), Hold()])
-    client = connect()
-    stream = client.stream("x", request_id="r1")
-    next(stream)
-    client.close()
-    with pytest.raises(ClientClosed):
-        next(stream)
-    assert server.wait_until_left("r1")

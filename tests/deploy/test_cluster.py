@@ -1,0 +1,72 @@
+"""A cluster inside a test: started, disturbed on purpose, stopped."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.local.cluster import LocalCluster
+from deploy.local.errors import ProcessEnded
+from deploy.local.settings import ClusterSettings
+
+pytestmark = pytest.mark.slow
+
+FEW_BLOCKS = {"num_blocks": "64"}
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def settings(model_folder: Path, tmp_path: Path) -> ClusterSettings:
+    return ClusterSettings(
+        model=model_folder,
+        num_decode=1,
+        router={"auth_token": "geheim"},
+        prefill_worker=FEW_BLOCKS,
+        decode_worker=FEW_BLOCKS,
+        log_dir=tmp_path,
+        start_timeout_s=PATIENCE_S,
+    )
+
+
+async def test_a_killed_worker_can_be_started_again_and_serves(settings: ClusterSettings) -> None:
+    said: list[str] = []
+    async with LocalCluster(settings, said.append) as cluster, cluster.client() as client:
+        assert [process.name for process in cluster.processes] == [
+            *("router-0", "prefill-0", "decode-0")
+        ]
+        before = {view.worker_id: view.incarnation for view in await cluster.workers()}
+        decode = cluster.process("decode-0")
+        first_pid = decode.pid
+        decode.kill()
+        with pytest.raises(ProcessEnded, match="decode-0 was ended by SIGKILL"):
+            await cluster.wait_ready("decode-0")
+        decode.restart()
+        await cluster.wait_ready("decode-0")
+        after = {view.worker_id: view.incarnation for view in await cluster.workers()}
+        assert after["prefill-0"] == before["prefill-0"]
+        assert after["decode-0"] > before["decode-0"]
+        assert decode.pid != first_pid
+        answer = await client.generate("hello", max_tokens=4, ignore_eos=True)
+        assert answer.usage.num_output_tokens == 4
+        pids = [process.pid for process in cluster.processes]
+        assert await cluster.stop() == ()
+        assert await cluster.stop() == ()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert said[0].startswith("redis ready")
+
+
+async def test_a_cluster_that_cannot_start_leaves_no_process(
+    settings: ClusterSettings, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(settings.model, broken)
+    (broken / "tokenizer.json").write_text("{}")
+    cluster = LocalCluster(replace(settings, model=broken))
+    with pytest.raises(ProcessEnded) as failure:
+        await cluster.start()
+    assert "tokenizer.json" in failure.value.message
+    assert await cluster.stop() == ()
+    below = psutil.Process().children(recursive=True)
+    assert [child for child in below if f"--model={broken}" in child.cmdline()] == []
