@@ -33,4 +33,5 @@ def build_decode(place: Workplace) -> RoleParts:
     def close(timeout_s: float) -> None:
         receiver.close()
 
-    return RoleParts(DecodeCore(settings, receiver.export()), kv, pool, close)
+    export = receiver.export()
+    return RoleParts(DecodeCore(settings, export), kv, pool, close, export)

@@ -41,4 +41,4 @@ def build_prefill(place: Workplace) -> RoleParts:
     def close(timeout_s: float) -> None:
         pusher.close(timeout_s)
 
-    return RoleParts(core, kv, pool, close)
+    return RoleParts(core, kv, pool, close, prepare_peer=kv.prepare_peer)

@@ -1,8 +1,9 @@
 """The public Inference service: checks a call, hands it to the core, streams what comes back."""
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -90,7 +91,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 self._apply(CallerLeft(stream.request_id))
         if stream.failure is not None:
             failure = stream.failure
-            await abort_with(context, failure.error, gpu_work_spent=failure.gpu_work_spent)
+            with _caller_may_be_gone():
+                await abort_with(context, failure.error, gpu_work_spent=failure.gpu_work_spent)
         if not stream.is_reader(reader):
             message = "another call with the same request id took this stream over"
             await abort_with(context, RequestCancelled(message), gpu_work_spent=True)
@@ -178,6 +180,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         config, defaults, wishes = self._model.config, self._model.defaults, call.sampling
         goals = self._goals[call.request_class]
         end_ids = () if call.ignore_eos else config.eos_token_ids
+        if (largest := max(call.stop_token_ids, default=0)) >= config.vocab_size:
+            problem = f"id {largest} is not in the vocabulary of {config.vocab_size}"
+            raise InvalidRequest("stop_token_ids", problem)
         return RequestSpec(
             request_id=request_id,
             prompt_token_ids=token_ids,
@@ -218,6 +223,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 f"context of {context}; ask for at most {room} tokens"
             )
         return wanted
+
+
+@contextmanager
+def _caller_may_be_gone() -> Iterator[None]:
+    """A deadline ends the call at both ends at once: then no status can be sent any more."""
+    try:
+        yield
+    except grpc.aio.InternalError as error:
+        # What gRPC itself raises into the handler of a call that is over.
+        raise asyncio.CancelledError from error
 
 
 def _or(value: Number | None, default: Number) -> Number:

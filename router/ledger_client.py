@@ -3,19 +3,22 @@
 The ledger is in the way of admission, never of tokens. Without it, a task goes to the first worker
 of the core's preference, which refuses when its own pool is full; when the ledger is back, the
 router starts a new ledger life and books again whatever its workers still hold.
+
+Every Reserve and every Extend is answered exactly once, whatever happens: the core waits for it.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from cluster.errors import ClusterError, LedgerUnavailable, RouterLeaseLapsed
+from cluster.errors import LedgerUnavailable, RouterLeaseLapsed
 from cluster.ledger import Claim as LedgerClaim
 from cluster.ledger import (
     Grant,
     Growth,
     Ledger,
     LedgerSnapshot,
+    Refusal,
     Release,
     ReserveRequest,
     RouterLife,
@@ -34,11 +37,14 @@ from router.events import (
 )
 from router.sequence import Leg
 from runtime.logging import get_logger
+from scheduling.errors import TandemError
 from scheduling.ids import Incarnation, RouterId
 
 log = get_logger()
 
 LedgerAction = Reserve | Extend | TransferHolding | ReleaseHolding
+# Rounds of booking until the books agree with legs that go on changing meanwhile.
+_MAX_REBOOK_ROUNDS = 20
 
 
 class LedgerClient:
@@ -61,16 +67,20 @@ class LedgerClient:
         self._held_legs = held_legs
         self._tasks: set[asyncio.Task[None]] = set()
         self._releases: list[Release] = []
+        # The releases that are on their way, if any.
+        self._releasing: asyncio.Task[None] | None = None
+        # One renewal or reconciliation at a time.
+        self._renewing = asyncio.Lock()
 
     async def start(self) -> None:
         """Take the lease; without an answer, start degraded."""
-        await self._renew()
+        await self._renew(self._life)
 
     async def keep_lease(self) -> None:
         """Renew and sweep until cancelled; notice the ledger's loss and return."""
         while True:
             await asyncio.sleep(self._lease_ttl_s / 4)
-            await self._renew()
+            await self._renew(self._life)
             if self.is_available:
                 await self._guard(self._sweep())
 
@@ -86,9 +96,9 @@ class LedgerClient:
                     self._guard(self._ledger.transfer(self._life, claim.task_id, claim.number))
                 )
             case ReleaseHolding(claim):
-                if not self._releases:
-                    self._spawn(self._release_all())
                 self._releases.append(Release(claim.task_id, claim.number, claim.role))
+                if self._releasing is None:
+                    self._releasing = self._spawn(self._release_all())
 
     async def snapshot(self, max_holdings: int) -> LedgerSnapshot:
         """For the admin. Raises: LedgerUnavailable."""
@@ -103,84 +113,132 @@ class LedgerClient:
             await self._guard(self._sweep())
 
     async def _reserve(self, action: Reserve) -> None:
-        chosen = action.preferences[0][0]
-        if self.is_available:
-            request = ReserveRequest(
-                claim=_claim(action.claim),
-                preferences=tuple(WorkerLife(*life) for life in action.preferences),
-                num_blocks=action.num_blocks,
-                share=action.share,
-            )
-            try:
-                outcome = await self._ledger.reserve(self._life, request)
-            except LedgerUnavailable as error:
-                self._lost(error)
-            except ClusterError as error:
-                log.warning("reservation_failed", task_id=action.claim.task_id, error=str(error))
-                self._answer(ReservationAnswered(action.claim, None))
-                if isinstance(error, RouterLeaseLapsed):
-                    await self._renew()
-                return
-            else:
-                granted = outcome.worker.worker_id if isinstance(outcome, Grant) else None
-                self._answer(ReservationAnswered(action.claim, granted))
-                return
-        self._answer(ReservationAnswered(action.claim, chosen))
+        request = ReserveRequest(
+            claim=_claim(action.claim),
+            preferences=tuple(WorkerLife(*life) for life in action.preferences),
+            num_blocks=action.num_blocks,
+            share=action.share,
+        )
+        outcome = await self._ask(lambda life: self._ledger.reserve(life, request), request)
+        if outcome is None:
+            chosen = WorkerLife(*action.preferences[0])
+        elif isinstance(outcome, Grant):
+            chosen = outcome.worker
+        else:
+            self._answer(ReservationAnswered(action.claim, None))
+            return
+        self._answer(ReservationAnswered(action.claim, chosen.worker_id, chosen.incarnation))
 
     async def _extend(self, action: Extend) -> None:
-        granted = True  # degraded: the worker's own pool decides
-        if self.is_available:
-            growth = Growth(_claim(action.claim), action.num_blocks, action.sequence_number)
+        growth = Growth(_claim(action.claim), action.num_blocks, action.sequence_number)
+        outcome = await self._ask(lambda life: self._ledger.extend(life, growth), growth)
+        granted = outcome is None or isinstance(outcome, Grant)
+        self._answer(ExtensionAnswered(action.claim, action.num_blocks, granted))
+
+    async def _ask(
+        self,
+        operation: Callable[[RouterLife], Coroutine[Any, Any, Grant | Refusal]],
+        what: ReserveRequest | Growth,
+    ) -> Grant | Refusal | None:
+        """The ledger's answer; None where it is gone and the worker's own pool has to decide."""
+        while self._releasing is not None:
+            # What is freed in the same breath may be what is asked for.
+            await asyncio.wait([self._releasing])
+        refusal = Refusal(())
+        for _ in range(2):
+            if not self.is_available:
+                return None
+            life = self._life
             try:
-                outcome = await self._ledger.extend(self._life, growth)
-                granted = isinstance(outcome, Grant)
+                outcome = await operation(life)
             except LedgerUnavailable as error:
                 self._lost(error)
-            except ClusterError as error:
-                log.warning("extension_failed", task_id=action.claim.task_id, error=str(error))
-                granted = False
-        self._answer(ExtensionAnswered(action.claim, action.num_blocks, granted))
+                return None
+            except TandemError as error:
+                task_id = what.claim.task_id
+                log.warning("ledger_refused", task_id=task_id, code=error.code, error=str(error))
+                if not isinstance(error, RouterLeaseLapsed) and life == self._life:
+                    return refusal
+                await self._renew(life)
+            else:
+                if life == self._life:
+                    return outcome
+                # The answer came from a life whose holdings are gone by now: ask again.
+        return refusal
 
     async def _release_all(self) -> None:
         await asyncio.sleep(0)  # releases of one frame go together
-        releases, self._releases = self._releases, []
-        await self._guard(self._ledger.release_many(self._life, releases))
+        while self._releases:
+            releases, self._releases = self._releases, []
+            await self._guard(self._ledger.release_many(self._life, releases))
+        self._releasing = None
 
     async def _sweep(self) -> None:
         while (swept := await self._ledger.sweep()).has_more:
             log.info("ledger_swept", num_holdings=len(swept.freed))
 
-    async def _renew(self) -> None:
-        try:
-            if not self.is_available:
+    async def _renew(self, life: RouterLife) -> None:
+        """Extend the lease that was seen as `life`, or start a new life where it is gone."""
+        async with self._renewing:
+            if life != self._life and self.is_available:
+                return  # somebody else did it meanwhile
+            try:
+                if self.is_available:
+                    renewal = await self._ledger.renew(self._life, self._lease_ttl_s)
+                    if renewal.status != "lapsed":
+                        return
                 await self._reconcile()
-            else:
-                renewal = await self._ledger.renew(self._life, self._lease_ttl_s)
-                if renewal.status == "lapsed":
-                    await self._reconcile()
-        except LedgerUnavailable as error:
-            self._lost(error)
-        except ClusterError as error:
-            log.error("lease_failed", error=str(error))
+            except LedgerUnavailable as error:
+                self._lost(error)
+            except TandemError as error:
+                self.is_available = False
+                log.error("lease_failed", error=str(error))
 
     async def _reconcile(self) -> None:
-        """A new life of this router frees all that the ledger has of it; then book what is real."""
+        """A new life of this router frees all that the ledger has of it; then book what is real.
+
+        Legs open and close while the ledger is being told, and nothing tells it of those: so it
+        is told again until nothing changed in between.
+        """
+        self.is_available = False
         self._life = RouterLife(self._life.router_id, Incarnation(self._life.incarnation + 1))
         await self._ledger.renew(self._life, self._lease_ttl_s)
-        held = [
+        booked: dict[Claim, int] = {}
+        for _ in range(_MAX_REBOOK_ROUNDS):
+            held = {leg.claim: leg for leg in self._held_legs() if leg.worker_id is not None}
+            changed = [leg for claim, leg in held.items() if booked.get(claim) != leg.num_blocks]
+            gone = [
+                Release(claim.task_id, claim.number, claim.role)
+                for claim in booked
+                if claim not in held
+            ]
+            if not changed and not gone:
+                break
+            booked = {claim: leg.num_blocks for claim, leg in held.items()}
+            await self._rebook(changed, gone)
+        self.is_available = True
+        log.info("ledger_available", num_rebooked=len(booked))
+
+    async def _rebook(self, changed: list[Leg], gone: list[Release]) -> None:
+        if gone:
+            await self._ledger.release_many(self._life, gone)
+        requests = [
             ReserveRequest(
                 claim=_claim(leg.claim),
                 preferences=(WorkerLife(leg.worker_id, leg.incarnation),),
                 num_blocks=leg.num_blocks,
                 share=GROWTH,
             )
-            for leg in self._held_legs()
+            for leg in changed
             if leg.worker_id is not None and leg.incarnation is not None
         ]
-        outcomes = await self._ledger.reserve_many(self._life, held) if held else []
-        num_refused = sum(not isinstance(outcome, Grant) for outcome in outcomes)
-        self.is_available = True
-        log.info("ledger_available", num_rebooked=len(held), num_refused=num_refused)
+        try:
+            await self._ledger.reserve_many(self._life, requests)
+        except LedgerUnavailable:
+            raise
+        except TandemError as error:
+            # All were tried; one that cannot be booked is its worker's to bear.
+            log.warning("rebooking_incomplete", error=str(error))
 
     async def _guard(self, operation: Coroutine[Any, Any, object]) -> None:
         """Await an operation whose failure only means that the ledger is gone or has moved on."""
@@ -191,7 +249,7 @@ class LedgerClient:
             await operation
         except LedgerUnavailable as error:
             self._lost(error)
-        except ClusterError as error:
+        except TandemError as error:
             log.info("ledger_operation_void", error=str(error))
 
     def _lost(self, error: LedgerUnavailable) -> None:
@@ -199,10 +257,11 @@ class LedgerClient:
             log.warning("ledger_unavailable", error=str(error))
         self.is_available = False
 
-    def _spawn(self, operation: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, operation: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(operation)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _claim(claim: Claim) -> LedgerClaim:

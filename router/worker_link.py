@@ -18,10 +18,11 @@ from runtime.wire import (
     RouterHello,
     decode_response,
     encode_commands,
+    encode_peer,
     encode_router_hello,
 )
 from scheduling.ids import Incarnation, RouterId, WorkerId
-from scheduling.messages import PROTOCOL_VERSION, Command, WorkerHello
+from scheduling.messages import PROTOCOL_VERSION, Command, KvExport, WorkerHello
 from tandemserve.internal.v1 import worker_pb2_grpc
 
 log = get_logger()
@@ -71,11 +72,16 @@ class WorkerLink:
         self.problem = ""
         self._settings = settings
         self._events = events
-        self._outbox: asyncio.Queue[Command] = asyncio.Queue()
+        # What the worker said of itself in the present session.
+        self.hello: WorkerHello | None = None
+        self._outbox: asyncio.Queue[Command | KvExport] = asyncio.Queue()
         self._task = asyncio.create_task(self._run(), name=f"link-{worker_id}")
 
-    def send(self, command: Command) -> None:
-        """Queue a command; silently void when the session is down, since its tasks are gone."""
+    def send(self, command: Command | KvExport) -> None:
+        """Queue a command, or a pool that the worker will push into.
+
+        Silently void when the session is down, since its tasks are gone.
+        """
         if self.state != "ready":
             return
         if self._outbox.qsize() >= _MAX_UNSENT_COMMANDS:
@@ -122,6 +128,7 @@ class WorkerLink:
                 hello = await asyncio.wait_for(
                     self._greeting(responses), settings.connect_timeout_s
                 )
+                self.hello = hello
                 self._set("ready", "")
                 self._events.connected(hello)
                 try:
@@ -164,10 +171,18 @@ class WorkerLink:
         )
         outbox = self._outbox
         while True:
-            commands = [await outbox.get()]
-            while not outbox.empty():
-                commands.append(outbox.get_nowait())
-            yield encode_commands(commands)
+            commands: list[Command] = []
+            item = await outbox.get()
+            while True:
+                if isinstance(item, KvExport):
+                    yield encode_peer(item)
+                else:
+                    commands.append(item)
+                if outbox.empty():
+                    break
+                item = outbox.get_nowait()
+            if commands:
+                yield encode_commands(commands)
 
     def _set(self, state: str, problem: str) -> None:
         if (state, problem) != (self.state, self.problem):

@@ -247,3 +247,5 @@ class WorkerHello:
     compatibility: str
     # Equal to the router's own: configuration and tokenizer of the model.
     model_fingerprint: str
+    # The pool that others may push into; None on a prefill worker.
+    export: KvExport | None = None

@@ -23,7 +23,7 @@ from runtime.cores import resolve_num_threads
 from runtime.errors import StartupError
 from runtime.logging import get_logger
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import PROTOCOL_VERSION, WorkerHello
+from scheduling.messages import PROTOCOL_VERSION, KvExport, WorkerHello
 from scheduling.worker_events import WorkerEvent
 from worker.engine_loop import Core, EngineLoop, KvSide, ReportSink
 from worker.output_text import OutputText
@@ -46,6 +46,10 @@ class Workplace:
     post: Callable[[WorkerEvent], None]
 
 
+def _push_to_nobody(export: KvExport) -> None:
+    log.warning("peer_ignored", worker_id=export.worker_id, reason="this worker pushes no KV")
+
+
 @dataclass(frozen=True, slots=True)
 class RoleParts:
     """What a role contributes."""
@@ -55,6 +59,10 @@ class RoleParts:
     pool: KvPool
     # Ends the KV transfer; waits at most the given seconds.
     close: Callable[[float], None]
+    # The pool that others may push into, where the role has one.
+    export: KvExport | None = None
+    # Connect to a pool ahead of the first push; returns at once.
+    prepare_peer: Callable[[KvExport], None] = _push_to_nobody
 
 
 BuildRole = Callable[[Workplace], RoleParts]
@@ -129,6 +137,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         max_num_seqs=config.max_num_seqs,
         compatibility=_compatibility(weights, layout, runner.arithmetic),
         model_fingerprint=fingerprint,
+        export=parts.export,
     )
     log.info(
         "engine_ready",

@@ -10,6 +10,7 @@ from kvtransfer.protocol import BlockMoves
 from kvtransfer.pusher import Pusher
 from runtime.logging import get_logger
 from scheduling.ids import TaskId
+from scheduling.messages import KvExport
 from scheduling.worker_events import (
     AwaitKv,
     CancelPush,
@@ -44,6 +45,15 @@ class KvPush:
     def attach(self, pusher: Pusher) -> None:
         """The pusher is made with `on_done` as its callback, hence after this object."""
         self._pusher = pusher
+
+    def prepare_peer(self, export: KvExport) -> None:
+        """Map a decode worker's pool ahead of the first push; from any thread, returns at once."""
+        assert self._pusher is not None
+        try:
+            self._pusher.prepare(export)
+        except TransferError as error:
+            # An old life announced late, or this worker is leaving; a push would say it again.
+            log.info("peer_not_prepared", worker_id=export.worker_id, error=str(error))
 
     @property
     def is_polling(self) -> bool:

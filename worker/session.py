@@ -19,7 +19,7 @@ from runtime.wire import (
     encode_reports,
     encode_worker_hello,
 )
-from scheduling.messages import PROTOCOL_VERSION, WorkerHello, WorkerLoad
+from scheduling.messages import PROTOCOL_VERSION, KvExport, WorkerHello, WorkerLoad
 from scheduling.worker_events import (
     CommandArrived,
     SendReport,
@@ -54,9 +54,16 @@ class _Session:
 class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
     """Accepts routers and knows which session each report goes to."""
 
-    def __init__(self, hello: WorkerHello, post: Callable[[WorkerEvent], None]) -> None:
+    def __init__(
+        self,
+        hello: WorkerHello,
+        post: Callable[[WorkerEvent], None],
+        prepare_peer: Callable[[KvExport], None] = lambda export: None,
+    ) -> None:
         self._hello = hello
         self._post = post
+        # Told which pools this worker will push into; must not block.
+        self._prepare_peer = prepare_peer
         self._session_by_id: dict[SessionId, _Session] = {}
         self._next_id = 1
         self._loop = asyncio.get_running_loop()
@@ -90,9 +97,9 @@ class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
         self._next_id += 1
         self._session_by_id[session.session_id] = session
         log.info("router_connected", router_id=router_id)
-        yield encode_worker_hello(self._hello)
         reader = asyncio.create_task(self._read(session, request_iterator))
         try:
+            yield encode_worker_hello(self._hello)
             while (frame := await session.outbox.get()) is not None:
                 yield frame
             if session.overflowed:
@@ -131,10 +138,13 @@ class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
     async def _read(self, session: _Session, requests: AsyncIterator[Any]) -> None:
         try:
             async for request in requests:
-                commands = decode_request(request)
-                if isinstance(commands, RouterHello):
+                frame = decode_request(request)
+                if isinstance(frame, RouterHello):
                     raise ProtocolError("frame", "is a second hello")
-                for command in commands:
+                if isinstance(frame, KvExport):
+                    self._prepare_peer(frame)
+                    continue
+                for command in frame:
                     self._post(CommandArrived(session.session_id, command))
         except ProtocolError as error:
             log.error("bad_command_frame", router_id=session.router_id, error=str(error))

@@ -82,7 +82,7 @@ class WorkerProcess:
         # Why another life has our name, once one has.
         self._replaced_by: str | None = None
         self._life = WorkerLife(WorkerId(config.worker_id), hello.incarnation)
-        self._sessions = WorkerSessions(hello, worker.inbox.put)
+        self._sessions = WorkerSessions(hello, worker.inbox.put, worker.parts.prepare_peer)
         self._engine: EngineLoop = worker.engine_loop(self._sessions.deliver)
         loop = asyncio.get_running_loop()
 

@@ -67,7 +67,7 @@ class ChildProcess:
         command = self._command
         if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
             wrapper = (sys.executable, "-I", "-S", "-c", _BECOME_BOUND_CHILD, str(os.getpid()))
-            del wrapper
+            command = (*wrapper, *command)
         self._was_asked_to_end = False
         with self.log_path.open("ab") as log:
             self._log_offset = log.tell()

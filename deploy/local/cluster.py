@@ -185,7 +185,7 @@ class LocalCluster:
             for child in self._running.child_by_name.values():
                 if child.is_running:
                     child.kill()
-            pass
+            _remove_leftovers()
 
     async def _start_all(self, settings: ClusterSettings) -> None:
         folder = make_run_folder()
@@ -313,7 +313,7 @@ async def _release(running: _Running, *, keep_logs: bool) -> list[str]:
             problems.append(error.message)
     if running.port is not None:
         running.port.release()
-    pass
+    _remove_leftovers()
     if not keep_logs and not problems:
         shutil.rmtree(running.run_folder, ignore_errors=True)
     return problems

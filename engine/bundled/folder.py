@@ -13,6 +13,9 @@ from engine.bundled import CHECKSUM_FILE
 from engine.bundled.network import NetworkShape, TrainingNetwork
 from engine.bundled.vocabulary import BOS, END, PAD, SPECIAL_TOKENS, write_tokenizer
 
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+REPORT_FILE = "training.json"
 LICENCE_FILE = "LICENSE-TEXT"
 # The README is left out: it is for people, and may be corrected without a new model.
 _NOT_HASHED = {CHECKSUM_FILE, "README.md"}
@@ -32,10 +35,10 @@ def write_model(
         name: tensor.detach().to(torch.bfloat16).contiguous()
         for name, tensor in network.state_dict().items()
     }
-    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    save_file(weights, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
     _write_json(folder / "config.json", _config(network.shape))
     _write_json(folder / "generation_config.json", _generation_config())
-    _write_json(folder / "training.json", report)
+    _write_json(folder / REPORT_FILE, report)
     write_tokenizer(tokenizer, folder, network.shape.max_positions)
     if licence is not None:
         (folder / LICENCE_FILE).write_text(licence, "utf-8")

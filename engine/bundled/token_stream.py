@@ -15,6 +15,7 @@ from engine.bundled.vocabulary import ASSISTANT, BOS, END, SPECIAL_TOKENS, USER
 # Passages of one file stay together up to about this many tokens, so that long rows have a theme.
 _TOKENS_PER_RUN = 1500
 _MAX_TURNS = 3
+CHAT_PASSAGE_FRACTION = 0.02
 _BOS, _END, _USER, _ASSISTANT = (SPECIAL_TOKENS.index(t) for t in (BOS, END, USER, ASSISTANT))
 
 
@@ -33,6 +34,8 @@ class EncodedCorpus:
 
     passages: tuple[tuple[int, ...], ...]
     exchanges: tuple[EncodedExchange, ...]
+    # The share of the passages, drawn anew, that one pass contains.
+    passage_fraction: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,13 @@ class BatchShape:
     @property
     def num_tokens(self) -> int:
         return self.num_rows * self.length
+
+
+def chat_corpus(corpus: EncodedCorpus, min_weight: float) -> EncodedCorpus:
+    """The questions asked most, once each, between a few passages that keep the prose alive."""
+    asked = [each for each in corpus.exchanges if each.weight >= min_weight]
+    once = tuple(EncodedExchange(each.questions, each.answer, 1.0) for each in asked)
+    return EncodedCorpus(corpus.passages, once, passage_fraction=CHAT_PASSAGE_FRACTION)
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> EncodedCorpus:
@@ -83,6 +93,8 @@ def epoch_tokens(corpus: EncodedCorpus, rng: random.Random) -> list[int]:
     units: list[list[int]] = []
     run: list[int] = []
     for passage in corpus.passages:
+        if corpus.passage_fraction < 1 and rng.random() >= corpus.passage_fraction:
+            continue
         run += passage_tokens(passage)
         if len(run) >= _TOKENS_PER_RUN:
             units.append(run)

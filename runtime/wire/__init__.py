@@ -18,11 +18,13 @@ from runtime.wire.values import (
     ProtocolError,
     checked_count,
     checked_name,
+    export_from_proto,
+    export_to_proto,
     load_from_proto,
     load_to_proto,
 )
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
-from scheduling.messages import Command, Report, TokensEmitted, WorkerHello, WorkerLoad
+from scheduling.messages import Command, KvExport, Report, TokensEmitted, WorkerHello, WorkerLoad
 from tandemserve.internal.v1 import worker_pb2 as pb
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "decode_request",
     "decode_response",
     "encode_commands",
+    "encode_peer",
     "encode_reports",
     "encode_router_hello",
     "encode_worker_hello",
@@ -64,11 +67,18 @@ def encode_commands(commands: Sequence[Command]) -> pb.SessionRequest:
     return pb.SessionRequest(commands=frame)
 
 
-def decode_request(message: pb.SessionRequest) -> RouterHello | tuple[Command, ...]:
+def encode_peer(export: KvExport) -> pb.SessionRequest:
+    """A pool that the worker will push into."""
+    return pb.SessionRequest(peer=export_to_proto(export))
+
+
+def decode_request(message: pb.SessionRequest) -> RouterHello | KvExport | tuple[Command, ...]:
     """What a worker reads. Raises: ProtocolError."""
     match message.WhichOneof("frame"):
         case "hello":
             return _router_hello_from_proto(message.hello)
+        case "peer":
+            return export_from_proto(message.peer)
         case "commands":
             return tuple(command_from_proto(command) for command in message.commands.commands)
         case _:
@@ -149,6 +159,7 @@ def encode_worker_hello(hello: WorkerHello) -> pb.SessionResponse:
             max_num_seqs=hello.max_num_seqs,
             compatibility=hello.compatibility,
             model_fingerprint=hello.model_fingerprint,
+            export=None if hello.export is None else export_to_proto(hello.export),
         )
     )
 
@@ -166,4 +177,5 @@ def _worker_hello_from_proto(message: pb.WorkerHello) -> WorkerHello:
         max_num_seqs=checked_count("max_num_seqs", message.max_num_seqs, least=1),
         compatibility=message.compatibility,
         model_fingerprint=message.model_fingerprint,
+        export=export_from_proto(message.export) if message.HasField("export") else None,
     )

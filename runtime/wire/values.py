@@ -121,20 +121,37 @@ def _checked_top_p(value: float) -> float:
     return checked_float("sequence.top_p", value, most=1.0)
 
 
+def export_to_proto(export: KvExport) -> pb.KvExport:
+    """A pool's address, as it travels."""
+    return pb.KvExport(
+        transport=export.transport,
+        address=export.address,
+        num_blocks=export.num_blocks,
+        block_bytes=export.block_bytes,
+        worker_id=export.worker_id,
+        incarnation=export.incarnation,
+        host=export.host,
+    )
+
+
+def export_from_proto(message: pb.KvExport) -> KvExport:
+    """Inverse of `export_to_proto`. Raises: ProtocolError."""
+    return KvExport(
+        transport=checked_name("export.transport", message.transport),
+        address=message.address,
+        num_blocks=checked_count("export.num_blocks", message.num_blocks, least=1),
+        block_bytes=checked_count("export.block_bytes", message.block_bytes, least=1, most=2**48),
+        worker_id=WorkerId(checked_name("export.worker_id", message.worker_id)),
+        incarnation=Incarnation(message.incarnation),
+        host=message.host,
+    )
+
+
 def target_fields(target: KvTarget) -> dict[str, Any]:
     """The fields that PushTo and BlocksGranted have in common."""
-    export = target.export
     return {
         "transfer_id": target.transfer_id,
-        "export": pb.KvExport(
-            transport=export.transport,
-            address=export.address,
-            num_blocks=export.num_blocks,
-            block_bytes=export.block_bytes,
-            worker_id=export.worker_id,
-            incarnation=export.incarnation,
-            host=export.host,
-        ),
+        "export": export_to_proto(target.export),
         "block_ids": target.block_ids,
         "generations": target.generations,
     }
@@ -144,30 +161,21 @@ def target_from_proto(message: pb.PushTo | pb.BlocksGranted) -> KvTarget:
     """A target whose blocks lie inside the exported pool, none of them twice."""
     if not message.HasField("export"):
         raise ProtocolError("export", "is missing")
-    export = message.export
-    num_blocks = checked_count("export.num_blocks", export.num_blocks, least=1)
+    export = export_from_proto(message.export)
     block_ids = tuple(BlockId(value) for value in message.block_ids)
     if len(message.generations) != len(block_ids):
         raise ProtocolError(
             "generations", f"{len(message.generations)} for {len(block_ids)} block_ids"
         )
-    if block_ids and max(block_ids) >= num_blocks:
-        raise ProtocolError("block_ids", f"{max(block_ids)} is outside of {num_blocks} blocks")
+    if block_ids and max(block_ids) >= export.num_blocks:
+        raise ProtocolError(
+            "block_ids", f"{max(block_ids)} is outside of {export.num_blocks} blocks"
+        )
     if len(set(block_ids)) != len(block_ids):
         raise ProtocolError("block_ids", "names a block twice")
     return KvTarget(
         transfer_id=checked_name("transfer_id", message.transfer_id),
-        export=KvExport(
-            transport=checked_name("export.transport", export.transport),
-            address=export.address,
-            num_blocks=num_blocks,
-            block_bytes=checked_count(
-                "export.block_bytes", export.block_bytes, least=1, most=2**48
-            ),
-            worker_id=WorkerId(checked_name("export.worker_id", export.worker_id)),
-            incarnation=Incarnation(export.incarnation),
-            host=export.host,
-        ),
+        export=export,
         block_ids=block_ids,
         generations=tuple(Generation(value) for value in message.generations),
     )

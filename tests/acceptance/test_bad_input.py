@@ -102,7 +102,12 @@ CASES: dict[str, tuple[pb.GenerateRequest, grpc.StatusCode, str, str]] = {
     "empty text": (request(text=""), INVALID, "invalid_request", "text: .*empty; send at least"),
     "no tokens": (tokens(), INVALID, "invalid_request", "tokens: .*empty; send at least one"),
     "no messages": (chat(), INVALID, "invalid_request", "chat: no messages; send at least one"),
-    "unknown role": (chat(("king", "hi")), INVALID, "invalid_request", "king.*(use|one of)"),
+    "unknown role": (
+        chat(("king", "hi")),
+        INVALID,
+        "invalid_request",
+        "message 0: role must be one of .*user",
+    ),
     "prompt beyond context": (
         tokens(*[5] * CONTEXT),
         INVALID,
@@ -128,7 +133,7 @@ CASES: dict[str, tuple[pb.GenerateRequest, grpc.StatusCode, str, str]] = {
     ),
     "huge token": (tokens(2**32 - 1), INVALID, "invalid_request", "tokens: .*not in the vocab"),
     "stop token outside": (
-        stop(token_ids=[VOCABULARY]),
+        stop(max_tokens=4, token_ids=[VOCABULARY]),
         INVALID,
         "invalid_request",
         f"stop_token_ids: .*{VOCABULARY}.* not in the vocabulary",

@@ -14,6 +14,7 @@ from runtime.wire import (
     decode_request,
     decode_response,
     encode_commands,
+    encode_peer,
     encode_reports,
     encode_router_hello,
     encode_worker_hello,
@@ -162,6 +163,7 @@ worker_hellos = st.builds(
     positive,
     texts,
     texts,
+    st.none() | exports,
 )
 LOAD = WorkerLoad(1, 2, 3, 4)
 
@@ -198,6 +200,11 @@ def test_reports_of_each_task_arrive_complete_and_in_order(
 @given(router_hellos)
 def test_the_hello_of_a_router_arrives_as_it_was_sent(hello: RouterHello) -> None:
     assert decode_request(sent(encode_router_hello(hello))) == hello
+
+
+@given(exports)
+def test_a_peer_arrives_as_it_was_announced(export: KvExport) -> None:
+    assert decode_request(sent(encode_peer(export))) == export
 
 
 @given(worker_hellos)

@@ -7,12 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SessionRequest(_message.Message):
-    __slots__ = ("hello", "commands")
+    __slots__ = ("hello", "commands", "peer")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     COMMANDS_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
     hello: RouterHello
     commands: CommandFrame
-    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., commands: _Optional[_Union[CommandFrame, _Mapping]] = ...) -> None: ...
+    peer: KvExport
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., commands: _Optional[_Union[CommandFrame, _Mapping]] = ..., peer: _Optional[_Union[KvExport, _Mapping]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
     __slots__ = ("hello", "reports")
@@ -35,7 +37,7 @@ class RouterHello(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., router_id: _Optional[str] = ..., router_incarnation: _Optional[int] = ..., worker_incarnation: _Optional[int] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs")
+    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +47,7 @@ class WorkerHello(_message.Message):
     COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
+    EXPORT_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     incarnation: int
@@ -54,7 +57,8 @@ class WorkerHello(_message.Message):
     compatibility: str
     model_fingerprint: str
     max_num_seqs: int
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ...) -> None: ...
+    export: KvExport
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ...) -> None: ...
 
 class CommandFrame(_message.Message):
     __slots__ = ("commands",)

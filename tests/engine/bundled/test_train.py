@@ -58,11 +58,12 @@ def test_the_command_writes_the_same_whole_folder_twice(
     text = tmp_path / "text" / "library"
     text.mkdir(parents=True)
     (text / "functions.rst").write_text(_TEXT)
+    options = ["--text", str(text.parent), "--chat-steps", "1", "--no-compile", "--threads", "1"]
     for name in ("first", "second"):
-        arguments = ["--out", str(tmp_path / name), "--text", str(text.parent), "--steps", "3"]
-        assert main([*arguments, "--no-compile", "--threads", "1"]) == 0
+        assert main(["--out", str(tmp_path / name), "--steps", "3", *options]) == 0
     printed = capsys.readouterr()
     assert "step 3/3" in printed.err
+    assert "step 1/1" in printed.err
     assert '"num_steps": 3' in printed.out
     verify_checksums(tmp_path / "first")
     report = json.loads((tmp_path / "first" / "training.json").read_text())
@@ -73,6 +74,20 @@ def test_the_command_writes_the_same_whole_folder_twice(
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "first", dtype=torch.float32)
     assert loaded.config.num_key_value_heads == 2
     assert loaded.config.head_dim == 64
+    start = ["--start-from", str(tmp_path / "first")]
+    assert main(["--out", str(tmp_path / "third"), *start, *options]) == 0
+    continued = json.loads((tmp_path / "third" / "training.json").read_text())
+    assert continued["phases"]["start"] == report
+    assert continued["validation_loss"] < report["validation_loss"]
+
+
+def test_a_start_that_is_no_result_of_the_command_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "functions.rst").write_text(_TEXT)
+    paths = ["--text", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*paths, "--start-from", str(tmp_path)]) == 1
+    assert "model.safetensors is missing" in capsys.readouterr().err
 
 
 def test_a_folder_without_text_is_refused_with_a_hint(
