@@ -9,30 +9,20 @@ import asyncio
 import atexit
 import contextlib
 import importlib.util
-import os
 import platform
 import shutil
 import signal
 import subprocess
-import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cluster.errors import RedisPortTaken, RedisServerFailed, RedisServerMissing
+from runtime.bound_child import bound_to_this_process
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, with a final zero.
 _MAX_SOCKET_PATH_BYTES = 103
 _POLL_S = 0.01
-# Runs in a fresh interpreter between fork and exec: asking for the death signal in a preexec_fn
-# could deadlock a process that has threads. Ends at once if the parent is gone already.
-_EXEC_WITH_DEATH_SIGNAL = (
-    "import ctypes, os, signal, sys\n"
-    "ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)\n"
-    "os.getppid() == int(sys.argv[1]) or sys.exit(1)\n"
-    "os.execv(sys.argv[2], sys.argv[2:])\n"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +243,9 @@ def _endpoint(directory: Path, port: int | None) -> Endpoint:
 
 
 def _spawn(command: list[str], log_path: Path) -> subprocess.Popen[bytes]:
-    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
-        own_pid = str(os.getpid())
-        command = [sys.executable, "-I", "-S", "-c", _EXEC_WITH_DEATH_SIGNAL, own_pid, *command]
     with log_path.open("wb") as log:
         return subprocess.Popen(
-            command,
+            bound_to_this_process(command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -95,6 +95,8 @@ class ReservationAnswered:
 
     claim: Claim
     worker_id: WorkerId | None
+    # The life of the worker that the blocks were reserved on; set with worker_id.
+    incarnation: Incarnation | None = None
 
 
 @dataclass(frozen=True, slots=True)

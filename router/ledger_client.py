@@ -72,6 +72,11 @@ class LedgerClient:
         # One renewal or reconciliation at a time.
         self._renewing = asyncio.Lock()
 
+    @property
+    def is_busy(self) -> bool:
+        """Some operation has no answer yet."""
+        return bool(self._tasks)
+
     async def start(self) -> None:
         """Take the lease; without an answer, start degraded."""
         await self._renew(self._life)
@@ -141,9 +146,10 @@ class LedgerClient:
         what: ReserveRequest | Growth,
     ) -> Grant | Refusal | None:
         """The ledger's answer; None where it is gone and the worker's own pool has to decide."""
-        while self._releasing is not None:
-            # What is freed in the same breath may be what is asked for.
-            await asyncio.wait([self._releasing])
+        for _ in range(2):  # the batch on its way, and the one that gathers behind it
+            if self._releasing is not None:
+                # What is freed in the same breath may be what is asked for.
+                await asyncio.wait([self._releasing])
         refusal = Refusal(())
         for _ in range(2):
             if not self.is_available:
@@ -167,11 +173,13 @@ class LedgerClient:
         return refusal
 
     async def _release_all(self) -> None:
-        await asyncio.sleep(0)  # releases of one frame go together
-        while self._releases:
+        try:
+            await asyncio.sleep(0)  # releases of one frame go together
             releases, self._releases = self._releases, []
             await self._guard(self._ledger.release_many(self._life, releases))
-        self._releasing = None
+        finally:
+            more = self._spawn(self._release_all()) if self._releases else None
+            self._releasing = more
 
     async def _sweep(self) -> None:
         while (swept := await self._ledger.sweep()).has_more:
@@ -260,8 +268,14 @@ class LedgerClient:
     def _spawn(self, operation: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(operation)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("ledger_task_failed", exc_info=error)
 
 
 def _claim(claim: Claim) -> LedgerClaim:

@@ -90,6 +90,8 @@ class Scheduler:
         if leg is None or leg.claim != event.claim:
             return [ReleaseHolding(event.claim)] if event.worker_id else []
         view = None if event.worker_id is None else state.fleet.get(event.worker_id)
+        if view is not None and view.hello.incarnation != event.incarnation:
+            view = None  # the worker that was reserved on has died since
         if view is not None and not leg.is_abandoned:
             state.legs.settle(leg, view.hello.worker_id)
             sequence = state.sequence_by_task[leg.task_id]

@@ -108,7 +108,11 @@ class RouterProcess:
         self._core = RouterCore(
             policy_named(config.policy, config.deadline_bucket_ms / 1e3, config.kvc_bucket_blocks),
             OnlineQuantiles(),
-            RouterSettings(config.max_prompt_queue, config.max_retries_per_task),
+            RouterSettings(
+                config.max_prompt_queue,
+                config.max_retries_per_task,
+                task_tag=f"{config.router_id}.{incarnation:x}.",
+            ),
         )
         self._streams = StreamBook()
         self._dispatcher = Dispatcher(
@@ -143,7 +147,10 @@ class RouterProcess:
         tasks = [
             asyncio.create_task(self._ledger.keep_lease(), name="ledger-lease"),
             asyncio.create_task(self._follow_members(), name="membership"),
+            asyncio.create_task(self._stop_when_replaced(registration), name="registration"),
         ]
+        for task in tasks:
+            task.add_done_callback(self._background_ended)
         log.info("router_listening", port=self._server.port, model=self._model.name)
         try:
             await self._stop.wait()
@@ -156,6 +163,20 @@ class RouterProcess:
             await self._close()
         if self._is_defective:
             raise RuntimeError("the router's core failed; see the log above")
+
+    async def _stop_when_replaced(self, registration: Registration) -> None:
+        """Two processes of one name would free each other's reservations: the older one goes."""
+        error = await registration.wait_lost()
+        if error is not None:
+            log.error("router_replaced", problem=error.message)
+            self._stop.set()
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        """Without its lease or its view of the workers the router would only seem to serve."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("background_task_failed", name=task.get_name(), exc_info=error)
+            self._give_up()
 
     def _record(self) -> RouterRecord:
         return RouterRecord(

@@ -11,10 +11,12 @@ from engine.config_json import GenerationDefaults, read_model_config
 from engine.model_config import ModelConfig
 from engine.model_folder import model_fingerprint
 from engine.tokenizer import Tokenizer
-from scheduling.errors import InvalidRequest, UnknownModel
+from scheduling.errors import InvalidRequest, QueueFull, UnknownModel
 
 # Tokenising the longest allowed prompt takes seconds; this is the bound on a stuck one.
 _TOKENIZE_TIMEOUT_S = 60.0
+# Prompts that may wait for a thread; they are not counted among the queued tasks yet.
+_MAX_WAITING = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class PromptEncoder:
     def __init__(self, model: ServedModel, num_threads: int) -> None:
         self._model = model
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
+        self._num_waiting = 0
 
     async def encode(
         self,
@@ -55,7 +58,7 @@ class PromptEncoder:
         messages: Sequence[tuple[str, str]] | None,
         token_ids: tuple[int, ...] | None,
     ) -> tuple[int, ...]:
-        """Ids of whichever form the prompt has. Raises: InvalidRequest."""
+        """Ids of whichever form the prompt has. Raises: InvalidRequest, QueueFull."""
         if token_ids is not None:
             vocab_size = self._model.config.vocab_size
             if (largest := max(token_ids)) >= vocab_size:
@@ -63,9 +66,18 @@ class PromptEncoder:
                     "tokens", f"id {largest} is not in the vocabulary of {vocab_size}"
                 )
             return token_ids
+        if self._num_waiting >= _MAX_WAITING:
+            raise QueueFull(f"{_MAX_WAITING} prompts wait to be tokenised; retry later")
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._threads, self._encode, text, messages)
-        ids = await asyncio.wait_for(work, _TOKENIZE_TIMEOUT_S)
+        self._num_waiting += 1
+        try:
+            work = loop.run_in_executor(self._threads, self._encode, text, messages)
+            ids = await asyncio.wait_for(work, _TOKENIZE_TIMEOUT_S)
+        except TimeoutError:
+            problem = f"the prompt was not tokenised in {_TOKENIZE_TIMEOUT_S:g} s; retry later"
+            raise QueueFull(problem) from None
+        finally:
+            self._num_waiting -= 1
         if not ids:
             raise InvalidRequest("prompt", "has no tokens; send some text")
         return ids

@@ -22,13 +22,25 @@ from runtime.wire import (
     encode_router_hello,
 )
 from scheduling.ids import Incarnation, RouterId, WorkerId
-from scheduling.messages import PROTOCOL_VERSION, Command, KvExport, WorkerHello
+from scheduling.messages import (
+    PROTOCOL_VERSION,
+    AdmitGeneration,
+    Command,
+    KvExport,
+    PushTo,
+    StartDecode,
+    StartPrefill,
+    WorkerHello,
+)
 from tandemserve.internal.v1 import worker_pb2_grpc
 
 log = get_logger()
 
 # A worker that lets this many commands pile up does not read; the session is given up.
 _MAX_UNSENT_COMMANDS = 100_000
+_DOES_NOT_READ = "does not read its commands"
+# More than any token id, and than the rest of a command, takes in a frame.
+_BYTES_PER_TOKEN, _BYTES_PER_COMMAND = 5, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ class WorkerLink:
         # What the worker said of itself in the present session.
         self.hello: WorkerHello | None = None
         self._outbox: asyncio.Queue[Command | KvExport] = asyncio.Queue()
+        self._call: Any = None
         self._task = asyncio.create_task(self._run(), name=f"link-{worker_id}")
 
     def send(self, command: Command | KvExport) -> None:
@@ -85,8 +98,9 @@ class WorkerLink:
         if self.state != "ready":
             return
         if self._outbox.qsize() >= _MAX_UNSENT_COMMANDS:
-            self._set("lost", "does not read its commands")
-            self._task.cancel()
+            self._set("lost", _DOES_NOT_READ)
+            if self._call is not None:
+                self._call.cancel()
             return
         self._outbox.put_nowait(command)
 
@@ -112,6 +126,11 @@ class WorkerLink:
                 self._set("incompatible", str(error))
                 log.error("worker_incompatible", worker_id=self.worker_id, problem=self.problem)
                 return  # a worker does not change its model during one life
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self._set("lost", _DOES_NOT_READ)  # the call was cancelled, not the link
             await asyncio.sleep(pause_s)
             pause_s = min(1.0, pause_s * 2)
 
@@ -123,6 +142,7 @@ class WorkerLink:
             stub = worker_pb2_grpc.WorkerServiceStub(channel)
             self._outbox = asyncio.Queue()
             call: Any = stub.Session(self._requests())
+            self._call = call
             try:
                 responses = aiter(call)
                 hello = await asyncio.wait_for(
@@ -172,13 +192,16 @@ class WorkerLink:
         outbox = self._outbox
         while True:
             commands: list[Command] = []
+            num_bytes = 0
             item = await outbox.get()
             while True:
                 if isinstance(item, KvExport):
                     yield encode_peer(item)
                 else:
                     commands.append(item)
-                if outbox.empty():
+                    num_bytes += _size_bound(item)
+                # A frame above the limit would break the session and every task on it.
+                if outbox.empty() or num_bytes > settings.max_message_bytes // 4:
                     break
                 item = outbox.get_nowait()
             if commands:
@@ -188,6 +211,19 @@ class WorkerLink:
         if (state, problem) != (self.state, self.problem):
             log.info("worker_link", worker_id=self.worker_id, state=state, problem=problem)
         self.state, self.problem = state, problem
+
+
+def _size_bound(command: Command) -> int:
+    match command:
+        case StartPrefill() | AdmitGeneration():
+            num_tokens = command.sequence.num_tokens
+        case StartDecode():
+            num_tokens = len(command.output_token_ids)
+        case PushTo():
+            num_tokens = 3 * len(command.target.block_ids)
+        case _:
+            num_tokens = 0
+    return _BYTES_PER_COMMAND + _BYTES_PER_TOKEN * num_tokens
 
 
 class IncompatibleWorker(Exception):

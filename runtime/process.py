@@ -1,6 +1,6 @@
 """The life of a process: settings, log, event loop, signals, an orderly end and an exit code.
 
-0: stopped as asked. 1: could not start, or broke. 2: wrong settings. 130: a second signal.
+0: stopped as asked. 1: could not start, or broke. 2: wrong settings. 130: a second Ctrl-C.
 """
 
 import asyncio
@@ -69,7 +69,8 @@ def run_until_stopped(
 ) -> int:
     """Run `main` on a fresh event loop (uvloop where there is one) until it returns.
 
-    SIGTERM and SIGINT set the event that `main` gets; a second one ends the process at once.
+    SIGTERM and SIGINT set the event that `main` gets; a SIGINT after that ends the process at
+    once, a SIGTERM changes nothing: whoever means it sends SIGKILL.
     Tasks that `main` left behind are cancelled and awaited, threads of the default executor are
     not waited for. An exception of `main` is logged and gives exit code 1; a StartupError is one
     line on stderr.
@@ -120,12 +121,15 @@ def _startup_error_in(error: BaseException) -> StartupError | None:
 
 
 def _on_signal(number: signal.Signals, stop: StopRequested) -> None:
-    if stop.is_set():
+    if not stop.is_set():
+        get_logger().info("drain_started", signal=number.name)
+        stop.set()
+    elif number is signal.SIGINT:
         get_logger().warning("process_killed", signal=number.name, hint="second signal")
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)
-    get_logger().info("drain_started", signal=number.name)
-    stop.set()
+    # Another SIGTERM changes nothing: supervisors ask twice, and the death signal of a parent with
+    # threads may come once for each of them.
 
 
 async def _end_tasks(timeout_s: float) -> None:

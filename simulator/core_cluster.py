@@ -188,8 +188,11 @@ class CoreCluster:
                     share,
                 )
                 outcome = run_now(self.ledger.reserve(self._life, request))
-                chosen = outcome.worker.worker_id if isinstance(outcome, Grant) else None
-                self.tell(ReservationAnswered(claim, chosen))
+                if isinstance(outcome, Grant):
+                    life = outcome.worker
+                    self.tell(ReservationAnswered(claim, life.worker_id, life.incarnation))
+                else:
+                    self.tell(ReservationAnswered(claim, None))
             case Extend(claim, num_blocks, number):
                 growth = Growth(Claim(claim.task_id, claim.role, claim.number), num_blocks, number)
                 granted = False

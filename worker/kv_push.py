@@ -9,7 +9,7 @@ from kvtransfer.lane import PushJob, PushOutcome
 from kvtransfer.protocol import BlockMoves
 from kvtransfer.pusher import Pusher
 from runtime.logging import get_logger
-from scheduling.ids import TaskId
+from scheduling.ids import TaskId, WorkerId
 from scheduling.messages import KvExport
 from scheduling.worker_events import (
     AwaitKv,
@@ -38,9 +38,9 @@ class KvPush:
         self._post = post
         self._push_timeout_s = push_timeout_s
         self._pusher: Pusher | None = None
-        # Ordered by the core while the peer's queue was full. Its length is bounded by the
-        # worker's own blocks: each holds at least one.
-        self._held_back: deque[Push] = deque()
+        # Ordered by the core while the peer's queue was full; per peer, so that a slow one holds
+        # up no other. Bounded by the worker's own blocks: each push holds at least one.
+        self._held_back: dict[WorkerId, deque[Push]] = {}
 
     def attach(self, pusher: Pusher) -> None:
         """The pusher is made with `on_done` as its callback, hence after this object."""
@@ -65,24 +65,22 @@ class KvPush:
         assert self._pusher is not None
         match action:
             case Push():
-                if self._held_back or not self._submit(action):
-                    self._held_back.append(action)
+                peer = action.target.export.worker_id
+                if peer in self._held_back or not self._submit(action):
+                    self._held_back.setdefault(peer, deque()).append(action)
             case CancelPush(task_id, transfer_id):
                 self._pusher.cancel(transfer_id)
-                kept: deque[Push] = deque()
-                for push in self._held_back:
-                    if push.task_id == task_id:
-                        self._post(PushFinished(task_id, 0, 0, 0.0, "cancelled"))
-                    else:
-                        kept.append(push)
-                self._held_back = kept
+                self._give_up(task_id)
             case ExpectKv() | AwaitKv() | RevokeKv():
                 raise ValueError(f"a prefill worker receives no KV: {action}")
 
     def poll(self) -> list[WorkerEvent]:
         """Submit what was held back, as far as there is room. Outcomes come by `post`."""
-        while self._held_back and self._submit(self._held_back[0]):
-            self._held_back.popleft()
+        for peer, waiting in list(self._held_back.items()):
+            while waiting and self._submit(waiting[0]):
+                waiting.popleft()
+            if not waiting:
+                del self._held_back[peer]
         return []
 
     def on_done(self, job: PushJob, outcome: PushOutcome) -> None:
@@ -96,6 +94,16 @@ class KvPush:
             self._post(
                 PushFinished(task_id, outcome.num_blocks, outcome.num_bytes, outcome.elapsed_s)
             )
+
+    def _give_up(self, task_id: TaskId) -> None:
+        for peer, waiting in list(self._held_back.items()):
+            kept = deque(push for push in waiting if push.task_id != task_id)
+            for _ in range(len(waiting) - len(kept)):
+                self._post(PushFinished(task_id, 0, 0, 0.0, "cancelled"))
+            if kept:
+                self._held_back[peer] = kept
+            else:
+                del self._held_back[peer]
 
     def _submit(self, push: Push) -> bool:
         assert self._pusher is not None

@@ -30,6 +30,8 @@ from worker.session import SERVICE_NAME, WorkerSessions
 log = get_logger()
 
 _CLOSE_TIMEOUT_S = 5.0
+# Tasks that a router placed before it heard that the worker drains arrive within this.
+_SETTLE_S = 0.2
 
 
 async def run_worker(config: WorkerConfig, stop: StopRequested, build_role: BuildRole) -> None:
@@ -153,11 +155,14 @@ class WorkerProcess:
         await self._ledger.set_capacity(self._life, num_blocks, Shares(growth_reserve=growth))
 
     async def _drain(self) -> None:
-        """Let running tasks end within the time given; routers see the worker leave at once."""
-        deadline_at_s = self._clock.now() + self._config.drain_timeout_s
+        """Get no new tasks; let those there are end within the time given."""
+        self._sessions.drain()
+        now = self._clock.now()
+        settled_at_s, deadline_at_s = now + _SETTLE_S, now + self._config.drain_timeout_s
         # The core belongs to the engine thread, which announces nothing: look now and then.
-        while self._engine.num_tasks and self._clock.now() < deadline_at_s:  # noqa: ASYNC110
+        while now < deadline_at_s and (self._engine.num_tasks or now < settled_at_s):
             await asyncio.sleep(0.02)
+            now = self._clock.now()
 
     async def _leave(self, registration: Registration) -> None:
         await registration.stop()

@@ -1,30 +1,22 @@
 """One child process through all its lives: start, watch, end. Its output goes to a log file.
 
-On Linux the kernel sends SIGTERM to the child when this process is gone, however it went.
+On Linux the kernel sends SIGTERM to the child when this process is gone, however it went. It may
+send it more than once, since the child passes from one dying thread of ours to the next; a process
+that takes a second SIGTERM for impatience then ends without cleaning up.
 """
 
 import asyncio
-import os
 import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.local.errors import ProcessEnded
 from deploy.local.log_tail import last_meaningful_line
+from runtime.bound_child import bound_to_this_process
 from runtime.clock import MonotonicClock
 
 _POLL_S = 0.02
-# Runs between fork and exec, in an interpreter of its own: a preexec_fn may deadlock where there
-# are threads. The parent may be gone before prctl asks for its death signal, hence the last check.
-_BECOME_BOUND_CHILD = (
-    "import ctypes, os, signal, sys\n"
-    "ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)\n"
-    "os.getppid() == int(sys.argv[1]) or sys.exit(1)\n"
-    "os.execv(sys.argv[2], sys.argv[2:])\n"
-)
 
 
 class ChildProcess:
@@ -64,10 +56,7 @@ class ChildProcess:
         """
         if self.is_running:
             raise RuntimeError(f"{self.name} runs already; stop it first")
-        command = self._command
-        if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
-            wrapper = (sys.executable, "-I", "-S", "-c", _BECOME_BOUND_CHILD, str(os.getpid()))
-            command = (*wrapper, *command)
+        command = bound_to_this_process(self._command)
         self._was_asked_to_end = False
         with self.log_path.open("ab") as log:
             self._log_offset = log.tell()

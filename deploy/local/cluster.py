@@ -37,6 +37,8 @@ from tandemserve import AsyncClient, WorkerView
 
 _SHARED_MEMORY = Path("/dev/shm")
 _POLL_S = 0.05
+# A large model loads for minutes; silence would look like a hang.
+_SAY_AGAIN_S = 15.0
 # On top of the drain: closing connections, joining the engine thread, leaving the registry.
 _CLOSE_TIMEOUT_S = 15.0
 # After a failed start nobody is served, so nothing needs to be drained.
@@ -146,17 +148,21 @@ class LocalCluster:
         total = len(waiting)
         timeout_s = self._settings.start_timeout_s if timeout_s is None else timeout_s
         clock = MonotonicClock()
-        deadline_at_s = clock.now() + timeout_s
+        began_at_s = said_at_s = clock.now()
         while waiting:
             views = await self._probe().workers()
             for name in [name for name in waiting if self._is_ready(name, views)]:
                 del waiting[name]
                 self._say(f"{total - len(waiting)}/{total} processes ready: {name}")
-            if waiting and clock.now() >= deadline_at_s:
-                states = ", ".join(self._state_of(name, views) for name in waiting)
+            if not waiting:
+                return
+            states = ", ".join(self._state_of(name, views) for name in waiting)
+            if clock.now() - began_at_s >= timeout_s:
                 raise StartTimedOut(states, timeout_s, self.log_folder)
-            if waiting:
-                await asyncio.sleep(_POLL_S)
+            if clock.now() - said_at_s >= _SAY_AGAIN_S:
+                said_at_s = clock.now()
+                self._say(f"after {said_at_s - began_at_s:.0f} s still waiting for {states}")
+            await asyncio.sleep(_POLL_S)
 
     async def stop(self) -> tuple[str, ...]:
         """Drain and end the router, then the workers, then Redis; twice is harmless.

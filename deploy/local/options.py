@@ -145,18 +145,18 @@ def _parser() -> _Parser:
     demo = commands.add_parser(
         "demo", help="answer some prompts, show where the time went, stop", allow_abbrev=False
     )
-    for command, port in ((up, DEFAULT_PORT), (demo, 0)):
+    for command, port, start_timeout_s in ((up, DEFAULT_PORT, 600.0), (demo, 0, 120.0)):
         command.epilog = (
             "Every other setting of the processes: --router.FIELD=X, --prefill-worker.FIELD=X, "
             "--decode-worker.FIELD=X; `python -m router --help` and so on list them. "
             "Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 130 ended by a second Ctrl-C, "
             "or by the first one in the demo."
         )
-        _add_options(command, port)
+        _add_options(command, port, start_timeout_s)
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser, port: int) -> None:
+def _add_options(parser: argparse.ArgumentParser, port: int, start_timeout_s: float) -> None:
     add = parser.add_argument
     add("--model", type=Path, metavar="DIR", help="Hugging Face folder (default: the bundled one)")
     add("--prefill", type=_at_least_1, default=1, metavar="N", help="prefill workers (default: 1)")
@@ -170,8 +170,8 @@ def _add_options(parser: argparse.ArgumentParser, port: int) -> None:
     for option, about in _WORKER_OPTIONS:
         add(f"--{option}", metavar="X", help=f"of every worker: {about}")
     add("--log-dir", type=Path, metavar="DIR", help="keep the logs of all processes there")
-    about_start = "how long loading may take (default: 600)"
-    add("--start-timeout-s", type=_seconds, default=600.0, metavar="S", help=about_start)
+    about_start = f"how long loading may take (default: {start_timeout_s:g})"
+    add("--start-timeout-s", type=_seconds, default=start_timeout_s, metavar="S", help=about_start)
     add("--json", action="store_true", help="print JSON for programs")
 
 

@@ -40,8 +40,11 @@ class TrainingPlan:
     minutes: float
     short_rows: BatchShape = _SHORT_ROWS
     long_rows: BatchShape = _LONG_ROWS
-    # The last part is trained on long rows, so that every position of the context is used.
+    # This share of the steps has long rows, so that every position of the context is used.
     long_fraction: float = 0.12
+    # Long rows come last, since they are slow, or spread out, since a network that has learned
+    # them forgets them among short ones.
+    spreads_long_rows: bool = False
     peak_learning_rate: float = 3e-3
     final_fraction: float = 0.02
     num_warmup_steps: int = 60
@@ -78,7 +81,7 @@ def train(
     loss, num_tokens, step = math.nan, 0, 0
     timed_from_s = printed_at_s = started_at_s
     while num_steps is None or step < num_steps:
-        rows = plan.short_rows if _is_short(step, num_steps, plan) else plan.long_rows
+        rows = plan.long_rows if has_long_rows(step, num_steps, plan) else plan.short_rows
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, num_steps, plan)
         batch_loss = _step(network, losses_of, stream.next_batch(rows), optimiser)
@@ -110,8 +113,11 @@ def learning_rate(step: int, num_steps: int | None, plan: TrainingPlan) -> float
     return plan.peak_learning_rate * warmup * (floor + (1 - floor) * cosine)
 
 
-def _is_short(step: int, num_steps: int | None, plan: TrainingPlan) -> bool:
-    return num_steps is None or step < num_steps * (1 - plan.long_fraction)
+def has_long_rows(step: int, num_steps: int | None, plan: TrainingPlan) -> bool:
+    """Whether a step is one of the `long_fraction` that train the far end of the context."""
+    if plan.spreads_long_rows:
+        return int((step + 1) * plan.long_fraction) > int(step * plan.long_fraction)
+    return num_steps is not None and step >= num_steps * (1 - plan.long_fraction)
 
 
 def _optimiser(network: TrainingNetwork, plan: TrainingPlan) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ from engine.bundled.vocabulary import ASSISTANT, BOS, END, SPECIAL_TOKENS, USER
 # Passages of one file stay together up to about this many tokens, so that long rows have a theme.
 _TOKENS_PER_RUN = 1500
 _MAX_TURNS = 3
-CHAT_PASSAGE_FRACTION = 0.02
+CHAT_PASSAGE_FRACTION = 0.03
 _BOS, _END, _USER, _ASSISTANT = (SPECIAL_TOKENS.index(t) for t in (BOS, END, USER, ASSISTANT))
 
 

@@ -122,7 +122,10 @@ def _train_phases(network: TrainingNetwork, corpus: EncodedCorpus, run: Run) -> 
     asked = chat_corpus(corpus, MIN_CHAT_WEIGHT)
     if run.num_chat_steps and asked.exchanges:
         plan = replace(
-            run.plan, num_steps=run.num_chat_steps, peak_learning_rate=CHAT_PEAK_LEARNING_RATE
+            run.plan,
+            num_steps=run.num_chat_steps,
+            peak_learning_rate=CHAT_PEAK_LEARNING_RATE,
+            spreads_long_rows=True,
         )
         _progress(f"{len(asked.exchanges)} of the questions once more")
         result = train(network, TokenStream(asked, run.seed), plan, clock, _progress)
@@ -162,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=7.0, help="first phase only")
     length.add_argument("--steps", type=int, help="the same in steps, to repeat a run")
-    parser.add_argument("--chat-steps", type=int, default=500, help="length of the second phase")
+    parser.add_argument("--chat-steps", type=int, default=1000, help="length of the second phase")
     parser.add_argument("--start-from", type=Path, help="folder that holds the first phase")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     return parser

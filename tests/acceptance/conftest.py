@@ -6,7 +6,7 @@ Clusters start in seconds, so each file shares the ones it does not break.
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +23,7 @@ from deploy.local.settings import ROOT, ClusterSettings
 from engine.bundled import bundled_model_path
 from engine.testing import make_random_model_folder
 from runtime.clock import MonotonicClock
+from tandemserve import WorkerView
 
 SHARED_MEMORY = Path("/dev/shm")
 # For whatever happens in an instant on an idle machine.
@@ -87,7 +88,7 @@ def greedy(
 def start_cluster(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractAsyncContextManager[LocalCluster]]:
-    """A cluster for an `async with` block; it must end in order, without a traceback in a log."""
+    """A cluster for an `async with` block; it must end in order and leave nothing behind."""
 
     @asynccontextmanager
     async def start(
@@ -112,9 +113,13 @@ def start_cluster(
         )
         cluster = LocalCluster(settings)
         async with cluster:
+            views = await cluster.workers()
+            assert len(_kv_pools(views)) == num_decode
             yield cluster
+            views += await cluster.workers()
             problems = await cluster.stop()
         assert problems == ()
+        assert _kv_pools(views) == set()
         told = "\n".join(path.read_text("utf-8") for path in logs.glob("*.log"))
         assert "Traceback" not in told, logs
 
@@ -181,13 +186,8 @@ def assert_empty() -> Callable[..., Awaitable[float]]:
     return check
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_kv_pool_left() -> Iterator[None]:
-    """Fails the last test of a file when one of its KV pools stays in shared memory."""
-    before = _kv_pools()
-    yield
-    assert _kv_pools() <= before
-
-
-def _kv_pools() -> set[Path]:
-    return set(SHARED_MEMORY.glob("tandem-kv.*")) if SHARED_MEMORY.is_dir() else set()
+def _kv_pools(views: Sequence[WorkerView]) -> set[Path]:
+    """What these lives of workers would leave behind in shared memory."""
+    incarnations = {str(view.incarnation) for view in views}
+    pools = SHARED_MEMORY.glob("tandem-kv.*") if SHARED_MEMORY.is_dir() else ()
+    return {pool for pool in pools if pool.suffix.removeprefix(".") in incarnations}

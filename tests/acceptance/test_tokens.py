@@ -56,11 +56,8 @@ FLOAT32 = [name for name, serving in SERVINGS.items() if serving.dtype == "float
 async def cluster(
     serving: Serving, start_cluster: StartCluster, model_folders: dict[str, Path]
 ) -> AsyncIterator[LocalCluster]:
-    folder = model_folders[serving.model]
-    if not folder.is_dir():
-        pytest.skip("the bundled model has not been trained yet")
     async with start_cluster(
-        folder,
+        model_folders[serving.model],
         num_decode=serving.num_decode,
         router={"policy": serving.policy},
         prefill={"dtype": serving.dtype},
@@ -108,6 +105,9 @@ async def test_greedy_tokens_are_those_of_generate(
     assert_empty: AssertEmpty,
 ) -> None:
     asked = prompts(model_folders[serving.model], seed=11)
+    if serving.policy == "default":
+        # The long ones first: decode blocks are granted long before they are computed.
+        asked.reverse()
     async with cluster.client() as client:
         answers = await all_at_once(client, asked, temperature=0.0)
     expected = greedy(serving.model, asked, NUM_OUTPUT)
@@ -115,9 +115,11 @@ async def test_greedy_tokens_are_those_of_generate(
     # A model that repeats itself would prove little.
     assert len({token_id for tokens in expected for token_id in tokens}) > 40
     early = sum(answer.timings.early_binding for answer in answers)
-    assert 0 < early < NUM_REQUESTS
+    assert early < NUM_REQUESTS
     if serving.policy == "fcfs":
         assert sum(answer.timings.num_preemptions for answer in answers) > 0
+    else:
+        assert early > 0
     assert {answer.timings.transport for answer in answers} == {"shared_memory"}
     assert len({answer.timings.decode_worker for answer in answers}) == serving.num_decode
     await assert_empty(cluster)

@@ -222,3 +222,20 @@ def test_repeated_commands_change_nothing() -> None:
     assert send(core, StartDecode(TASK, (7,))) == []
     assert send(core, GrantGrowth(TASK, 3)) == []
     assert core.pool.num_free_blocks == 6
+
+
+def test_a_ready_sequence_takes_the_slot_of_one_that_was_given_up_at_once() -> None:
+    """Nothing else may happen on this worker: no event would call for another look."""
+    core = new_core(num_blocks=4, max_num_seqs=1)
+    run(core, TaskId("starved/0"), num_prompt=3, num_blocks=1, max_tokens=20)
+    _, actions = step(core)
+    assert GrowthNeeded(TaskId("starved/0"), 1) in reports(actions)
+    send(core, GrantGrowth(TaskId("starved/0"), 0))
+    run(core, TaskId("ready/0"), num_prompt=3, num_blocks=2, max_tokens=4)
+    plan, actions = step(core)
+    assert Preempted(TaskId("starved/0")) in reports(actions)
+    assert plan is not None, "the ready sequence would wait for ever"
+    assert any(
+        isinstance(report, TokensEmitted) and report.task_id == "ready/0"
+        for report in reports(actions)
+    )

@@ -35,6 +35,7 @@ def program(body: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-W", "error", "-c", PREAMBLE + textwrap.dedent(body), *argv],
         cwd=ROOT,
         env=environ,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,6 +97,31 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         code, _, err = outcome(process)
     assert code == 130
     assert "Traceback" not in err
+
+
+def test_a_second_sigterm_lets_the_drain_go_on() -> None:
+    body = """
+    async def main(config, stop):
+        print("ready", flush=True)
+        await stop.wait()
+        print("draining", flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        print("drained", flush=True)
+
+    run(main)
+    """
+    with program(body) as process:
+        wait_until_ready(process)
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "draining\n"
+        process.send_signal(signal.SIGTERM)
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "drained\n"
+        code, _, _ = outcome(process)
+    assert code == 0
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ reports: st.SearchStrategy[Report] = st.one_of(
     st.builds(TaskFailed, task_ids, names, texts),
     st.builds(TaskReleased, task_ids),
 )
-loads = st.builds(WorkerLoad, counts, counts, counts, st.integers(0, 2**63 - 1))
+loads = st.builds(WorkerLoad, counts, counts, counts, st.integers(0, 2**63 - 1), st.booleans())
 router_hellos = st.builds(RouterHello, counts, names.map(RouterId), incarnations, incarnations)
 worker_hellos = st.builds(
     WorkerHello,

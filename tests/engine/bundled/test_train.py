@@ -13,8 +13,23 @@ from engine.bundled import verify_checksums
 from engine.bundled.corpus import build_corpus
 from engine.bundled.folder import write_model
 from engine.bundled.network import NetworkShape, TrainingNetwork
-from engine.bundled.optimisation import TrainingDiverged, TrainingPlan, learning_rate, train
-from engine.bundled.token_stream import BatchShape, TokenStream, conversation_tokens, encode_corpus
+from engine.bundled.optimisation import (
+    TrainingDiverged,
+    TrainingPlan,
+    has_long_rows,
+    learning_rate,
+    train,
+)
+from engine.bundled.token_stream import (
+    BatchShape,
+    EncodedCorpus,
+    EncodedExchange,
+    TokenStream,
+    chat_corpus,
+    conversation_tokens,
+    encode_corpus,
+    epoch_tokens,
+)
 from engine.bundled.train import main
 from engine.bundled.vocabulary import SPECIAL_TOKENS, train_tokenizer
 from runtime.clock import ManualClock
@@ -173,6 +188,17 @@ def test_batches_continue_each_other_and_repeat_with_the_seed(tokenizer: Tokeniz
     assert not torch.equal(other.next_batch(long), batches[1])
 
 
+def test_the_second_phase_asks_what_is_asked_most_among_few_passages() -> None:
+    often = EncodedExchange(((11,), (12,)), (13,), weight=4.0)
+    rarely = EncodedExchange(((21,),), (23,), weight=0.6)
+    everything = EncodedCorpus(tuple((31,) for _ in range(1000)), (often, rarely))
+    tokens = epoch_tokens(chat_corpus(everything, min_weight=4.0), random.Random(1))
+    assert tokens.count(13) == 1
+    assert tokens.count(23) == 0
+    assert 1 <= tokens.count(31) <= 80
+    assert epoch_tokens(everything, random.Random(1)).count(31) == 1000
+
+
 def test_the_learning_rate_rises_then_falls_to_its_floor() -> None:
     plan = TrainingPlan(num_steps=1000, minutes=1)
     rates = [learning_rate(step, 1000, plan) for step in range(1001)]
@@ -180,6 +206,15 @@ def test_the_learning_rate_rises_then_falls_to_its_floor() -> None:
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(plan.peak_learning_rate * plan.final_fraction)
+
+
+@pytest.mark.parametrize("spreads", [False, True])
+def test_the_planned_share_of_steps_has_long_rows(spreads: bool) -> None:
+    plan = TrainingPlan(num_steps=1000, minutes=1, spreads_long_rows=spreads)
+    long_steps = [step for step in range(1000) if has_long_rows(step, 1000, plan)]
+    assert len(long_steps) == pytest.approx(1000 * plan.long_fraction, abs=1)
+    assert long_steps[-1] > 990
+    assert (long_steps[0] < 10) == spreads
 
 
 def test_training_lowers_the_loss_and_stops_when_it_is_not_a_number(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,245 @@
+"""What the router does with arrivals, deadlines, several answers and callers who leave."""
+
+import pytest
+
+from router.events import (
+    CallerLeft,
+    EmitFailed,
+    EmitFinished,
+    EmitTokens,
+    ReleaseHolding,
+    Reserve,
+    TimeReached,
+    WakeAt,
+    WorkerConnected,
+    WorkerLost,
+)
+from router.state import RouterSettings
+from router.testing import (
+    DECODE,
+    PREFILL,
+    CoreUnderTest,
+    assert_empty,
+    commands,
+    hello_of,
+    of_type,
+    spec_of,
+    target_on,
+    through_prefill,
+    tokens,
+)
+from scheduling.errors import (
+    CanNeverFit,
+    DeadlineExceeded,
+    DuplicateRequest,
+    NoWorkerAvailable,
+    QueueFull,
+    RequestCancelled,
+    WorkerFailed,
+)
+from scheduling.ids import Incarnation, RequestId, WorkerId
+from scheduling.lifecycle import Phase
+from scheduling.messages import (
+    AdmitGeneration,
+    BlocksGranted,
+    CancelTask,
+    DecodeStarted,
+    KvPushed,
+    PrefillStarted,
+    PushTo,
+    StartDecode,
+    StartPrefill,
+    TaskFailed,
+    TaskReleased,
+)
+from scheduling.sampling import SamplingParams
+
+# --- admission --------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_dispatched_and_its_decode_blocks_asked_for_in_the_same_breath() -> None:
+    core = CoreUnderTest()
+    actions = core.ask(spec_of())
+    task = core.task_id()
+    assert [type(command) for _, command in commands(actions)] == [StartPrefill, AdmitGeneration]
+    granted = core.report(DECODE, BlocksGranted(task, target_on(DECODE, 2)))
+    assert [(who, type(what)) for who, what in commands(granted)] == [(PREFILL, PushTo)]
+    bound = core.report(PREFILL, tokens(task, 0, 11))
+    assert commands(bound) == [(DECODE, StartDecode(task, (11,)))]
+
+
+def test_a_request_that_no_pair_could_ever_hold_is_refused_at_once() -> None:
+    core = CoreUnderTest(workers=(hello_of(PREFILL, 16), hello_of(DECODE, 4)))
+    core.ask(spec_of("fits", num_prompt=8, max_tokens=8))
+    with pytest.raises(CanNeverFit, match="17 tokens"):
+        core.ask(spec_of("large", num_prompt=9, max_tokens=8))
+    assert RequestId("large") not in core.core.state.request_by_id
+
+
+def test_without_a_compatible_pair_the_caller_may_try_again_later() -> None:
+    alone = CoreUnderTest(workers=(hello_of(PREFILL),))
+    with pytest.raises(NoWorkerAvailable, match="no decode worker") as refused:
+        alone.ask(spec_of())
+    assert refused.value.retry_after_s is not None
+    mismatched = CoreUnderTest(workers=(hello_of(PREFILL), hello_of(DECODE, compatibility="other")))
+    with pytest.raises(NoWorkerAvailable, match="no two are compatible"):
+        mismatched.ask(spec_of())
+
+
+def test_a_running_request_id_is_refused() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of())
+    with pytest.raises(DuplicateRequest):
+        core.ask(spec_of())
+
+
+def test_the_prompt_queue_is_bounded_and_counts_every_answer() -> None:
+    core = CoreUnderTest(settings=RouterSettings(max_prompt_queue=3), answers_reserves=False)
+    core.tell(WorkerLost(WorkerId(DECODE), Incarnation(1)))
+    core.tell(WorkerConnected(hello_of(DECODE)))
+    for name in ("a", "b"):
+        core.ask(spec_of(name, num_prompt=30, max_tokens=2))
+    core.ask(spec_of("c", num_prompt=30, max_tokens=2, num_choices=2))
+    assert len(core.core.state.prompt_queue) == 2
+    with pytest.raises(QueueFull) as refused:
+        core.ask(spec_of("d", num_prompt=30, max_tokens=2, num_choices=2))
+    assert refused.value.retry_after_s == 1.0
+    core.ask(spec_of("e", num_prompt=30, max_tokens=2))
+
+
+# --- deadlines and callers --------------------------------------------------------------------
+
+
+def test_a_deadline_ends_both_legs_and_wakes_once() -> None:
+    core = CoreUnderTest()
+    actions = core.ask(spec_of(deadline_s=2.0))
+    assert WakeAt(2.0) in actions
+    task = through_prefill(core)
+    core.now = 2.0
+    late = core.tell(TimeReached())
+    (failed,) = of_type(late, EmitFailed)
+    assert isinstance(failed.error, DeadlineExceeded)
+    assert failed.gpu_work_spent
+    assert [(who, type(what)) for who, what in commands(late)] == [(DECODE, CancelTask)]
+    core.report(DECODE, TaskReleased(task))
+    assert_empty(core)
+
+
+def test_a_deadline_of_zero_ends_a_request_that_has_not_begun() -> None:
+    core = CoreUnderTest(answers_reserves=False)
+    assert WakeAt(0.0) in core.ask(spec_of(deadline_s=0.0))
+    (failed,) = of_type(core.tell(TimeReached()), EmitFailed)
+    assert not failed.gpu_work_spent
+
+
+def test_a_caller_who_leaves_while_the_ledger_is_asked_leaves_nothing_behind() -> None:
+    core = CoreUnderTest(answers_reserves=False)
+    (reserve,) = of_type(core.ask(spec_of()), Reserve)
+    (failed,) = of_type(core.tell(CallerLeft(RequestId("r"))), EmitFailed)
+    assert isinstance(failed.error, RequestCancelled)
+    assert ReleaseHolding(reserve.claim) in core.grant(reserve)
+    assert_empty(core)
+    assert core.tell(CallerLeft(RequestId("r"))) == []
+
+
+def test_a_grant_on_a_worker_that_restarted_meanwhile_is_given_back() -> None:
+    core = CoreUnderTest(answers_reserves=False)
+    (reserve,) = of_type(core.ask(spec_of()), Reserve)
+    core.tell(WorkerConnected(hello_of(PREFILL, life=2)))
+    answered = core.grant(reserve)
+    assert ReleaseHolding(reserve.claim) in answered
+    (again,) = of_type(answered, Reserve)
+    assert again.preferences == ((PREFILL, 2),)
+
+
+def test_a_request_id_used_again_gets_tasks_of_its_own() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of())
+    first = core.task_id()
+    core.tell(CallerLeft(RequestId("r")))
+    core.ask(spec_of())
+    second = core.task_id()
+    assert first != second
+    # What is still said of the first must not reach the second.
+    assert (
+        of_type(core.report(PREFILL, tokens(first, 0, 99), TaskReleased(first)), EmitTokens) == []
+    )
+    assert core.core.state.sequence_by_task[second].phase is Phase.PREFILLING
+
+
+def test_two_routers_never_name_a_task_alike() -> None:
+    cores = [CoreUnderTest(settings=RouterSettings(task_tag=f"router-{n}.")) for n in (0, 1)]
+    for core in cores:
+        core.ask(spec_of())
+    assert cores[0].task_id() != cores[1].task_id()
+
+
+# --- answers ----------------------------------------------------------------------------------
+
+
+def test_an_answer_of_one_token_ends_on_the_prefill_worker() -> None:
+    core = CoreUnderTest()
+    actions = core.ask(spec_of(max_tokens=1))
+    assert [type(what) for _, what in commands(actions)] == [StartPrefill], "no early binding"
+    task = core.task_id()
+    ended = core.report(PREFILL, tokens(task, 0, 11, finish="length"), TaskReleased(task))
+    (finished,) = of_type(ended, EmitFinished)
+    assert finished.timings.tpot_s is None
+    assert_empty(core)
+
+
+def test_the_phases_of_an_answer_add_up_to_its_time() -> None:
+    core = CoreUnderTest(answers_reserves=False)
+    (reserve,) = of_type(core.ask(spec_of()), Reserve)
+    task = core.task_id()
+    core.now = 1.0
+    (early,) = of_type(core.grant(reserve), Reserve)
+    core.now = 1.5
+    core.report(PREFILL, PrefillStarted(task))
+    core.now = 2.0
+    core.report(PREFILL, tokens(task, 0, 11))
+    core.now = 3.0
+    core.grant(early)
+    core.report(DECODE, BlocksGranted(task, target_on(DECODE, 2)))
+    core.now = 4.0
+    core.report(PREFILL, KvPushed(task, 2, 64, 0.001, "loopback"), TaskReleased(task))
+    core.report(DECODE, DecodeStarted(task))
+    core.now = 6.0
+    core.report(DECODE, tokens(task, 1, 12))
+    core.now = 8.0
+    (finished,) = of_type(core.report(DECODE, tokens(task, 2, 13, finish="stop")), EmitFinished)
+    timings = finished.timings
+    assert (timings.prompt_queue_s, timings.prefill_s) == (1.5, 0.5)
+    assert (timings.generation_queue_s, timings.transfer_s) == (1.0, 1.0)
+    assert (timings.decode_s, timings.total_s) == (4.0, 8.0)
+    assert (timings.ttft_s, timings.tpot_s) == (2.0, 3.0)
+    assert not timings.early_binding
+    assert (timings.num_blocks_moved, timings.num_bytes_moved) == (2, 64)
+
+
+def test_each_answer_draws_with_a_seed_of_its_own_and_the_last_one_ends_the_request() -> None:
+    core = CoreUnderTest()
+    sampling = SamplingParams(seed=2**64 - 1)
+    actions = core.ask(spec_of(num_choices=2, max_tokens=1, sampling=sampling))
+    starts = [what for _, what in commands(actions) if isinstance(what, StartPrefill)]
+    assert [start.sequence.sampling.seed for start in starts] == [2**64 - 1, 0]
+    first, second = core.task_id(0), core.task_id(1)
+    core.report(PREFILL, tokens(first, 0, 11, finish="length"), TaskReleased(first))
+    assert core.core.state.counters.num_finished == 0
+    core.report(PREFILL, tokens(second, 0, 12, finish="length"), TaskReleased(second))
+    assert core.core.state.counters.num_finished == 1
+    assert_empty(core)
+
+
+def test_one_answer_that_fails_for_good_ends_the_others() -> None:
+    core = CoreUnderTest(settings=RouterSettings(max_retries_per_task=0))
+    core.ask(spec_of(num_choices=2))
+    first, second = core.task_id(0), core.task_id(1)
+    failed = core.report(PREFILL, TaskFailed(first, "internal", "boom"), TaskReleased(first))
+    (emitted,) = of_type(failed, EmitFailed)
+    assert isinstance(emitted.error, WorkerFailed)
+    cancelled = {what.task_id for _, what in commands(failed) if isinstance(what, CancelTask)}
+    assert second in cancelled
+    core.report(PREFILL, TaskReleased(second))
+    core.report(DECODE, TaskReleased(first), TaskReleased(second))
+    assert_empty(core)

@@ -1,0 +1,81 @@
+"""The router's view of its workers: what they can hold, and who may be asked."""
+
+import pytest
+
+from router.fleet import Fleet
+from router.testing import BLOCK_SIZE, hello_of
+from scheduling.errors import CanNeverFit, NoWorkerAvailable
+from scheduling.ids import WorkerId
+from scheduling.messages import WorkerLoad
+
+
+def fleet_of(**num_blocks_by_name: int) -> Fleet:
+    fleet = Fleet()
+    for name, num_blocks in num_blocks_by_name.items():
+        fleet.add(hello_of(name.replace("_", "-"), num_blocks))
+    return fleet
+
+
+def test_the_longest_request_is_what_the_best_pair_holds() -> None:
+    fleet = fleet_of(prefill_0=8, prefill_1=20, decode_0=12)
+    assert fleet.max_request_tokens() == 12 * BLOCK_SIZE
+    fleet.add(hello_of("decode-1", 100, compatibility="other"))
+    assert fleet.max_request_tokens() == 12 * BLOCK_SIZE
+    fleet.remove(WorkerId("decode-0"))
+    assert fleet.max_request_tokens() == 0
+
+
+def test_what_fits_no_pair_is_refused_and_what_has_no_pair_waits_for_one() -> None:
+    fleet = fleet_of(prefill_0=8, decode_0=4)
+    fleet.check_can_fit(16)
+    with pytest.raises(CanNeverFit):
+        fleet.check_can_fit(17)
+    with pytest.raises(NoWorkerAvailable, match="no prefill worker"):
+        fleet_of(decode_0=4).check_can_fit(1)
+
+
+def test_a_draining_worker_counts_for_nothing_new() -> None:
+    fleet = fleet_of(prefill_0=8, decode_0=8, decode_1=4)
+    view = fleet.get(WorkerId("decode-0"))
+    assert view is not None
+    assert fleet.max_request_tokens() == 32
+    fleet.take_load(view, WorkerLoad(8, 0, 0, 0, is_draining=True))
+    assert fleet.max_request_tokens() == 16
+    assert [c.worker_id for c in fleet.decode_candidates(0.0, "general")] == ["decode-1"]
+
+
+def test_a_prompt_goes_where_its_whole_answer_has_room() -> None:
+    fleet = fleet_of(prefill_0=8, decode_0=4)
+    fleet.add(hello_of("prefill-1", 8, compatibility="other"))
+    fleet.add(hello_of("decode-1", 8, compatibility="other"))
+    assert [c.worker_id for c in fleet.prefill_candidates(0.0, 16)] == ["prefill-0", "prefill-1"]
+    assert [c.worker_id for c in fleet.prefill_candidates(0.0, 17)] == ["prefill-1"]
+    assert fleet.prefill_candidates(0.0, 33) == ()
+
+
+def test_a_worker_that_refused_rests_and_one_that_starves_gets_nothing() -> None:
+    fleet = fleet_of(prefill_0=8, decode_0=8)
+    until_s = fleet.pause(WorkerId("decode-0"), 1.0)
+    assert fleet.next_resume_at(1.0) == until_s
+    assert fleet.decode_candidates(1.0, "general") == ()
+    assert len(fleet.decode_candidates(until_s, "general")) == 1
+    assert fleet.next_resume_at(until_s) is None
+    view = fleet.get(WorkerId("decode-0"))
+    assert view is not None
+    view.is_starving = True
+    assert fleet.decode_candidates(until_s, "general") == ()
+
+
+def test_free_blocks_are_the_smaller_of_report_and_own_promises_less_the_growth_reserve() -> None:
+    fleet = fleet_of(decode_0=32)
+    view = fleet.get(WorkerId("decode-0"))
+    assert view is not None
+    (general,) = fleet.decode_candidates(0.0, "general")
+    (growth,) = fleet.decode_candidates(0.0, "growth")
+    assert (general.num_free_blocks, growth.num_free_blocks) == (30, 32)
+    view.num_promised_blocks = 10
+    fleet.take_load(view, WorkerLoad(25, 0, 0, 0))
+    assert fleet.decode_candidates(0.0, "growth")[0].num_free_blocks == 22
+    fleet.take_load(view, WorkerLoad(5, 0, 0, 0))
+    assert fleet.decode_candidates(0.0, "growth")[0].num_free_blocks == 5
+    assert fleet.decode_candidates(0.0, "general")[0].num_free_blocks == 3

@@ -1,0 +1,185 @@
+"""The public service over real gRPC: callers who are slow, leave, or come twice."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+
+from engine.bundled import bundled_model_path
+from router.events import (
+    CallerLeft,
+    EmitFailed,
+    EmitFinished,
+    EmitTokens,
+    Event,
+    PhaseTimings,
+    RequestArrived,
+)
+from router.inference import InferenceService, ServiceGoals
+from router.served_model import PromptEncoder, ServedModel, load_served_model
+from router.streams import RequestStream, StreamBook
+from router.testing import CoreUnderTest
+from scheduling.errors import DeadlineExceeded, QueueFull
+from scheduling.ids import RequestId, TaskId
+from scheduling.messages import TokensEmitted
+from tandemserve.api.v1 import inference_pb2 as pb
+from tandemserve.api.v1 import inference_pb2_grpc
+
+PATIENCE_S = 20.0
+ID = RequestId("r")
+TIMINGS = PhaseTimings(0, 0, 0, 0, 0, 0, None, 0, 0, 0, "", "", "", False, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def model() -> ServedModel:
+    return load_served_model(bundled_model_path(), "demo", max_chars=10_000)
+
+
+@dataclass
+class Desk:
+    """The service with a core that only writes down what it is told."""
+
+    streams: StreamBook = field(default_factory=StreamBook)
+    events: list[Event] = field(default_factory=list)
+    refusal: Exception | None = None
+    stub: Any = None
+
+    def apply(self, event: Event) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.events.append(event)
+
+    def stream(self) -> RequestStream:
+        stream = self.streams.get(ID)
+        assert stream is not None
+        return stream
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not is_so():  # noqa: ASYNC110 - the server's tasks run meanwhile
+                await asyncio.sleep(0.001)
+
+    def call(self, **fields: Any) -> Any:
+        request: dict[str, Any] = {"request_id": ID, "tokens": pb.TokenPrompt(ids=[5, 6])} | fields
+        return self.stub.Generate(pb.GenerateRequest(**request))
+
+
+@asynccontextmanager
+async def desk_of(model: ServedModel) -> AsyncIterator[Desk]:
+    desk = Desk()
+    encoder = PromptEncoder(model, num_threads=1)
+    goals = {name: ServiceGoals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
+    service = InferenceService(
+        model, encoder, CoreUnderTest().core, desk.streams, desk.apply, goals
+    )
+    server = grpc.aio.server()
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            desk.stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            yield desk
+    finally:
+        await server.stop(0)
+        encoder.close()
+
+
+def token(number: int, text: str = "x") -> EmitTokens:
+    return EmitTokens(ID, 0, TokensEmitted(TaskId("r/0~1"), number, (number,), text))
+
+
+async def next_of(call: Any) -> Any:
+    return await asyncio.wait_for(call.read(), PATIENCE_S)
+
+
+async def code_of(call: Any) -> grpc.StatusCode:
+    code: grpc.StatusCode = await asyncio.wait_for(call.code(), PATIENCE_S)
+    return code
+
+
+async def test_a_caller_who_leaves_ends_the_request(model: ServedModel) -> None:
+    async with desk_of(model) as desk:
+        call = desk.call()
+        assert (await next_of(call)).accepted.num_prompt_tokens == 2
+        call.cancel()
+        await desk.until(lambda: CallerLeft(ID) in desk.events)
+
+
+async def test_a_slow_caller_who_leaves_ends_the_request_as_well(model: ServedModel) -> None:
+    """The server waits for room in the connection then, not for tokens."""
+    async with desk_of(model) as desk:
+        call = desk.call()
+        await next_of(call)
+        for number in range(200):
+            desk.stream().append(token(number, "x" * 4096))
+            await asyncio.sleep(0)
+        call.cancel()
+        await desk.until(lambda: CallerLeft(ID) in desk.events)
+
+
+async def test_a_second_call_takes_the_answer_over_and_the_request_goes_on(
+    model: ServedModel,
+) -> None:
+    async with desk_of(model) as desk:
+        first = desk.call(sampling=pb.SamplingParams(seed=1))
+        await next_of(first)
+        desk.stream().append(token(0))
+        await next_of(first)
+        second = desk.call(sampling=pb.SamplingParams(seed=1))
+        assert (await next_of(second)).accepted.attached
+        assert list((await next_of(second)).delta.token_ids) == [0]
+        assert await code_of(first) is grpc.StatusCode.CANCELLED
+        assert CallerLeft(ID) not in desk.events
+        desk.stream().append(EmitFinished(ID, 0, "stop", None, 1, TIMINGS))
+        assert (await next_of(second)).HasField("finished")
+        assert await code_of(second) is grpc.StatusCode.OK
+        assert [type(event) for event in desk.events] == [RequestArrived]
+
+
+async def test_the_same_id_with_other_content_is_refused(model: ServedModel) -> None:
+    async with desk_of(model) as desk:
+        first = desk.call()
+        await next_of(first)
+        assert await code_of(desk.call(n=2)) is grpc.StatusCode.ALREADY_EXISTS
+        assert desk.streams.running() == [desk.stream()]
+
+
+async def test_a_failure_ends_the_call_with_its_status(model: ServedModel) -> None:
+    async with desk_of(model) as desk:
+        call = desk.call()
+        await next_of(call)
+        desk.stream().fail(EmitFailed(ID, DeadlineExceeded("late"), gpu_work_spent=True))
+        assert await code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert CallerLeft(ID) not in desk.events
+
+
+async def test_a_refused_request_leaves_nothing_and_may_be_sent_again(model: ServedModel) -> None:
+    async with desk_of(model) as desk:
+        desk.refusal = QueueFull("full", retry_after_s=1.0)
+        assert await code_of(desk.call()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert desk.streams.get(ID) is None
+        desk.refusal = None
+        assert (await next_of(desk.call())).HasField("accepted")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"model": "other"}, grpc.StatusCode.NOT_FOUND),
+        ({"tokens": pb.TokenPrompt(ids=[10**6])}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"stop": pb.StopConditions(max_tokens=10**6)}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"tokens": pb.TokenPrompt(ids=[5] * 100_000)}, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+async def test_bad_input_is_refused_before_anything_begins(
+    model: ServedModel, fields: dict[str, Any], code: grpc.StatusCode
+) -> None:
+    async with desk_of(model) as desk:
+        assert await code_of(desk.call(**fields)) is code
+        assert desk.events == []
+        assert desk.streams.get(ID) is None

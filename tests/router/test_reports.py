@@ -1,0 +1,192 @@
+"""What the router makes of reports: faults, retries, refusals, and workers that misbehave."""
+
+import pytest
+
+from router.events import (
+    CallerLeft,
+    EmitFailed,
+    EmitFinished,
+    ReleaseHolding,
+    ReservationAnswered,
+    Reserve,
+    TimeReached,
+    WakeAt,
+    WorkerLost,
+)
+from router.state import RouterSettings
+from router.testing import (
+    DECODE,
+    PREFILL,
+    CoreUnderTest,
+    assert_empty,
+    commands,
+    hello_of,
+    of_type,
+    spec_of,
+    target_on,
+    through_prefill,
+    tokens,
+)
+from scheduling.errors import (
+    KvCorrupted,
+    NoWorkerAvailable,
+    WorkerFailed,
+)
+from scheduling.ids import Incarnation, RequestId
+from scheduling.messages import (
+    AdmitGeneration,
+    BlocksGranted,
+    BlocksRefused,
+    DecodeStarted,
+    GrowthNeeded,
+    KvPushed,
+    Preempted,
+    PrefillStarted,
+    Report,
+    StartPrefill,
+    TaskFailed,
+    TaskReleased,
+    WorkerLoad,
+)
+
+
+def test_a_task_is_computed_again_from_its_output_so_far_and_gives_up_in_the_end() -> None:
+    core = CoreUnderTest(settings=RouterSettings(max_retries_per_task=1))
+    core.ask(spec_of())
+    task = through_prefill(core)
+    core.report(DECODE, tokens(task, 1, 12))
+    again = core.report(DECODE, TaskFailed(task, "internal", "boom"), TaskReleased(task))
+    (start,) = [what for _, what in commands(again) if isinstance(what, StartPrefill)]
+    assert start.sequence.output_token_ids == (11, 12)
+    retry = core.task_id()
+    given_up = core.report(PREFILL, TaskFailed(retry, "internal", "boom"), TaskReleased(retry))
+    (failed,) = of_type(given_up, EmitFailed)
+    assert isinstance(failed.error, WorkerFailed)
+
+
+def test_kv_that_is_damaged_twice_ends_the_request_without_a_token_of_it() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of())
+    for _ in range(2):
+        task = core.task_id()
+        core.report(DECODE, BlocksGranted(task, target_on(DECODE, 2)))
+        core.report(PREFILL, tokens(task, len(_output(core)), 11))
+        core.report(PREFILL, KvPushed(task, 2, 64, 0.001, "loopback"), TaskReleased(task))
+        actions = core.report(
+            DECODE, TaskFailed(task, KvCorrupted.code, "damaged"), TaskReleased(task)
+        )
+    (failed,) = of_type(actions, EmitFailed)
+    assert isinstance(failed.error, KvCorrupted)
+    assert_empty(core)
+
+
+def _output(core: CoreUnderTest) -> list[int]:
+    return core.core.state.request_by_id[RequestId("r")].sequences[0].output_token_ids
+
+
+def test_a_decode_worker_without_room_costs_no_try() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of())
+    task = core.task_id()
+    refused = core.report(DECODE, BlocksRefused(task, 0))
+    assert of_type(refused, ReleaseHolding)
+    core.report(PREFILL, tokens(task, 0, 11))
+    assert len(core.core.state.generation_queue) == 1
+    core.now = 1.0
+    assert [type(what) for _, what in commands(core.tell(TimeReached()))] == [AdmitGeneration]
+    assert core.task_id() == task
+
+
+def test_a_refusal_is_forgotten_as_soon_as_something_is_free() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of("other"))
+    other = core.task_id(request_id="other")
+    core.ask(spec_of())
+    task = core.task_id()
+    core.report(PREFILL, tokens(task, 0, 11))
+    core.report(DECODE, BlocksRefused(task, 0))
+    core.tell(CallerLeft(RequestId("other")))
+    released = core.report(DECODE, TaskReleased(other))
+    assert [type(what) for _, what in commands(released)] == [AdmitGeneration]
+
+
+def test_a_preempted_task_reserves_all_that_may_come() -> None:
+    core = CoreUnderTest(policy="fcfs")
+    core.ask(spec_of(num_prompt=4, max_tokens=20))
+    task = through_prefill(core)
+    core.report(DECODE, Preempted(task), TaskReleased(task))
+    sequence = core.core.state.sequence_by_task[core.task_id()]
+    assert sequence.num_response_tokens == 19
+    assert core.core.state.counters.num_preemptions == 1
+
+
+def test_early_kv_that_was_on_its_way_to_a_lost_worker_is_computed_again() -> None:
+    """The prefill worker may have been able to write into the dead worker's memory."""
+    core = CoreUnderTest(workers=(hello_of(PREFILL), hello_of(DECODE), hello_of("decode-1")))
+    core.ask(spec_of())
+    task = core.task_id()
+    leg = core.core.state.sequence_by_task[task].decode
+    assert leg is not None
+    assert leg.worker_id is not None
+    core.report(leg.worker_id, BlocksGranted(task, target_on(leg.worker_id, 2)))
+    core.tell(WorkerLost(leg.worker_id, Incarnation(1)))
+    assert core.task_id() != task
+    core.report(PREFILL, tokens(task, 0, 11), TaskReleased(task))
+    assert core.core.state.request_by_id[RequestId("r")].sequences[0].output_token_ids == []
+
+
+@pytest.mark.parametrize("worker", [PREFILL, DECODE])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        PrefillStarted,
+        DecodeStarted,
+        Preempted,
+        lambda task: KvPushed(task, 1, 1, 0.0, "loopback"),
+        lambda task: BlocksGranted(task, target_on(DECODE, 2)),
+        lambda task: BlocksRefused(task, 0),
+        lambda task: GrowthNeeded(task, 1),
+        lambda task: tokens(task, 0, 9),
+        lambda task: tokens(task, 7, 9),
+        TaskReleased,
+    ],
+)
+@pytest.mark.parametrize("is_decoding", [False, True])
+def test_no_report_out_of_turn_breaks_the_router(
+    worker: str, kind: type[Report], is_decoding: bool
+) -> None:
+    """A worker is another process: its defect costs the task a try, not the router its life."""
+    core = CoreUnderTest(settings=RouterSettings(max_retries_per_task=100))
+    core.ask(spec_of())
+    if is_decoding:
+        through_prefill(core)
+    for _ in range(3):
+        core.report(worker, kind(core.task_id()))  # type: ignore[call-arg]
+    core.tell(CallerLeft(RequestId("r")))
+    for leg in core.core.state.legs.held():
+        assert leg.worker_id is not None
+        core.report(leg.worker_id, TaskReleased(leg.task_id))
+    assert_empty(core)
+
+
+def test_a_draining_worker_gets_no_new_task_and_a_new_request_is_told_to_wait() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of())
+    task = through_prefill(core)
+    core.report(DECODE, load=WorkerLoad(12, 1, 0, 0, is_draining=True))
+    with pytest.raises(NoWorkerAvailable, match="about to leave"):
+        core.ask(spec_of("late"))
+    ended = core.report(DECODE, tokens(task, 1, 12, finish="stop"), TaskReleased(task))
+    assert of_type(ended, EmitFinished)
+    assert_empty(core)
+
+
+def test_refusals_of_the_ledger_are_tried_again_after_a_pause() -> None:
+    core = CoreUnderTest(answers_reserves=False)
+    (reserve,) = of_type(core.ask(spec_of()), Reserve)
+    paused = core.tell(ReservationAnswered(reserve.claim, None))
+    assert of_type(paused, Reserve) == []
+    (wake,) = of_type(paused, WakeAt)
+    core.now = wake.at_s
+    (again,) = of_type(core.tell(TimeReached()), Reserve)
+    assert again.claim.number > reserve.claim.number

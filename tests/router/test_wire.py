@@ -1,0 +1,121 @@
+"""What callers send is checked by field; what they get keeps order and saves messages."""
+
+from typing import Any
+
+import pytest
+
+from router.events import EmitFinished, EmitTokens, PhaseTimings
+from router.streams import AcceptedInfo, Emission
+from router.wire import emissions_to_proto, generate_call
+from scheduling.errors import InvalidRequest
+from scheduling.ids import RequestId, TaskId
+from scheduling.messages import TokensEmitted
+from scheduling.sampling import TokenLogprobs
+from tandemserve.api.v1 import inference_pb2 as pb
+
+ID = RequestId("r")
+INFO = AcceptedInfo("model", 3, 5, "standard")
+TIMINGS = PhaseTimings(0.1, 0, 0, 0, 0, 0.2, None, 0.3, 2, 64, "t", "p", "d", True, 1, 2)
+
+
+def request_of(**fields: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(**({"text": "hello"} | fields))
+
+
+def test_what_is_not_set_is_left_to_the_model() -> None:
+    call = generate_call(request_of())
+    sampling = call.sampling
+    unset = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
+    assert unset == (None, None, None, None)
+    assert (call.max_tokens, call.num_logprobs, call.ttft_s, call.tpot_s) == (None,) * 4
+    assert (call.num_choices, call.request_class, call.tenant) == (1, "standard", "default")
+
+
+def test_zero_is_a_value_where_it_means_something() -> None:
+    sampling = pb.SamplingParams(temperature=0.0, seed=0, top_k=0)
+    call = generate_call(request_of(sampling=sampling, num_logprobs=0))
+    assert (call.sampling.temperature, call.sampling.seed, call.sampling.top_k) == (0.0, 0, 0)
+    assert call.num_logprobs == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("prompt", pb.GenerateRequest()),
+        ("text", pb.GenerateRequest(text="")),
+        ("tokens", pb.GenerateRequest(tokens=pb.TokenPrompt())),
+        ("chat", pb.GenerateRequest(chat=pb.ChatPrompt())),
+        ("request_id", request_of(request_id="a/b")),
+        ("request_id", request_of(request_id="x" * 129)),
+        ("tenant", request_of(tenant="a b")),
+        ("session", request_of(session="\n")),
+        ("request_class", request_of(request_class=99)),
+        ("n", request_of(n=17)),
+        ("num_logprobs", request_of(num_logprobs=21)),
+        ("temperature", request_of(sampling=pb.SamplingParams(temperature=-0.1))),
+        ("temperature", request_of(sampling=pb.SamplingParams(temperature=float("nan")))),
+        ("temperature", request_of(sampling=pb.SamplingParams(temperature=float("inf")))),
+        ("top_p", request_of(sampling=pb.SamplingParams(top_p=0.0))),
+        ("top_p", request_of(sampling=pb.SamplingParams(top_p=1.1))),
+        ("top_p", request_of(sampling=pb.SamplingParams(top_p=float("nan")))),
+        ("max_tokens", request_of(stop=pb.StopConditions(max_tokens=0))),
+        ("stop", request_of(stop=pb.StopConditions(strings=[""]))),
+        ("stop", request_of(stop=pb.StopConditions(strings=["x" * 257]))),
+        ("stop", request_of(stop=pb.StopConditions(strings=["x"] * 17))),
+        ("ttft_ms", request_of(service_level=pb.ServiceLevel(ttft_ms=0))),
+        ("tpot_ms", request_of(service_level=pb.ServiceLevel(tpot_ms=float("nan")))),
+    ],
+)
+def test_an_illegal_value_is_refused_by_the_name_of_its_field(
+    field: str, request_: pb.GenerateRequest
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        generate_call(request_)
+    assert refused.value.field == field
+
+
+def test_a_repeated_call_has_the_same_fingerprint_and_another_one_has_not() -> None:
+    first = generate_call(request_of(request_id="a"))
+    assert generate_call(request_of(request_id="b")).fingerprint == first.fingerprint
+    assert generate_call(request_of(request_id="a", n=2)).fingerprint != first.fingerprint
+
+
+def token(number: int, index: int = 0, *, logprob: float | None = None) -> EmitTokens:
+    logprobs = () if logprob is None else (TokenLogprobs(logprob, ((number, logprob),)),)
+    message = TokensEmitted(TaskId("r/0~1"), number, (number,), f"<{number}>", logprobs)
+    return EmitTokens(ID, index, message)
+
+
+def finished(index: int = 0, matched: str | int | None = None) -> EmitFinished:
+    return EmitFinished(ID, index, "stop", matched, 2, TIMINGS)
+
+
+def test_tokens_that_waited_together_go_together() -> None:
+    batch: list[Emission] = [token(4), token(5, 1), token(5), token(6), finished()]
+    first, second, third = emissions_to_proto(ID, batch, INFO)
+    assert (first.delta.index, first.delta.first_token_index) == (0, 4)
+    assert list(first.delta.token_ids) == [4, 5, 6]
+    assert first.delta.text == "<4><5><6>"
+    assert (second.delta.index, list(second.delta.token_ids)) == (1, [5])
+    assert third.finished.index == 0
+    assert all(response.request_id == ID for response in (first, second, third))
+
+
+def test_logprobs_stay_with_their_tokens() -> None:
+    (response,) = emissions_to_proto(ID, [token(1, logprob=-1.0), token(2, logprob=-2.0)], INFO)
+    assert [entry.logprob for entry in response.delta.logprobs] == [-1.0, -2.0]
+    assert response.delta.logprobs[1].top[0].token_id == 2
+
+
+def test_the_end_says_why_how_much_and_how_long() -> None:
+    (by_text,) = emissions_to_proto(ID, [finished(matched="STOP")], INFO)
+    (by_id,) = emissions_to_proto(ID, [finished(matched=0)], INFO)
+    assert by_text.finished.matched_string == "STOP"
+    assert by_id.finished.HasField("matched_token_id")
+    assert by_id.finished.finish_reason == pb.FINISH_REASON_STOP
+    usage, timings = by_text.finished.usage, by_text.finished.timings
+    assert (usage.num_prompt_tokens, usage.num_output_tokens) == (3, 2)
+    assert timings.prompt_queue_ms == pytest.approx(100)
+    assert timings.total_ms == pytest.approx(300)
+    assert not timings.HasField("tpot_ms")
+    assert (timings.num_preemptions, timings.num_migrations) == (1, 2)

@@ -1,0 +1,226 @@
+"""The engine thread: iterations, failing steps, defects and the end."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from engine.fake_runner import FakeRunner
+from engine.tokenizer import Tokenizer
+from engine.tokenizer_testing import byte_level_backend, write_tokenizer
+from prefill_worker.core import PrefillCore, PrefillSettings
+from scheduling.errors import TandemError
+from scheduling.ids import TaskId
+from scheduling.messages import (
+    CancelTask,
+    PrefillStarted,
+    Report,
+    SequenceSpec,
+    StartPrefill,
+    TaskFailed,
+    TaskReleased,
+    TokensEmitted,
+    WorkerLoad,
+)
+from scheduling.sampling import SamplingParams, StopParams
+from scheduling.step import StepPlan
+from scheduling.worker_events import (
+    AwaitKv,
+    CancelPush,
+    CommandArrived,
+    ExpectKv,
+    Push,
+    RevokeKv,
+    SendReport,
+    SessionId,
+    SessionLost,
+    WorkerEvent,
+)
+from worker.engine_loop import EngineLoop
+from worker.output_text import OutputText
+
+PATIENCE_S = 20.0
+SESSION = SessionId(1)
+VOCAB_SIZE = 300
+
+
+class QuietKv:
+    """No KV moves; events may be put in for the next look."""
+
+    def __init__(self) -> None:
+        self.is_polling = False
+        self.num_looks = 0
+        self.looked_often = threading.Event()
+
+    def perform(self, action: Push | CancelPush | ExpectKv | AwaitKv | RevokeKv) -> None:
+        raise AssertionError(f"nothing is to be moved: {action}")
+
+    def poll(self) -> list[WorkerEvent]:
+        self.num_looks += 1
+        if self.num_looks > 20:
+            self.looked_often.set()
+        return []
+
+
+class BrokenCore(PrefillCore):
+    """Its bookkeeping fails with the first cancel."""
+
+    def handle(self, event: WorkerEvent) -> list:  # type: ignore[type-arg]
+        if isinstance(event, CommandArrived) and isinstance(event.command, CancelTask):
+            raise KeyError("a defect")
+        return super().handle(event)
+
+
+@dataclass
+class Bench:
+    """An engine loop over the prefill core and the fake runner."""
+
+    tokenizer: Tokenizer
+    core: PrefillCore = field(
+        default_factory=lambda: PrefillCore(PrefillSettings(8, 4, 4, max_num_batched_tokens=8))
+    )
+    before_step: Callable[[StepPlan], None] | None = None
+    kv: QuietKv = field(default_factory=QuietKv)
+    frames: queue.SimpleQueue[tuple[list[SendReport], WorkerLoad]] = field(
+        default_factory=queue.SimpleQueue
+    )
+
+    def __post_init__(self) -> None:
+        self.runner = FakeRunner(VOCAB_SIZE, 4, 4, before_step=self.before_step)
+        self.loop = EngineLoop(
+            self.core,
+            self.runner,
+            OutputText(self.tokenizer),
+            self.kv,
+            queue.SimpleQueue(),
+            lambda reports, load: self.frames.put((reports, load)),
+        )
+
+    def prompt(self, task_id: str, num_tokens: int = 6) -> None:
+        spec = SequenceSpec(tuple(range(num_tokens)), (), SamplingParams(), StopParams(1))
+        self.loop.post(CommandArrived(SESSION, StartPrefill(TaskId(task_id), spec)))
+
+    def next_reports(self) -> list[Report]:
+        reports, _ = self.frames.get(timeout=PATIENCE_S)
+        return [sent.report for sent in reports]
+
+    def until_released(self, task_id: str) -> list[Report]:
+        """All reports up to the last word on the task."""
+        reports: list[Report] = []
+        while TaskReleased(TaskId(task_id)) not in reports:
+            reports += self.next_reports()
+        return reports
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, byte_level_backend())
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.fixture
+def bench(tokenizer: Tokenizer) -> Iterator[Bench]:
+    place = Bench(tokenizer)
+    place.loop.start()
+    yield place
+    assert place.loop.stop(PATIENCE_S)
+
+
+def test_a_task_runs_from_command_to_release(bench: Bench) -> None:
+    bench.prompt("a")
+    reports = bench.until_released("a")
+    assert [type(report) for report in reports] == [PrefillStarted, TokensEmitted, TaskReleased]
+    assert bench.runner.live_slots == ()
+    assert bench.loop.num_tasks == 0
+
+
+def test_what_is_known_before_a_step_is_told_before_it(tokenizer: Tokenizer) -> None:
+    gate = threading.Event()
+    place = Bench(tokenizer, before_step=lambda plan: _wait_for(gate))
+    place.loop.start()
+    place.prompt("a")
+    assert place.next_reports() == [PrefillStarted(TaskId("a"))]
+    gate.set()
+    place.until_released("a")
+    assert place.loop.stop(PATIENCE_S)
+
+
+def _wait_for(gate: threading.Event) -> None:
+    assert gate.wait(PATIENCE_S)
+
+
+def test_commands_that_come_during_a_step_count_after_it(tokenizer: Tokenizer) -> None:
+    gate, is_stepping = threading.Event(), threading.Event()
+
+    def before_step(plan: StepPlan) -> None:
+        is_stepping.set()
+        _wait_for(gate)
+
+    place = Bench(tokenizer, before_step=before_step)
+    place.loop.start()
+    place.prompt("a", num_tokens=20)
+    assert is_stepping.wait(PATIENCE_S)
+    place.loop.post(CommandArrived(SESSION, CancelTask(TaskId("a"), "test")))
+    gate.set()
+    reports = place.until_released("a")
+    assert not any(isinstance(report, TokensEmitted) for report in reports)
+    assert len(place.runner.steps) == 1
+    assert place.loop.stop(PATIENCE_S)
+
+
+def test_a_failing_step_fails_its_tasks_and_the_thread_goes_on(tokenizer: Tokenizer) -> None:
+    failures = iter([RuntimeError("out of memory")])
+
+    def before_step(plan: StepPlan) -> None:
+        for failure in failures:
+            raise failure
+
+    place = Bench(tokenizer, before_step=before_step)
+    place.loop.start()
+    place.prompt("a")
+    reports = place.until_released("a")
+    (failed,) = [report for report in reports if isinstance(report, TaskFailed)]
+    assert failed.code == TandemError.code
+    assert "RuntimeError" in failed.message
+    assert "out of memory" not in failed.message, "what went wrong inside is for the log"
+    assert place.runner.live_slots == ()
+    place.prompt("b")
+    assert any(isinstance(report, TokensEmitted) for report in place.until_released("b"))
+    assert place.loop.failure is None
+    assert place.loop.stop(PATIENCE_S)
+
+
+def test_a_defect_of_the_core_ends_the_thread_and_is_told_once(tokenizer: Tokenizer) -> None:
+    place = Bench(tokenizer, core=BrokenCore(PrefillSettings(8, 4, 4, 8)))
+    told = threading.Event()
+    place.loop.on_failure = told.set
+    place.loop.start()
+    place.loop.post(CommandArrived(SESSION, CancelTask(TaskId("a"), "test")))
+    assert told.wait(PATIENCE_S)
+    assert isinstance(place.loop.failure, KeyError)
+    assert place.loop.stop(PATIENCE_S)
+
+
+def test_a_lost_session_ends_its_tasks(bench: Bench) -> None:
+    bench.prompt("a")
+    bench.until_released("a")
+    bench.loop.post(SessionLost(SESSION))
+    bench.prompt("b")
+    bench.until_released("b")
+    assert bench.loop.num_tasks == 0
+
+
+def test_awaited_kv_is_looked_at_while_there_is_nothing_else_to_do(tokenizer: Tokenizer) -> None:
+    place = Bench(tokenizer)
+    place.kv.is_polling = True
+    place.loop.start()
+    assert place.kv.looked_often.wait(PATIENCE_S)
+    assert place.loop.stop(PATIENCE_S)
+
+
+def test_a_loop_that_never_started_can_be_stopped(tokenizer: Tokenizer) -> None:
+    assert Bench(tokenizer).loop.stop(PATIENCE_S)

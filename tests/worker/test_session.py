@@ -1,0 +1,244 @@
+"""A worker's end of the routers' streams, over real gRPC in one process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from runtime.wire import (
+    ReportBatch,
+    RouterHello,
+    decode_response,
+    encode_commands,
+    encode_router_hello,
+)
+from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
+from scheduling.messages import (
+    PROTOCOL_VERSION,
+    CancelTask,
+    PrefillStarted,
+    TaskFailed,
+    TaskReleased,
+    WorkerHello,
+    WorkerLoad,
+)
+from scheduling.worker_events import (
+    CommandArrived,
+    SendReport,
+    SessionId,
+    SessionLost,
+    WorkerEvent,
+)
+from tandemserve.internal.v1 import worker_pb2, worker_pb2_grpc
+from worker.session import WorkerSessions
+
+PATIENCE_S = 20.0
+HELLO = WorkerHello(
+    PROTOCOL_VERSION, WorkerId("decode-0"), Incarnation(7), "decode", 64, 16, 4, "c", "m"
+)
+TASK = TaskId("r/0~1")
+
+
+@dataclass
+class Office:
+    """A worker's sessions behind a real server, and what they posted to the engine."""
+
+    address: str
+    sessions: WorkerSessions = field(init=False)
+    posted: list[WorkerEvent] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def post(self, event: WorkerEvent) -> None:
+        self.posted.append(event)
+        self.news.set()
+
+    async def until_posted(self, event: WorkerEvent) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while event not in self.posted:
+                self.news.clear()
+                await self.news.wait()
+
+    async def until_no_session(self) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while self.sessions.num_sessions:
+                self.news.clear()
+                await self.news.wait()
+
+
+@asynccontextmanager
+async def office() -> AsyncIterator[Office]:
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    place = Office(f"127.0.0.1:{port}")
+    place.sessions = sessions = WorkerSessions(HELLO, place.post)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(sessions, server)
+    await server.start()
+    try:
+        yield place
+    finally:
+        sessions.end_all()
+        await server.stop(1.0)
+
+
+def hello_of(router: str = "router-0", **fields: Any) -> Any:
+    values: dict[str, Any] = {"protocol_version": PROTOCOL_VERSION, "worker_incarnation": 7}
+    values |= fields
+    return encode_router_hello(
+        RouterHello(
+            values["protocol_version"],
+            RouterId(router),
+            Incarnation(1),
+            Incarnation(values["worker_incarnation"]),
+        )
+    )
+
+
+@asynccontextmanager
+async def dialled(place: Office, first: Any) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(place.address) as channel:
+        call: Any = worker_pb2_grpc.WorkerServiceStub(channel).Session()
+        await call.write(first)
+        try:
+            yield call
+        finally:
+            call.cancel()
+
+
+async def read(call: Any) -> WorkerHello | ReportBatch:
+    return decode_response(await asyncio.wait_for(call.read(), PATIENCE_S))
+
+
+async def status_of(call: Any) -> grpc.StatusCode:
+    async with asyncio.timeout(PATIENCE_S):
+        while await call.read() is not grpc.aio.EOF:
+            pass
+        code: grpc.StatusCode = await call.code()
+    return code
+
+
+async def refusal_of(place: Office, first: Any) -> grpc.StatusCode:
+    async with dialled(place, first) as call:
+        try:
+            return await status_of(call)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+
+
+async def test_a_router_is_greeted_with_who_the_worker_is_and_how_full() -> None:
+    async with office() as place, dialled(place, hello_of()) as call:
+        assert await read(call) == HELLO
+        assert await read(call) == ReportBatch((), WorkerLoad(64, 0, 0, 0))
+
+
+async def test_commands_go_to_the_engine_and_the_end_of_the_stream_ends_its_tasks() -> None:
+    async with office() as place:
+        async with dialled(place, hello_of()) as call:
+            await read(call)
+            await call.write(encode_commands([CancelTask(TASK, "test")]))
+            await place.until_posted(CommandArrived(SessionId(1), CancelTask(TASK, "test")))
+            await call.done_writing()
+            assert await status_of(call) is grpc.StatusCode.OK
+        await place.until_posted(SessionLost(SessionId(1)))
+        assert place.sessions.num_sessions == 0
+
+
+async def test_a_wrong_hello_is_refused_with_the_status_that_says_why() -> None:
+    async with office() as place:
+        other_life = hello_of(worker_incarnation=6)
+        other_protocol = hello_of(protocol_version=PROTOCOL_VERSION + 1)
+        no_hello = encode_commands([CancelTask(TASK, "test")])
+        empty = worker_pb2.SessionRequest()
+        assert await refusal_of(place, other_life) is grpc.StatusCode.FAILED_PRECONDITION
+        assert await refusal_of(place, other_protocol) is grpc.StatusCode.FAILED_PRECONDITION
+        assert await refusal_of(place, no_hello) is grpc.StatusCode.INVALID_ARGUMENT
+        assert await refusal_of(place, empty) is grpc.StatusCode.INVALID_ARGUMENT
+        assert place.sessions.num_sessions == 0
+        assert place.posted == []
+
+
+async def test_a_bad_frame_ends_the_session_and_its_tasks() -> None:
+    async with office() as place, dialled(place, hello_of()) as call:
+        await read(call)
+        await call.write(worker_pb2.SessionRequest())
+        await place.until_posted(SessionLost(SessionId(1)))
+
+
+async def test_reports_go_to_the_session_that_owns_the_task() -> None:
+    async with office() as place, dialled(place, hello_of("a")) as a:
+        await read(a)
+        await read(a)
+        async with dialled(place, hello_of("b")) as b:
+            await read(b)
+            await read(b)
+            load = WorkerLoad(60, 1, 0, 0)
+            place.sessions.deliver([SendReport(SessionId(2), PrefillStarted(TASK))], load)
+            assert await read(b) == ReportBatch((PrefillStarted(TASK),), load)
+            # The other one has no task here, yet learns what is left.
+            assert await read(a) == ReportBatch((), load)
+
+
+async def test_a_router_that_connects_again_ends_what_its_broken_session_left_behind() -> None:
+    async with office() as place, dialled(place, hello_of()) as old:
+        await read(old)
+        async with dialled(place, hello_of()) as new:
+            assert await read(new) == HELLO
+            await place.until_posted(SessionLost(SessionId(1)))
+            assert place.sessions.num_sessions == 1
+
+
+async def test_a_draining_worker_tells_every_router_and_goes_on() -> None:
+    async with office() as place, dialled(place, hello_of("a")) as call:
+        await read(call)
+        await read(call)
+        place.sessions.drain()
+        assert await read(call) == ReportBatch((), WorkerLoad(64, 0, 0, 0, is_draining=True))
+        place.sessions.deliver(
+            [SendReport(SessionId(1), TaskReleased(TASK))], WorkerLoad(64, 0, 0, 0)
+        )
+        frame = ReportBatch((TaskReleased(TASK),), WorkerLoad(64, 0, 0, 0, is_draining=True))
+        assert await read(call) == frame
+        async with dialled(place, hello_of("b")) as late:
+            assert await read(late) == HELLO
+            assert await read(late) == ReportBatch((), WorkerLoad(64, 0, 0, 0, is_draining=True))
+
+
+async def flood(place: Office, num_frames: int) -> None:
+    report = SendReport(SessionId(1), TaskFailed(TASK, "internal", "x" * 4096))
+    for _ in range(num_frames):
+        place.sessions.deliver([report], WorkerLoad(64, 0, 0, 0))
+    await asyncio.sleep(0)
+
+
+async def test_a_router_that_does_not_read_is_cut_off() -> None:
+    async with office() as place, dialled(place, hello_of()) as call:
+        await read(call)
+        await flood(place, 5000)
+        assert await refused_while_reading(call) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await place.until_posted(SessionLost(SessionId(1)))
+
+
+async def refused_while_reading(call: Any) -> grpc.StatusCode:
+    try:
+        return await status_of(call)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+
+
+async def test_a_router_that_leaves_while_a_frame_waits_for_it_leaves_nothing_behind() -> None:
+    async with office() as place:
+        async with dialled(place, hello_of()) as call:
+            await read(call)
+            await flood(place, 3000)
+        await place.until_posted(SessionLost(SessionId(1)))
+        await place.until_no_session()
+
+
+async def test_a_worker_that_leaves_closes_every_stream_in_order() -> None:
+    async with office() as place, dialled(place, hello_of()) as call:
+        await read(call)
+        place.sessions.end_all()
+        assert await status_of(call) is grpc.StatusCode.OK
+        assert await refusal_of(place, hello_of("b")) is grpc.StatusCode.FAILED_PRECONDITION
