@@ -181,8 +181,10 @@ async def test_reports_go_to_the_session_that_owns_the_task() -> None:
 
 
 async def test_a_router_that_connects_again_ends_what_its_broken_session_left_behind() -> None:
+    """Even where a frame for the old one is stuck in a connection that nobody reads."""
     async with office() as place, dialled(place, hello_of()) as old:
         await read(old)
+        await flood(place, 3000)
         async with dialled(place, hello_of()) as new:
             assert await read(new) == HELLO
             await place.until_posted(SessionLost(SessionId(1)))
