@@ -14,6 +14,7 @@ from router.sequence import Sequence
 from router.worker_link import WorkerLink
 from runtime.clock import Clock
 from runtime.grpc_errors import abort_with
+from scheduling.errors import StateUnavailable
 from scheduling.ids import TaskId, WorkerId
 from scheduling.lifecycle import Phase
 from tandemserve.api.v1 import admin_pb2 as pb
@@ -119,7 +120,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         try:
             snapshot = await self._ledger.snapshot(most)
         except ClusterError as error:
-            await abort_with(context, error)
+            await abort_with(context, StateUnavailable(error.message))
         return pb.ListReservationsResponse(
             workers=[
                 pb.WorkerReservations(

@@ -34,7 +34,7 @@ from tandemserve.api.v1 import inference_pb2 as pb
 from tandemserve.api.v1 import inference_pb2_grpc
 
 SERVICE_NAME = "tandemserve.api.v1.InferenceService"
-# Where a call names no max_tokens: the rest of the context, at most this.
+# Where a call names no max_tokens: what context and workers leave room for, at most this.
 _DEFAULT_MAX_TOKENS = 256
 
 Number = TypeVar("Number", int, float)
@@ -115,7 +115,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return pb.GetModelInfoResponse(
             model=self._model.name,
             architecture=config.architecture,
-            context_length=config.max_position_embeddings,
+            context_length=self._model.context_length,
             vocab_size=config.vocab_size,
             eos_token_ids=config.eos_token_ids,
             has_chat_template=self._model.template is not None,
@@ -208,7 +208,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         )
 
     def _max_tokens(self, wanted: int | None, num_prompt_tokens: int) -> int:
-        context = self._model.config.max_position_embeddings
+        context = self._model.context_length
         room = context - num_prompt_tokens
         if room < 1:
             raise ContextTooLong(
@@ -216,7 +216,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 "shorten the prompt"
             )
         if wanted is None:
-            return min(room, _DEFAULT_MAX_TOKENS)
+            # What nobody asked for must not make the request too large for the workers.
+            held = self._core.state.fleet.max_request_tokens() - num_prompt_tokens
+            return min(room, _DEFAULT_MAX_TOKENS, max(1, held))
         if wanted > room:
             raise ContextTooLong(
                 f"prompt ({num_prompt_tokens}) and max_tokens ({wanted}) exceed the model's "

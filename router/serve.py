@@ -65,7 +65,11 @@ async def serve(config: RouterConfig, stop: StopRequested) -> None:
         raise StartupError(f"policy {config.policy!r} is unknown; use one of {', '.join(POLICIES)}")
     try:
         model = await asyncio.to_thread(
-            load_served_model, config.model, config.served_model_name, config.max_request_chars
+            load_served_model,
+            config.model,
+            config.served_model_name,
+            config.max_request_chars,
+            config.max_model_len,
         )
     except ModelFolderError as error:
         raise StartupError(str(error)) from error

@@ -29,6 +29,8 @@ class ServedModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     fingerprint: str
+    # Prompt plus answer at most, in tokens.
+    context_length: int
 
     def require_name(self, name: str) -> None:
         """Accept the empty name and our own. Raises: UnknownModel."""
@@ -36,12 +38,26 @@ class ServedModel:
             raise UnknownModel(f"{name!r} is not served here; ask for {self.name!r}")
 
 
-def load_served_model(folder: Path, name: str, max_chars: int) -> ServedModel:
-    """Read configuration, tokenizer and template. Raises: ModelFolderError."""
+def load_served_model(
+    folder: Path, name: str, max_chars: int, max_model_len: int | None = None
+) -> ServedModel:
+    """Read configuration, tokenizer and template; `max_model_len` may shorten the context.
+
+    Raises: ModelFolderError.
+    """
     config, defaults = read_model_config(folder)
     tokenizer = Tokenizer.from_folder(folder, max_chars=max_chars)
     template = ChatTemplate.from_folder(folder, tokenizer)
-    return ServedModel(name, config, defaults, tokenizer, template, model_fingerprint(folder))
+    own_length = config.max_position_embeddings
+    return ServedModel(
+        name=name,
+        config=config,
+        defaults=defaults,
+        tokenizer=tokenizer,
+        template=template,
+        fingerprint=model_fingerprint(folder),
+        context_length=min(own_length, max_model_len or own_length),
+    )
 
 
 class PromptEncoder:

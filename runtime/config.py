@@ -90,8 +90,11 @@ class RouterConfig(ProcessConfig):
     max_prompt_queue: int = Field(
         1024, ge=1, le=1_000_000, description="prompt tasks that may wait; more are refused"
     )
-    max_generation_queue: int = Field(
-        1024, ge=1, le=1_000_000, description="generation tasks that may wait for decode space"
+    max_model_len: int | None = Field(
+        None,
+        ge=2,
+        le=2**31 - 1,
+        description="longest prompt plus answer, in tokens; default: the model's context",
     )
     deadline_bucket_ms: Milliseconds = Field(
         200.0, description="deadlines closer together than this count as equal"
@@ -107,12 +110,6 @@ class RouterConfig(ProcessConfig):
     batch_tpot_ms: Milliseconds = Field(2000.0, description="TPOT goal of class batch")
     max_request_chars: int = Field(
         8_000_000, ge=1, le=256_000_000, description="longest prompt text, in characters"
-    )
-    command_timeout_s: Seconds = Field(
-        10.0, description="how long a worker may take to answer a command"
-    )
-    kv_arrival_timeout_s: Seconds = Field(
-        30.0, description="how long a transfer may take once its prefill has finished"
     )
     worker_connect_timeout_s: Seconds = Field(
         5.0, description="how long a worker may take to answer the first call"
@@ -162,9 +159,6 @@ class WorkerConfig(ProcessConfig):
     num_blocks: int | None = Field(
         None, ge=1, le=2**31 - 1, description="KV blocks; default: what fits in kv_cache_mib"
     )
-    max_model_len: int | None = Field(
-        None, ge=1, le=2**31 - 1, description="longest sequence; default: the model's context"
-    )
     max_num_seqs: int = Field(64, ge=1, le=65_536, description="sequences in one iteration")
     max_num_batched_tokens: int = Field(
         512, ge=1, le=1_048_576, description="tokens in one iteration"
@@ -188,10 +182,6 @@ class WorkerConfig(ProcessConfig):
     max_push_backlog: int = Field(
         256, ge=1, le=1_000_000, description="KV pushes that may wait; more hold prefill back"
     )
-    heartbeat_s: Seconds = Field(2.0, description="pause between two renewals of the lease")
-    session_grace_s: float = Field(
-        0.0, ge=0, le=3600, description="how long tasks outlive a lost router; 0 ends them at once"
-    )
 
     @property
     def reachable_host(self) -> str:
@@ -204,12 +194,6 @@ class WorkerConfig(ProcessConfig):
             raise ValueError(
                 f"host {self.reachable_host} cannot be dialled; set advertise_host as well"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _lease_outlives_a_heartbeat(self) -> Self:
-        if self.lease_ttl_s < 2 * self.heartbeat_s:
-            raise ValueError("lease_ttl_s must be at least twice heartbeat_s; raise it")
         return self
 
 

@@ -42,6 +42,7 @@ STATUS_BY_CODE: dict[str, StatusRule] = {
     "worker_failed": StatusRule(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),
     "kv_corrupted": StatusRule(grpc.StatusCode.DATA_LOSS, retry_after_s=1.0),
     "stale_incarnation": StatusRule(grpc.StatusCode.ABORTED, retry_after_s=0.5),
+    "state_unavailable": StatusRule(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),
     "internal": StatusRule(grpc.StatusCode.INTERNAL),
 }
 

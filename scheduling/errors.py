@@ -8,6 +8,7 @@ TandemError
 ├── CanNeverFit                larger than every worker; repeating it cannot help
 ├── QueueFull                  try again later
 ├── NoWorkerAvailable          no compatible worker is connected; try again later
+├── StateUnavailable           the cluster's shared state gives no answer; serving goes on
 ├── DeadlineExceeded
 ├── RequestCancelled
 ├── WorkerFailed               a worker failed the request too often
@@ -82,6 +83,13 @@ class NoWorkerAvailable(TandemError):
     """No pair of compatible prefill and decode workers is connected."""
 
     code = "no_worker_available"
+    retryable = True
+
+
+class StateUnavailable(TandemError):
+    """Redis gives no answer, so nobody can say what it holds; running requests do not need it."""
+
+    code = "state_unavailable"
     retryable = True
 
 

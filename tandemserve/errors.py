@@ -8,6 +8,7 @@ TandemError
 ├── CanNeverFit                larger than every worker; repeating it cannot help
 ├── QueueFull                  try again later
 ├── NoWorkerAvailable          no compatible worker is connected; try again later
+├── StateUnavailable           the cluster's shared state gives no answer; serving goes on
 ├── DeadlineExceeded
 ├── RequestCancelled
 ├── WorkerFailed               a worker failed the request too often
@@ -45,6 +46,7 @@ __all__ = [
     "QueueFull",
     "RequestCancelled",
     "StaleIncarnation",
+    "StateUnavailable",
     "TandemError",
     "Unauthenticated",
     "UnknownModel",
@@ -125,6 +127,13 @@ class NoWorkerAvailable(TandemError):
     """No pair of compatible prefill and decode workers is connected to the router."""
 
     code = "no_worker_available"
+    retryable_by_default = True
+
+
+class StateUnavailable(TandemError):
+    """Redis gives no answer, so what it holds cannot be listed; serving goes on."""
+
+    code = "state_unavailable"
     retryable_by_default = True
 
 

@@ -43,7 +43,6 @@ _WORKER_OPTIONS = (
     ("kv-cache-mib", "memory of one worker's KV cache"),
     ("num-blocks", "KV blocks of one worker, instead of --kv-cache-mib"),
     ("max-num-seqs", "sequences in one iteration"),
-    ("max-model-len", "longest sequence"),
 )
 
 
@@ -78,8 +77,9 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
     if command == "demo" and parsed.num_blocks is None and parsed.kv_cache_mib is None:
         sections["prefill-worker"].setdefault("num-blocks", _DEMO_PREFILL_BLOCKS)
         sections["decode-worker"].setdefault("num-blocks", _DEMO_DECODE_BLOCKS)
-    if parsed.policy is not None:
-        sections["router"].setdefault("policy", parsed.policy)
+    for option, value in (("policy", parsed.policy), ("max-model-len", parsed.max_model_len)):
+        if value is not None:
+            sections["router"].setdefault(option, value)
     if parsed.cluster_name is not None:
         for section in _SECTIONS:
             sections[section]["cluster-name"] = parsed.cluster_name
@@ -167,6 +167,7 @@ def _add_options(parser: argparse.ArgumentParser, port: int, start_timeout_s: fl
     about_port = f"port of the router, 0 picks a free one (default: {port})"
     add("--port", type=int, default=port, metavar="P", help=about_port)
     add("--policy", metavar="NAME", help="scheduling policy")
+    add("--max-model-len", metavar="N", help="longest prompt plus answer, in tokens")
     for option, about in _WORKER_OPTIONS:
         add(f"--{option}", metavar="X", help=f"of every worker: {about}")
     add("--log-dir", type=Path, metavar="DIR", help="keep the logs of all processes there")
