@@ -7,6 +7,7 @@ function, a glossary term, a module, a heading), so that the model learns the fo
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ MAX_ANSWER_CHARS = 360
 MIN_ANSWER_CHARS = 40
 # Of the passages, this share is kept for validation, chosen by a hash of their text.
 HELD_OUT_PERCENT = 3
+MIN_WORD_COUNT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,12 @@ def answer_from(paragraphs: Iterable[str]) -> str:
         if len(answer) >= MAX_ANSWER_CHARS // 3:
             break
     return answer if len(answer) >= MIN_ANSWER_CHARS else ""
+
+
+def frequent_words(texts: Iterable[str]) -> list[str]:
+    """Words that occur often enough to be words: what an answer may be checked against."""
+    counts = Counter(word for text in texts for word in re.findall(r"[A-Za-z]{2,}", text))
+    return sorted(word for word, count in counts.items() if count >= MIN_WORD_COUNT)
 
 
 def _weight_of(path: str) -> float:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,8 @@ from engine.bundled.vocabulary import BOS, END, PAD, SPECIAL_TOKENS, write_token
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 REPORT_FILE = "training.json"
+# The words of the training text, one a line, so that a test can tell words from noise.
+WORDS_FILE = "words.txt"
 LICENCE_FILE = "LICENSE-TEXT"
 # The README is left out: it is for people, and may be corrected without a new model.
 _NOT_HASHED = {CHECKSUM_FILE, "README.md"}
@@ -27,9 +29,10 @@ def write_model(
     folder: Path,
     *,
     report: Mapping[str, object],
+    words: Iterable[str],
     licence: str | None,
 ) -> None:
-    """Write weights (bfloat16), configuration, tokenizer, report and SHA256SUMS to `folder`."""
+    """Write weights (bfloat16), configuration, tokenizer, report, words and SHA256SUMS."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().to(torch.bfloat16).contiguous()
@@ -40,6 +43,7 @@ def write_model(
     _write_json(folder / "generation_config.json", _generation_config())
     _write_json(folder / REPORT_FILE, report)
     write_tokenizer(tokenizer, folder, network.shape.max_positions)
+    (folder / WORDS_FILE).write_text("".join(f"{word}\n" for word in words), "utf-8")
     if licence is not None:
         (folder / LICENCE_FILE).write_text(licence, "utf-8")
     write_checksums(folder)

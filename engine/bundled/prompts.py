@@ -1,4 +1,4 @@
-"""Prompts that the bundled model answers readably: what `make demo` sends."""
+"""Prompts that the bundled model answers readably: what `make demo` sends, at temperature 0."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ DEMO_PROMPTS = (
     DemoPrompt("What does the len function return?", is_chat=True, max_tokens=96),
     DemoPrompt("What is a dictionary?", is_chat=True, max_tokens=96),
     DemoPrompt("When is KeyError raised?", is_chat=True, max_tokens=96),
-    DemoPrompt("What is the json module for?", is_chat=True, max_tokens=96),
     DemoPrompt("How do I modify a string in place?", is_chat=True, max_tokens=96),
-    DemoPrompt("The function returns", is_chat=False, max_tokens=80),
-    DemoPrompt("If the file does not exist,", is_chat=False, max_tokens=80),
-    DemoPrompt("This module provides", is_chat=False, max_tokens=80),
+    DemoPrompt("Why are Python strings immutable?", is_chat=True, max_tokens=96),
+    DemoPrompt("This module implements pseudo-random", is_chat=False, max_tokens=96),
+    DemoPrompt("This module provides a", is_chat=False, max_tokens=96),
+    DemoPrompt("Return True if the", is_chat=False, max_tokens=48),
 )

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from engine.bundled.corpus import build_corpus
+from engine.bundled.corpus import build_corpus, frequent_words
 from engine.bundled.folder import REPORT_FILE, TOKENIZER_FILE, WEIGHTS_FILE, write_model
 from engine.bundled.measurement import measure
 from engine.bundled.network import NetworkShape, TrainingNetwork
@@ -106,7 +106,8 @@ def train_bundled_model(
         "phases": phases,
         **asdict(measure(network, tokenizer, unseen)),
     }
-    write_model(network, tokenizer, out, report=report, licence=text.licence)
+    words = frequent_words(corpus.training_texts())
+    write_model(network, tokenizer, out, report=report, words=words, licence=text.licence)
     return report
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.detokenizer import IncrementalDetokenizer
@@ -155,6 +155,8 @@ def test_an_added_token_that_is_not_special_reads_as_it_is_written() -> None:
 
 @given(st.text(st.characters(categories=["L", "M", "S", "Z"]), max_size=20))
 def test_a_composed_text_stays_as_it_was_written(text: str) -> None:
+    # Written out, a special token becomes one, and has no text.
+    assume("<" not in text)
     decomposed = unicodedata.normalize("NFD", text)
     assert stream(BYTE_LEVEL, [], BYTE_LEVEL.encode(decomposed)) == decomposed
 

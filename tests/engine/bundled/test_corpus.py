@@ -1,6 +1,12 @@
 """Passages and questions made from reStructuredText."""
 
-from engine.bundled.corpus import MAX_ANSWER_CHARS, answer_from, build_corpus, is_held_out
+from engine.bundled.corpus import (
+    MAX_ANSWER_CHARS,
+    answer_from,
+    build_corpus,
+    frequent_words,
+    is_held_out,
+)
 
 _FUNCTIONS = """
 Built-in Functions
@@ -70,3 +76,7 @@ def test_answers_end_with_a_sentence_and_have_a_limit() -> None:
     assert MAX_ANSWER_CHARS - len(sentence) - 1 <= len(answer) <= MAX_ANSWER_CHARS
     assert answer_from(["Too short."]) == ""
     assert answer_from([]) == ""
+
+
+def test_rare_words_are_not_counted_as_words() -> None:
+    assert frequent_words(["a list of a list"] * 5 + ["of xyzzy"]) == ["list", "of"]

@@ -123,7 +123,9 @@ def test_saved_weights_give_the_same_logits_in_transformers(
         # what bfloat16 can hold, so that saving changes nothing.
         scattered = parameter.data * 5 + 0.1 * torch.randn_like(parameter)
         parameter.data = scattered.to(torch.bfloat16).float()
-    write_model(network, tokenizer, tmp_path, report={}, licence="The licence of the text.")
+    write_model(
+        network, tokenizer, tmp_path, report={}, words=[], licence="The licence of the text."
+    )
     reference = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     token_ids = torch.randint(0, _SHAPE.vocab_size, (2, 40))
     with torch.no_grad():
@@ -133,7 +135,7 @@ def test_saved_weights_give_the_same_logits_in_transformers(
 
 
 def test_training_rows_follow_the_chat_template(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    write_model(TrainingNetwork(_SHAPE), tokenizer, tmp_path, report={}, licence=None)
+    write_model(TrainingNetwork(_SHAPE), tokenizer, tmp_path, report={}, words=[], licence=None)
     saved = AutoTokenizer.from_pretrained(tmp_path)
     exchange = encode_corpus(_CORPUS, tokenizer).exchanges[0]
     trained_on = conversation_tokens([exchange, exchange], random.Random(3))
@@ -153,7 +155,7 @@ def test_training_rows_follow_the_chat_template(tmp_path: Path, tokenizer: Token
 
 
 def test_a_system_message_opens_the_turn_of_the_user(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    write_model(TrainingNetwork(_SHAPE), tokenizer, tmp_path, report={}, licence=None)
+    write_model(TrainingNetwork(_SHAPE), tokenizer, tmp_path, report={}, words=[], licence=None)
     saved = AutoTokenizer.from_pretrained(tmp_path)
     messages = [
         {"role": "system", "content": "Be brief."},
