@@ -87,7 +87,7 @@ class RouterCore:
                 actions = self._lose_worker(WorkerLost(hello.worker_id, hello.incarnation), now)
                 self.state.fleet.add(hello)
                 self._scheduler.reconsider_stranded()
-                return actions
+                return [*actions, *self.state.fleet.introductions(hello)]
             case WorkerLost():
                 return self._lose_worker(event, now)
             case ReportsArrived(worker_id, reports, load):

@@ -12,6 +12,7 @@ from router.events import (
     EmitTokens,
     Event,
     Extend,
+    IntroducePeer,
     ReleaseHolding,
     RequestArrived,
     Reserve,
@@ -74,6 +75,10 @@ class Dispatcher:
                 link = self.link_by_worker.get(worker_id)
                 if link is not None:
                     link.send(command)
+            case IntroducePeer(worker_id, export):
+                link = self.link_by_worker.get(worker_id)
+                if link is not None:
+                    link.send(export)
             case Reserve() | Extend() | TransferHolding() | ReleaseHolding():
                 self.ask_ledger(action)
             case EmitTokens() | EmitFinished():

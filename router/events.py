@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from scheduling.errors import TandemError
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
-from scheduling.messages import Command, Report, TokensEmitted, WorkerHello, WorkerLoad
+from scheduling.messages import Command, KvExport, Report, TokensEmitted, WorkerHello, WorkerLoad
 from scheduling.prediction import RequestFeatures
 from scheduling.sampling import SamplingParams, StopParams
 
@@ -134,6 +134,14 @@ class SendCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class IntroducePeer:
+    """Tell a prefill worker of a pool that it will push into: mapping a large one takes a while."""
+
+    worker_id: WorkerId
+    export: KvExport
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Ask the ledger for blocks on the first of these workers that has room."""
 
@@ -225,6 +233,7 @@ class WakeAt:
 
 Action = (
     SendCommand
+    | IntroducePeer
     | Reserve
     | Extend
     | TransferHolding

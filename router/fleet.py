@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, Role, Share
+from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
 from scheduling.ids import WorkerId
 from scheduling.messages import WorkerHello, WorkerLoad
@@ -85,6 +85,24 @@ class Fleet:
     def with_role(self, role: Role) -> list[WorkerView]:
         """Connected workers of that role."""
         return [view for view in self._view_by_id.values() if view.hello.role == role]
+
+    def introductions(self, newcomer: WorkerHello) -> list[IntroducePeer]:
+        """Who must be told of which pool, now that this worker has connected."""
+        peers = [
+            view.hello
+            for view in self._view_by_id.values()
+            if view.hello.compatibility == newcomer.compatibility
+        ]
+        if newcomer.role == PREFILL_LEG:
+            exports = [peer.export for peer in peers if peer.export is not None]
+            return [IntroducePeer(newcomer.worker_id, export) for export in exports]
+        if newcomer.export is None:
+            return []
+        return [
+            IntroducePeer(peer.worker_id, newcomer.export)
+            for peer in peers
+            if peer.role == PREFILL_LEG
+        ]
 
     def prefill_candidates(self, now: float, num_tokens_at_most: int) -> tuple[Candidate, ...]:
         """Prefill workers that may be asked now and that, with some decode worker, can hold so

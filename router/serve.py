@@ -283,19 +283,7 @@ class RouterProcess:
     def _worker_connected(self, hello: WorkerHello) -> None:
         log.info("worker_connected", worker_id=hello.worker_id, role=hello.role)
         self._dispatcher.apply(WorkerConnected(hello))
-        self._introduce(hello)
         self._show_readiness()
-
-    def _introduce(self, newcomer: WorkerHello) -> None:
-        """Tell prefill workers which pools they will push into, before the first push."""
-        for link in self._dispatcher.link_by_worker.values():
-            hello = link.hello
-            if hello is None or hello.compatibility != newcomer.compatibility:
-                continue
-            if newcomer.export is not None and hello.role == "prefill":
-                link.send(newcomer.export)
-            if newcomer.role == "prefill" and hello.export is not None:
-                self._dispatcher.link_by_worker[newcomer.worker_id].send(hello.export)
 
     def _worker_lost(self, worker_id: WorkerId, incarnation: Incarnation) -> None:
         log.warning("worker_lost", worker_id=worker_id)

@@ -84,8 +84,6 @@ class WorkerLink:
         self.problem = ""
         self._settings = settings
         self._events = events
-        # What the worker said of itself in the present session.
-        self.hello: WorkerHello | None = None
         self._outbox: asyncio.Queue[Command | KvExport] = asyncio.Queue()
         self._call: Any = None
         self._task = asyncio.create_task(self._run(), name=f"link-{worker_id}")
@@ -148,7 +146,6 @@ class WorkerLink:
                 hello = await asyncio.wait_for(
                     self._greeting(responses), settings.connect_timeout_s
                 )
-                self.hello = hello
                 self._set("ready", "")
                 self._events.connected(hello)
                 try:

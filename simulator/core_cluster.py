@@ -36,6 +36,7 @@ from router.events import (
     Event,
     Extend,
     ExtensionAnswered,
+    IntroducePeer,
     ReleaseHolding,
     ReportsArrived,
     ReservationAnswered,
@@ -165,6 +166,8 @@ class CoreCluster:
                 worker = self.worker_by_id.get(worker_id)
                 if worker is not None:
                     self._in_order(worker, lambda: self._command(worker, command))
+            case IntroducePeer():
+                pass  # every pool is at hand here
             case EmitTokens(request_id, index, tokens):
                 self.tokens.setdefault((request_id, index), []).extend(tokens.token_ids)
             case EmitFinished(request_id, index):

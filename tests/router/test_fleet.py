@@ -2,11 +2,12 @@
 
 import pytest
 
+from router.events import IntroducePeer
 from router.fleet import Fleet
 from router.testing import BLOCK_SIZE, hello_of
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
-from scheduling.ids import WorkerId
-from scheduling.messages import WorkerLoad
+from scheduling.ids import Incarnation, WorkerId
+from scheduling.messages import KvExport, WorkerLoad
 
 
 def fleet_of(**num_blocks_by_name: int) -> Fleet:
@@ -79,3 +80,26 @@ def test_free_blocks_are_the_smaller_of_report_and_own_promises_less_the_growth_
     fleet.take_load(view, WorkerLoad(5, 0, 0, 0))
     assert fleet.decode_candidates(0.0, "growth")[0].num_free_blocks == 5
     assert fleet.decode_candidates(0.0, "general")[0].num_free_blocks == 3
+
+
+def export_of(worker_id: str) -> KvExport:
+    return KvExport("loopback", worker_id, 8, 64, WorkerId(worker_id), Incarnation(1), "h")
+
+
+def test_prefill_workers_hear_of_every_pool_they_can_push_into_whoever_comes_first() -> None:
+    pools = {name: export_of(name) for name in ("decode-0", "decode-1", "decode-9")}
+    fleet = Fleet()
+    prefill, early, late = (
+        hello_of("prefill-0"),
+        hello_of("decode-0", export=pools["decode-0"]),
+        hello_of("decode-1", export=pools["decode-1"]),
+    )
+    stranger = hello_of("decode-9", export=pools["decode-9"], compatibility="other")
+    told: list[IntroducePeer] = []
+    for hello in (early, stranger, prefill, late):
+        fleet.add(hello)
+        told += fleet.introductions(hello)
+    assert told == [
+        IntroducePeer(WorkerId("prefill-0"), pools["decode-0"]),
+        IntroducePeer(WorkerId("prefill-0"), pools["decode-1"]),
+    ]

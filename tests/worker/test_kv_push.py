@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from kvtransfer.protocol import KvReceiver
 from kvtransfer.pusher import Pusher
 from kvtransfer.testing import FaultyTransport, patterned_pool
 from runtime.clock import MonotonicClock
-from scheduling.ids import BlockId, Generation, TaskId, WorkerId
+from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
 from scheduling.messages import KvTarget
 from scheduling.worker_events import CancelPush, Push, PushFinished, WorkerEvent
 from worker.kv_push import KvPush
@@ -82,6 +83,18 @@ def test_a_push_is_answered_with_what_was_moved(side: Side) -> None:
         received[3 * BLOCK_BYTES : 4 * BLOCK_BYTES]
         == side.source[3 * BLOCK_BYTES : 4 * BLOCK_BYTES]
     )
+
+
+def test_preparing_a_peer_never_raises_and_the_first_push_still_says_what_is_wrong(
+    side: Side,
+) -> None:
+    export = side.receiver_by_worker["decode-0"].export()
+    side.kv.prepare_peer(export)
+    side.kv.prepare_peer(replace(export, incarnation=Incarnation(0)))
+    side.kv.perform(side.push("a", "decode-0", 1))
+    event = side.next_event()
+    assert isinstance(event, PushFinished)
+    assert event.error is None
 
 
 def test_a_refused_generation_is_an_error_of_the_push(side: Side) -> None:

@@ -13,12 +13,14 @@ from runtime.wire import (
     RouterHello,
     decode_response,
     encode_commands,
+    encode_peer,
     encode_router_hello,
 )
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
 from scheduling.messages import (
     PROTOCOL_VERSION,
     CancelTask,
+    KvExport,
     PrefillStarted,
     TaskFailed,
     TaskReleased,
@@ -50,6 +52,7 @@ class Office:
     sessions: WorkerSessions = field(init=False)
     posted: list[WorkerEvent] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    peers: list[KvExport] = field(default_factory=list)
 
     def post(self, event: WorkerEvent) -> None:
         self.posted.append(event)
@@ -73,7 +76,7 @@ async def office() -> AsyncIterator[Office]:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     place = Office(f"127.0.0.1:{port}")
-    place.sessions = sessions = WorkerSessions(HELLO, place.post)
+    place.sessions = sessions = WorkerSessions(HELLO, place.post, place.peers.append)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(sessions, server)
     await server.start()
     try:
@@ -143,6 +146,16 @@ async def test_commands_go_to_the_engine_and_the_end_of_the_stream_ends_its_task
             assert await status_of(call) is grpc.StatusCode.OK
         await place.until_posted(SessionLost(SessionId(1)))
         assert place.sessions.num_sessions == 0
+
+
+async def test_a_pool_that_is_announced_is_prepared_before_the_command_behind_it() -> None:
+    pool = KvExport("loopback", "a", 8, 64, WorkerId("decode-1"), Incarnation(2), "h")
+    async with office() as place, dialled(place, hello_of()) as call:
+        await read(call)
+        await call.write(encode_peer(pool))
+        await call.write(encode_commands([CancelTask(TASK, "test")]))
+        await place.until_posted(CommandArrived(SessionId(1), CancelTask(TASK, "test")))
+        assert place.peers == [pool]
 
 
 async def test_a_wrong_hello_is_refused_with_the_status_that_says_why() -> None:
