@@ -83,7 +83,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             yield accepted_to_proto(stream.request_id, stream.info, attached)
             async with aclosing(stream.follow(reader)) as batches:
                 async for batch in batches:
-                    for response in emissions_to_proto(stream.request_id, batch, stream.info):
+                    for response in emissions_to_proto(
+                        stream.request_id, batch, stream.info, self._model.text_of
+                    ):
                         yield response
         finally:
             # Cancelled, disconnected or finished: a request without a reader ends.
@@ -213,7 +215,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         if room < 1:
             raise ContextTooLong(
                 f"the prompt has {num_prompt_tokens} tokens, the model's context is {context}; "
-                "shorten the prompt"
+                "shorten the prompt",
+                field="prompt",
             )
         if wanted is None:
             # What nobody asked for must not make the request too large for the workers.

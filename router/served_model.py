@@ -32,6 +32,10 @@ class ServedModel:
     # Prompt plus answer at most, in tokens.
     context_length: int
 
+    def text_of(self, token_id: int) -> str:
+        """One token by itself; U+FFFD where it is a part of a character."""
+        return self.tokenizer.decode([token_id], skip_special_tokens=False)
+
     def require_name(self, name: str) -> None:
         """Accept the empty name and our own. Raises: UnknownModel."""
         if name and name != self.name:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from router.events import EmitFinished, EmitTokens, PhaseTimings
@@ -121,9 +121,15 @@ def accepted_to_proto(request_id: str, info: AcceptedInfo, attached: bool) -> pb
 
 
 def emissions_to_proto(
-    request_id: str, batch: Sequence[Emission], info: AcceptedInfo
+    request_id: str,
+    batch: Sequence[Emission],
+    info: AcceptedInfo,
+    text_of: Callable[[int], str],
 ) -> list[pb.GenerateResponse]:
-    """As few messages as keep the order: tokens of one answer that wait together go together."""
+    """As few messages as keep the order: tokens of one answer that wait together go together.
+
+    `text_of` spells the alternatives of logprobs.
+    """
     responses: list[pb.GenerateResponse] = []
     open_delta_by_index: dict[int, pb.Delta] = {}
     for emission in batch:
@@ -136,7 +142,7 @@ def emissions_to_proto(
                 delta.first_token_index = emission.tokens.first_token_index
                 open_delta_by_index[emission.index] = delta
                 responses.append(response)
-            _add_tokens(delta, emission)
+            _add_tokens(delta, emission, text_of)
         else:
             open_delta_by_index.pop(emission.index, None)
             finished = _finished_to_proto(emission, info)
@@ -144,14 +150,14 @@ def emissions_to_proto(
     return responses
 
 
-def _add_tokens(delta: pb.Delta, emission: EmitTokens) -> None:
+def _add_tokens(delta: pb.Delta, emission: EmitTokens, text_of: Callable[[int], str]) -> None:
     tokens = emission.tokens
     delta.token_ids.extend(tokens.token_ids)
     delta.text += tokens.text
     for entry in tokens.logprobs:
         logprobs = delta.logprobs.add(logprob=entry.logprob)
         for token_id, logprob in entry.top:
-            logprobs.top.add(token_id=token_id, logprob=logprob)
+            logprobs.top.add(token_id=token_id, logprob=logprob, text=text_of(token_id))
 
 
 def _finished_to_proto(finished: EmitFinished, info: AcceptedInfo) -> pb.ChoiceFinished:

@@ -56,8 +56,8 @@ class ContextTooLong(InvalidRequest):
 
     code = "context_too_long"
 
-    def __init__(self, problem: str) -> None:
-        super().__init__("max_tokens", problem)
+    def __init__(self, problem: str, field: str = "max_tokens") -> None:
+        super().__init__(field, problem)
 
 
 class DuplicateRequest(TandemError):

@@ -33,8 +33,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
             raise TypeError(f"target must be a string, not {type(self.target).__name__}")
-        if not self.target:
-            raise ValueError("target is empty; give host:port")
+        check_target(self.target)
         if self.tls is not None and not isinstance(self.tls, TLSConfig):
             raise TypeError(f"tls must be a TLSConfig, not {type(self.tls).__name__}")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
@@ -78,6 +77,19 @@ class Settings:
         _check_timeout(timeout_s)
         attempts = Attempts(self.retry, self.rng, timeout_s=timeout_s, now=self.now())
         return Generation(request, attempts, self.target)
+
+
+def check_target(target: str) -> None:
+    """Raises: ValueError for what is not HOST:PORT or unix:PATH; gRPC would dial something else."""
+    if target.startswith("unix:") and len(target) > len("unix:"):
+        return
+    host, _, port = target.rpartition(":")
+    is_host = bool(host) and "/" not in host and (":" not in host or host.startswith("["))
+    if not is_host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(
+            f"{target!r} is no target; give host:port with a port from 1 to 65535, such as "
+            "127.0.0.1:7700"
+        )
 
 
 def _check_timeout(timeout_s: float | None) -> None:

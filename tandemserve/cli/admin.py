@@ -50,7 +50,8 @@ def workers(connection: ConnectionOptions, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
     else:
-        _print_all("Workers", WorkerView, found)
+        # A terminal has no room for them: --json has.
+        _print_all("Workers", WorkerView, found, without=("incarnation", "compatibility"))
 
 
 @admin.command()
@@ -98,12 +99,14 @@ def reservations(
     if as_json:
         print_json(found)
         return
-    _print_all("Reserved blocks", WorkerReservations, found.workers)
+    _print_all("Reserved blocks", WorkerReservations, found.workers, without=("incarnation",))
     _print_all("Holdings", Holding, found.holdings)
     if found.truncated:
         note("more holdings exist; raise --max-holdings")
 
 
-def _print_all(title: str, result_class: type, results: tuple[object, ...]) -> None:
-    columns = [field.name for field in fields(result_class)]
+def _print_all(
+    title: str, result_class: type, results: tuple[object, ...], without: tuple[str, ...] = ()
+) -> None:
+    columns = [field.name for field in fields(result_class) if field.name not in without]
     print_table(title, columns, [[getattr(row, name) for name in columns] for row in results])

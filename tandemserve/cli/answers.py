@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
-from tandemserve.cli.output import print_json, print_table
+from tandemserve.cli.output import note, print_json, print_table
 from tandemserve.results import Completion, Delta, Timings, Usage
 
 if TYPE_CHECKING:
@@ -57,5 +57,6 @@ def show_stats(completion: Completion) -> None:
         for field in fields(Timings)
     ]
     answers = [f"answer {choice.index}" for choice in completion.choices]
-    title = f"request {completion.request_id}, seed {completion.seed}"
-    print_table(title, ["", *answers], rows, stderr=True)
+    rows.insert(0, ["finish_reason", *(str(c.finish_reason) for c in completion.choices)])
+    note(f"request {completion.request_id}, seed {completion.seed}")
+    print_table("", ["", *answers], rows, stderr=True)

@@ -33,7 +33,7 @@ def generate(
 
       cat page.txt | tandem generate - --temperature 0 --stats
 
-      tandem generate --file page.txt --json | jq -r .text
+      tandem generate --file page.txt --json | jq -j 'select(.event=="delta").text'
     """
     text = read_prompt(prompt, file)
     options = generation.as_options()

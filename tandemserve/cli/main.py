@@ -47,6 +47,7 @@ class _Tandem(TyperGroup):
 app = typer.Typer(
     cls=_Tandem,
     epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -30,7 +30,7 @@ def print_table(
     from rich.table import Table
 
     rows = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title or None, title_justify="left")
     for position, column in enumerate(columns):
         is_number = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")

@@ -92,7 +92,7 @@ def finished(index: int = 0, matched: str | int | None = None) -> EmitFinished:
 
 def test_tokens_that_waited_together_go_together() -> None:
     batch: list[Emission] = [token(4), token(5, 1), token(5), token(6), finished()]
-    first, second, third = emissions_to_proto(ID, batch, INFO)
+    first, second, third = emissions_to_proto(ID, batch, INFO, str)
     assert (first.delta.index, first.delta.first_token_index) == (0, 4)
     assert list(first.delta.token_ids) == [4, 5, 6]
     assert first.delta.text == "<4><5><6>"
@@ -102,14 +102,17 @@ def test_tokens_that_waited_together_go_together() -> None:
 
 
 def test_logprobs_stay_with_their_tokens() -> None:
-    (response,) = emissions_to_proto(ID, [token(1, logprob=-1.0), token(2, logprob=-2.0)], INFO)
+    (response,) = emissions_to_proto(
+        ID, [token(1, logprob=-1.0), token(2, logprob=-2.0)], INFO, str
+    )
     assert [entry.logprob for entry in response.delta.logprobs] == [-1.0, -2.0]
     assert response.delta.logprobs[1].top[0].token_id == 2
+    assert response.delta.logprobs[1].top[0].text == "2"
 
 
 def test_the_end_says_why_how_much_and_how_long() -> None:
-    (by_text,) = emissions_to_proto(ID, [finished(matched="STOP")], INFO)
-    (by_id,) = emissions_to_proto(ID, [finished(matched=0)], INFO)
+    (by_text,) = emissions_to_proto(ID, [finished(matched="STOP")], INFO, str)
+    (by_id,) = emissions_to_proto(ID, [finished(matched=0)], INFO, str)
     assert by_text.finished.matched_string == "STOP"
     assert by_id.finished.HasField("matched_token_id")
     assert by_id.finished.finish_reason == pb.FINISH_REASON_STOP
