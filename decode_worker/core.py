@@ -152,7 +152,7 @@ class DecodeCore:
             case StepFinished(outputs):
                 return self._step_finished(outputs)
             case StepFailed(message, slots):
-                failed = [t for t in self._planned if slots is None or t.slot in slots]
+                failed = self._planned if slots is None else [self._running[s] for s in slots]
                 self._planned = ()
                 return [a for t in failed for a in self._fail(t, TandemError.code, message)]
             case KvArrived(task_id):

@@ -8,7 +8,13 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from engine.runner import BlockTableTooShort, InvalidChunk, SlotTaken, UnknownSlot
+from engine.runner import (
+    BlockTableTooShort,
+    InvalidChunk,
+    InvalidSequence,
+    SlotTaken,
+    UnknownSlot,
+)
 from scheduling.sampling import TokenLogprobs
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan, StepResult
 
@@ -89,9 +95,11 @@ class FakeRunner:
         return tuple(sorted(self._sequences))
 
     def add(self, start: SequenceStart) -> None:
-        """Raises: SlotTaken."""
+        """Raises: SlotTaken, InvalidSequence."""
         if start.slot in self._sequences or not 0 <= start.slot < self._max_num_seqs:
             raise SlotTaken(start.slot, self._max_num_seqs)
+        if max(start.token_ids, default=0) >= self._vocab_size:
+            raise InvalidSequence(start.slot, f"a token id is not below {self._vocab_size}")
         self._sequences[start.slot] = _FakeSequence(
             list(start.token_ids),
             list(start.block_table),

@@ -84,7 +84,7 @@ class PeerLane:
         self._changed = threading.Condition()
         self._queue: deque[_Queued] = deque()
         self._running: _Queued | None = None
-        # The newest life of the peer that was named to us.
+        # The newest life of the peer that a job was for.
         self._incarnation = 0
         self._to_prepare: KvExport | None = None
         self._is_closing = False
@@ -102,7 +102,8 @@ class PeerLane:
     def submit(self, job: PushJob) -> None:
         """See `Pusher.submit`."""
         with self._changed:
-            self._note_life(job.export)
+            self._check_life(job.export)
+            self._incarnation = job.export.incarnation
             if len(self._queue) >= self._settings.max_jobs_per_peer:
                 raise BacklogFull(self._worker_id, self._settings.max_jobs_per_peer)
             self._queue.append(_Queued(job, self._clock.now() + job.timeout_s))
@@ -111,7 +112,8 @@ class PeerLane:
     def prepare(self, export: KvExport) -> None:
         """See `Pusher.prepare`."""
         with self._changed:
-            self._note_life(export)
+            # An announcement proves nothing, so it makes no other life stale.
+            self._check_life(export)
             self._to_prepare = export
             self._changed.notify()
 
@@ -135,12 +137,11 @@ class PeerLane:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _note_life(self, export: KvExport) -> None:
+    def _check_life(self, export: KvExport) -> None:
         if self._is_closing:
             raise PusherClosed
         if export.incarnation < self._incarnation:
             raise StaleIncarnation(self._worker_id, export.incarnation, self._incarnation)
-        self._incarnation = export.incarnation
 
     def _run(self) -> None:
         while True:

@@ -307,8 +307,9 @@ class PrefillCore:
         return [SendReport(task.session_id, pushed), *self._end(task)]
 
     def _step_failed(self, message: str, slots: tuple[int, ...] | None) -> list[WorkerAction]:
-        planned = [chunk.slot for chunk in self._planned]
-        tasks = [self._task_by_slot[slot] for slot in planned if slots is None or slot in slots]
+        if slots is None:
+            slots = tuple(chunk.slot for chunk in self._planned)
+        tasks = [self._task_by_slot[slot] for slot in slots]
         self._planned = ()
         return [a for task in tasks for a in self._fail(task, TandemError.code, message)]
 

@@ -197,6 +197,9 @@ class ReportHandler:
         leg = sequence.leg(role)
         assert leg is not None
         self._state.legs.ending(leg)
+        if report.code == "transfer_failed" and leg.worker_id is not None:
+            # It looks idle because it fails quickly: others first.
+            self._state.fleet.pause(leg.worker_id, now)
         if report.code == KvCorrupted.code:
             sequence.num_corruptions += 1
             if sequence.num_corruptions > 1:

@@ -84,7 +84,7 @@ class WorkerLink:
         self.problem = ""
         self._settings = settings
         self._events = events
-        self._outbox: asyncio.Queue[Command | KvExport] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Command | KvExport | None] = asyncio.Queue()
         self._call: Any = None
         self._task = asyncio.create_task(self._run(), name=f"link-{worker_id}")
 
@@ -157,6 +157,9 @@ class WorkerLink:
                 finally:
                     self._events.lost(self.worker_id, self.incarnation)
             finally:
+                # Lets the generator of requests end by itself: cancelling a call that is over
+                # would leave it waiting for ever.
+                self._outbox.put_nowait(None)
                 call.cancel()
 
     async def _greeting(self, responses: AsyncIterator[Any]) -> WorkerHello:
@@ -192,6 +195,8 @@ class WorkerLink:
             num_bytes = 0
             item = await outbox.get()
             while True:
+                if item is None:
+                    return  # the session is over
                 if isinstance(item, KvExport):
                     yield encode_peer(item)
                 else:

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
-from engine.runner import LogitsNotFinite, Runner
+from engine.runner import InvalidSequence, LogitsNotFinite, Runner
 from runtime.logging import get_logger
 from scheduling.messages import WorkerLoad
-from scheduling.step import StepPlan
+from scheduling.sampling import StopParams
+from scheduling.step import SequenceStart, StepPlan
 from scheduling.worker_events import (
     AwaitKv,
     CancelPush,
@@ -91,6 +92,8 @@ class EngineLoop:
         self._prepare_thread = prepare_thread
         self._inbox = inbox
         self._reports: list[SendReport] = []
+        # Slots of sequences that the engine did not take; the core drops them at once.
+        self._refused: set[int] = set()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         # Set when the thread ended by itself: a defect, the worker cannot go on.
@@ -152,6 +155,10 @@ class EngineLoop:
     def _iterate(self) -> bool:
         actions, plan = self._core.plan()
         self._perform(actions)
+        if self._refused:
+            message = "a token id or a block is none of this model's; see the worker's log"
+            self._perform(self._core.handle(StepFailed(message, tuple(self._refused))))
+            return True
         if plan is None:
             return False
         self._flush()  # what is known before the step need not wait for it
@@ -172,17 +179,29 @@ class EngineLoop:
                 case SendReport():
                     self._reports.append(action)
                 case LoadSequence(start, stop):
-                    self._runner.add(start)
-                    self._text.load(start, stop)
+                    self._load(start, stop)
                 case ExtendSequence(slot, block_ids):
                     self._runner.extend_blocks(slot, block_ids)
                 case DropSequence(slot):
+                    if slot in self._refused:
+                        self._refused.remove(slot)
+                        continue
                     self._runner.remove(slot)
                     self._text.drop(slot)
                 case Push() | CancelPush() | ExpectKv() | AwaitKv() | RevokeKv():
                     self._kv.perform(action)
                 case _:
                     assert_never(action)
+
+    def _load(self, start: SequenceStart, stop: StopParams) -> None:
+        try:
+            self._runner.add(start)
+        except InvalidSequence as error:
+            # A router sent what no model can compute: its task fails, not this worker.
+            log.error("sequence_refused", error=str(error))
+            self._refused.add(start.slot)
+            return
+        self._text.load(start, stop)
 
     def _flush(self) -> None:
         if self._reports:

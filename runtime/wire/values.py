@@ -142,7 +142,9 @@ def export_from_proto(message: pb.KvExport) -> KvExport:
         num_blocks=checked_count("export.num_blocks", message.num_blocks, least=1),
         block_bytes=checked_count("export.block_bytes", message.block_bytes, least=1, most=2**48),
         worker_id=WorkerId(checked_name("export.worker_id", message.worker_id)),
-        incarnation=Incarnation(message.incarnation),
+        incarnation=Incarnation(
+            checked_count("export.incarnation", message.incarnation, most=2**63 - 1)
+        ),
         host=message.host,
     )
 

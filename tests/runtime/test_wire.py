@@ -87,7 +87,7 @@ exports = st.builds(
     num_blocks=st.integers(100, 2**31 - 1),
     block_bytes=st.integers(1, 2**48),
     worker_id=worker_ids,
-    incarnation=incarnations,
+    incarnation=st.integers(0, 2**63 - 1).map(Incarnation),
     host=texts,
 )
 

@@ -194,6 +194,19 @@ def test_a_failing_step_fails_its_tasks_and_the_thread_goes_on(tokenizer: Tokeni
     assert place.loop.stop(PATIENCE_S)
 
 
+def test_a_sequence_that_no_model_can_compute_fails_alone(bench: Bench) -> None:
+    bad = SequenceSpec((1, VOCAB_SIZE + 7), (), SamplingParams(), StopParams(1))
+    bench.prompt("before/0")
+    bench.loop.post(CommandArrived(SESSION, StartPrefill(TaskId("bad/0"), bad)))
+    bench.prompt("after/0", num_tokens=3)
+    reports = bench.until_released("after/0")
+    assert TaskReleased(TaskId("before/0")) in reports
+    assert TaskReleased(TaskId("bad/0")) in reports
+    failed = [report for report in reports if isinstance(report, TaskFailed)]
+    assert [report.task_id for report in failed] == ["bad/0"]
+    assert bench.core.pool.num_free_blocks == bench.core.pool.num_blocks
+
+
 def test_a_defect_of_the_core_ends_the_thread_and_is_told_once(tokenizer: Tokenizer) -> None:
     place = Bench(tokenizer, core=BrokenCore(PrefillSettings(8, 4, 4, 8)))
     told = threading.Event()
