@@ -112,11 +112,16 @@ def test_a_refusal_is_forgotten_as_soon_as_something_is_free() -> None:
 
 def test_a_preempted_task_reserves_all_that_may_come() -> None:
     core = CoreUnderTest(policy="fcfs")
-    core.ask(spec_of(num_prompt=4, max_tokens=20))
+    spec = spec_of(num_prompt=4, max_tokens=20)
+    # Short answers so far: by prediction alone, the next try could be preempted as well.
+    for _ in range(20):
+        core.core.state.predictor.observe(spec.features(), 3)
+    core.ask(spec)
     task = through_prefill(core)
+    before = core.core.state.sequence_by_task[task].num_response_tokens
     core.report(DECODE, Preempted(task), TaskReleased(task))
     sequence = core.core.state.sequence_by_task[core.task_id()]
-    assert sequence.num_response_tokens == 19
+    assert (before, sequence.num_response_tokens) == (2, 19)
     assert core.core.state.counters.num_preemptions == 1
 
 
@@ -190,3 +195,15 @@ def test_refusals_of_the_ledger_are_tried_again_after_a_pause() -> None:
     core.now = wake.at_s
     (again,) = of_type(core.tell(TimeReached()), Reserve)
     assert again.claim.number > reserve.claim.number
+
+
+def test_a_worker_whose_pushes_fail_is_not_the_first_to_be_asked_again() -> None:
+    core = CoreUnderTest(
+        (hello_of("prefill-0"), hello_of("prefill-1"), hello_of("decode-0")),
+    )
+    core.ask(spec_of())
+    task = core.task_id()
+    # It fails at once, so it looks idle, and stood first the first time.
+    actions = core.report(PREFILL, TaskFailed(task, "transfer_failed", "no way to the peer"))
+    retry = next(a for a in of_type(actions, Reserve) if a.claim.role == "prefill")
+    assert [worker_id for worker_id, _ in retry.preferences] == ["prefill-1"]
