@@ -260,7 +260,8 @@ class Scheduler:
     def _dispatch_prefill(self, sequence: Sequence, leg: Leg, now: float) -> list[Action]:
         assert leg.worker_id is not None
         sequence.move(Change.PREFILL_DISPATCHED, now)
-        sequence.prefill_worker, sequence.decode_worker = leg.worker_id, ""
+        # decode_worker stays: a preempted answer may end right here, on its last token.
+        sequence.prefill_worker = leg.worker_id
         sequence.early_binding = False
         sequence.request.gpu_work_spent = True
         start = StartPrefill(sequence.task_id, sequence.as_spec())

@@ -207,3 +207,13 @@ def test_a_worker_whose_pushes_fail_is_not_the_first_to_be_asked_again() -> None
     actions = core.report(PREFILL, TaskFailed(task, "transfer_failed", "no way to the peer"))
     retry = next(a for a in of_type(actions, Reserve) if a.claim.role == "prefill")
     assert [worker_id for worker_id, _ in retry.preferences] == ["prefill-1"]
+
+
+def test_a_preempted_answer_that_ends_on_the_prefill_worker_still_names_who_decoded_it() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of(max_tokens=2))
+    task = through_prefill(core)
+    core.report(DECODE, Preempted(task), TaskReleased(task))
+    last = core.report(PREFILL, tokens(core.task_id(), 1, 12, finish="length"))
+    (finished,) = of_type(last, EmitFinished)
+    assert finished.timings.decode_worker == DECODE
