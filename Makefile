@@ -1,7 +1,7 @@
 # Tandem. Needs Python 3.11, 3.12 or 3.13, git and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help demo up install test check format format-check lint types imports spelling \
-	tests tests-quick proto docs baseline clean
+	tests tests-quick chaos proto docs baseline clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -54,6 +54,10 @@ tests: $(DEV_READY)
 
 tests-quick: $(DEV_READY)
 	$(PYTEST) -m 'not slow'
+
+chaos: $(DEV_READY) ## Random harm under load for SECONDS=600, or one round again: SEED=123
+	$(BIN)/python -m deploy.chaos $(if $(SEED),--seed $(SEED)) $(if $(SIZE),--size $(SIZE)) \
+		$(if $(SECONDS)$(SEED),$(if $(SECONDS),--seconds $(SECONDS)),--seconds 600)
 
 proto: $(DEV_READY) ## Write the Python stubs of proto/ anew
 	$(BIN)/python -m tools.generate_stubs

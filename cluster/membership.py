@@ -73,6 +73,8 @@ class Listing:
     members: tuple[MemberRecord, ...]
     # Another value means that the store forgot everything in between.
     epoch: str
+    # By the clock that leases end by, which somebody may set; None: nobody can.
+    store_now_s: float | None = None
 
     @property
     def workers(self) -> tuple[WorkerRecord, ...]:
@@ -172,6 +174,8 @@ class MembershipTracker:
     _epoch: str | None = None
     _is_store_lost: bool = False
     _nobody_left_before_s: float = 0.0
+    # The store's clock less ours, when it was last looked at.
+    _store_ahead_s: float | None = None
 
     def unreachable(self, problem: str) -> list[MembershipChange]:
         """The store gave no answer."""
@@ -187,6 +191,9 @@ class MembershipTracker:
         if self._is_store_lost or forgot:
             changes.append(StoreRegained())
             self._nobody_left_before_s = now + self.left_grace_s
+        if self._was_clock_set(listing.store_now_s, now):
+            # Leases seem to have ended that were only measured by another clock.
+            self._nobody_left_before_s = now + self.left_grace_s
         self._epoch, self._is_store_lost = listing.epoch, False
         listed = {member.name: member for member in listing.members}
         for name, record in listed.items():
@@ -200,6 +207,13 @@ class MembershipTracker:
             for name in sorted(self._members.keys() - listed.keys()):
                 changes.append(MemberLeft(self._members.pop(name)))
         return changes
+
+    def _was_clock_set(self, store_now_s: float | None, now: float) -> bool:
+        if store_now_s is None:
+            return False
+        before_s, self._store_ahead_s = self._store_ahead_s, store_now_s - now
+        # What a slow answer adds is less than a renewal of a lease takes.
+        return before_s is not None and abs(self._store_ahead_s - before_s) > self.left_grace_s / 4
 
 
 async def watch(

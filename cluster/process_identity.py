@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-# Creation times are derived from the boot time and may differ by a rounding.
+# Elsewhere than on Linux they are derived from the boot time and may differ by a rounding.
 _SAME_PROCESS_S = 1.0
 
 
@@ -18,14 +18,14 @@ class ProcessIdentity:
     # Machine and, on Linux, boot and pid namespace: equal only where pids mean the same.
     host: str
     pid: int
-    # Seconds since the epoch, by the operating system.
+    # Seconds since boot on Linux, elsewhere since the epoch; by the operating system.
     created_at_s: float
 
 
 def this_process() -> ProcessIdentity:
     """The identity of the calling process."""
     pid = os.getpid()
-    return ProcessIdentity(this_host(), pid, psutil.Process(pid).create_time())
+    return ProcessIdentity(this_host(), pid, _created_at_s(psutil.Process(pid)))
 
 
 def this_host() -> str:
@@ -48,8 +48,20 @@ def is_known_dead(process: ProcessIdentity) -> bool:
         found = psutil.Process(process.pid)
         if found.status() == psutil.STATUS_ZOMBIE:
             return True
-        return abs(found.create_time() - process.created_at_s) > _SAME_PROCESS_S
+        return abs(_created_at_s(found) - process.created_at_s) > _SAME_PROCESS_S
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
         return False
+
+
+def _created_at_s(process: psutil.Process) -> float:
+    """By a clock that nobody sets: since the epoch, a live process would seem to be another one
+    after the wall clock was set."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return float(process.create_time())
+    # The name before it is in parentheses and may hold anything; start time is the 22nd field.
+    ticks = int(fields.rpartition(")")[2].split()[19])
+    return float(ticks / os.sysconf("SC_CLK_TCK"))

@@ -74,8 +74,9 @@ class RedisMembership:
 
     async def listing(self) -> Listing:
         reply = await self._runner.call("listing", (_FORGET_AFTER_MS,))
-        members = [member for member in map(parse_member, reply[2:]) if member is not None]
-        return Listing(tuple(sorted(members, key=lambda member: member.name)), epoch=reply[1])
+        members = [member for member in map(parse_member, reply[3:]) if member is not None]
+        ordered = tuple(sorted(members, key=lambda member: member.name))
+        return Listing(ordered, epoch=reply[1], store_now_s=int(reply[2]) / 1000)
 
     @asynccontextmanager
     async def wake_up(self) -> AsyncIterator[WakeUp]:

@@ -23,7 +23,6 @@ from cluster.ledger import (
     Swept,
     WorkerLife,
 )
-from scheduling.errors import TandemError
 from scheduling.ids import TaskId
 
 Result = TypeVar("Result")
@@ -37,7 +36,7 @@ class FaultyLedger:
     # No operation has an answer.
     is_down: bool = False
     # Raised once by the next operation of that name, instead of doing it.
-    error_by_operation: dict[str, TandemError] = field(default_factory=dict)
+    error_by_operation: dict[str, Exception] = field(default_factory=dict)
     # An operation of that name is done, and its answer waits for the event.
     answer_waits_for: dict[str, asyncio.Event] = field(default_factory=dict)
     # Names of the operations, in the order in which they were called.
@@ -45,7 +44,7 @@ class FaultyLedger:
 
     async def _through(self, name: str, operation: Awaitable[Result]) -> Result:
         self.calls.append(name)
-        problem: TandemError | None = self.error_by_operation.pop(name, None)
+        problem: Exception | None = self.error_by_operation.pop(name, None)
         if self.is_down:
             problem = LedgerUnavailable(name, "test", "is down")
         if problem is not None:

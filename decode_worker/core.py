@@ -2,19 +2,23 @@
 
 A generation task is admitted (blocks allocated, KV expected), started (the router says that the
 prompt is computed), arrives (every block checked) and joins the continuous batch. It asks for more
-blocks before it needs them; when nobody can get any, the cheapest sequence is given back to the
-router to be computed again. Blocks that a sender might still write are quarantined, not freed.
+blocks before it needs them; when nobody can get any, the cheapest sequence moves to host memory,
+or is given back to the router to be computed again. Blocks that a sender might still write are
+quarantined, not freed.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from dataclasses import dataclass
 from typing import assert_never
 
+from decode_worker.generation_task import GenerationTask, Stage
+from decode_worker.kv_swapping import KvSwapping, Preemption
+from decode_worker.prefix_sharing import PrefixSharing
 from scheduling.block_pool import BlockPool, num_blocks_for
 from scheduling.errors import TandemError
 from scheduling.ids import TaskId
 from scheduling.messages import (
+    PREFIX_LOST,
     AdmitGeneration,
     BlocksGranted,
     BlocksRefused,
@@ -27,9 +31,10 @@ from scheduling.messages import (
     KvTarget,
     Preempted,
     PushTo,
-    SequenceSpec,
+    ResumeGeneration,
     StartDecode,
     StartPrefill,
+    SwappedOut,
     TaskFailed,
     TaskReleased,
     TokensEmitted,
@@ -69,47 +74,11 @@ class DecodeSettings:
     max_num_seqs: int
     # Blocks asked for at a time when a response outgrows its prediction.
     growth_blocks: int = 4
-
-
-class Stage(Enum):
-    """Where a task stands on this worker."""
-
-    # Blocks granted; KV may be arriving.
-    ADMITTED = auto()
-    # The prompt is computed; waiting for the last blocks.
-    ARRIVING = auto()
-    # All KV is here; waiting for a slot.
-    READY = auto()
-    RUNNING = auto()
-    # Over, but a sender might still write into its blocks.
-    QUARANTINED = auto()
-
-
-@dataclass(slots=True)
-class GenerationTask:
-    """One sequence from admission until its last block is free."""
-
-    task_id: TaskId
-    session_id: SessionId
-    sequence: SequenceSpec
-    num_kv_blocks: int
-    stage: Stage = Stage.ADMITTED
-    output_token_ids: list[int] = field(default_factory=list)
-    slot: int | None = None
-    # A growth request is on its way.
-    is_growing: bool = False
-    # The last growth request was refused.
-    is_denied: bool = False
-
-    @property
-    def num_tokens(self) -> int:
-        """Prompt and output so far; the newest token's KV is computed by the next step."""
-        return len(self.sequence.prompt_token_ids) + len(self.output_token_ids)
-
-    @property
-    def num_tokens_at_most(self) -> int:
-        """Tokens whose KV this sequence can ever need."""
-        return len(self.sequence.prompt_token_ids) + self.sequence.stop.max_tokens - 1
+    # Keep the KV of full blocks for later sequences that begin alike.
+    prefix_caching: bool = True
+    # Blocks of host memory for the KV of sequences that made room for others.
+    num_swap_blocks: int = 0
+    preemption: Preemption = Preemption.AUTO
 
 
 class DecodeCore:
@@ -125,6 +94,10 @@ class DecodeCore:
         # In order of joining; the order of the batch.
         self._running: dict[int, GenerationTask] = {}
         self._planned: tuple[GenerationTask, ...] = ()
+        self._sharing = PrefixSharing(self.pool, settings.block_size, is_on=settings.prefix_caching)
+        self._swapping = KvSwapping(
+            self.pool, settings.block_size, settings.num_swap_blocks, settings.preemption
+        )
 
     @property
     def load(self) -> WorkerLoad:
@@ -134,6 +107,8 @@ class DecodeCore:
             num_running=len(self._running),
             num_waiting=len(self._task_by_id) - len(self._running),
             num_backlog_tokens=0,
+            num_tasks=len(self._task_by_id),
+            num_parked=self._swapping.num_parked,
         )
 
     @property
@@ -150,13 +125,17 @@ class DecodeCore:
                 lost = [t for t in self._task_by_id.values() if t.session_id == session_id]
                 return [action for task in lost for action in self._end(task)]
             case StepFinished(outputs):
-                return self._step_finished(outputs)
+                return self._step_finished(outputs) + self._sharing.news()
             case StepFailed(message, slots):
                 failed = self._planned if slots is None else [self._running[s] for s in slots]
                 self._planned = ()
+                for each in failed:
+                    # Whether the KV is to blame is not known; the next try shall not share it.
+                    self.pool.distrust(each.task_id)
+                    self._swapping.distrust(each)
                 return [a for t in failed for a in self._fail(t, TandemError.code, message)]
-            case KvArrived(task_id):
-                return self._arrived(task_id)
+            case KvArrived(task_id, transport):
+                return self._arrived(task_id, transport)
             case KvRefused(task_id, code, message):
                 task = self._task_by_id.get(task_id)
                 if task is None or task.stage is not Stage.ARRIVING:
@@ -174,15 +153,13 @@ class DecodeCore:
 
     def plan(self) -> tuple[list[WorkerAction], StepPlan | None]:
         """The next iteration: one token for every running sequence that has room for it."""
-        actions = self._fill_slots()
+        actions = self._sharing.news() + self._fill_slots()
         batch: list[GenerationTask] = []
         starved: list[GenerationTask] = []
         for task in self._running.values():
             (batch if self._has_room(task) else starved).append(task)
         if starved and not batch and all(task.is_denied for task in starved):
-            # Nobody can go on, so nobody will free anything: give up the cheapest to recompute.
-            victim = min(starved, key=lambda task: (task.num_tokens, task.task_id))
-            actions += self._preempt(victim)
+            actions += self._make_room(starved)  # nobody can go on, so nobody will free anything
             # Its slot and blocks are free: others may start or grow with them, and no event would
             # call for another look.
             more, plan = self.plan()
@@ -193,17 +170,23 @@ class DecodeCore:
         if not batch:
             return actions, None
         chunks = tuple(
-            ScheduledChunk(_slot_of(task), task.num_tokens - 1, 1, samples=True) for task in batch
+            ScheduledChunk(task.taken_slot, task.num_tokens - 1, 1, samples=True) for task in batch
         )
         return actions, StepPlan(chunks)
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless blocks, slots and tasks agree."""
         self.pool.check_invariants()
+        self._swapping.check_invariants()
+        parked = [t for t in self._task_by_id.values() if t.stage is Stage.PARKED]
+        assert len(parked) == self._swapping.num_parked
         assert len(self._running) == self._slots.num_used
-        assert sum(self.pool.num_blocks_of(task_id) for task_id in self._task_by_id) == (
-            self.pool.num_blocks - self.pool.num_free_blocks
+        held = {b for task_id in self._task_by_id for b in self.pool.blocks_of(task_id)}
+        assert len(held) == self.pool.num_blocks - self.pool.num_free_blocks
+        is_arriving = any(
+            task.stage in (Stage.ADMITTED, Stage.ARRIVING) for task in self._task_by_id.values()
         )
+        assert is_arriving or not self._sharing.num_arriving, "nobody sends these any more"
         for slot, task in self._running.items():
             assert task.slot == slot
             assert task.stage is Stage.RUNNING
@@ -212,18 +195,22 @@ class DecodeCore:
         task = self._task_by_id.get(command.task_id)
         match command:
             case AdmitGeneration():
-                return [] if task is not None else self._admit(session_id, command)
-            case StartDecode(_, output_token_ids):
+                return self._admit(session_id, command)
+            case StartDecode(task_id, output_token_ids):
                 if task is None or task.stage is not Stage.ADMITTED:
                     return []
                 task.stage = Stage.ARRIVING
                 task.output_token_ids = list(output_token_ids)
-                blocks = self.pool.blocks_of(task.task_id)[: task.num_kv_blocks]
-                return [AwaitKv(task.task_id, blocks, self.pool.generations_of(blocks))]
+                blocks = self.pool.blocks_of(task_id)[task.num_present : task.num_kv_blocks]
+                return [AwaitKv(task_id, blocks, self.pool.generations_of(blocks))]
             case GrantGrowth(_, num_blocks):
                 if task is None or not task.is_growing:
                     return []
                 return self._grow(task, num_blocks)
+            case ResumeGeneration(_, num_blocks):
+                if task is None or task.stage is not Stage.PARKED:
+                    return []
+                return self._resume(task, num_blocks)
             case CancelTask(task_id):
                 if task is None:
                     return [SendReport(session_id, TaskReleased(task_id))]
@@ -236,29 +223,31 @@ class DecodeCore:
                 assert_never(command)
 
     def _admit(self, session_id: SessionId, command: AdmitGeneration) -> list[WorkerAction]:
-        task_id = command.task_id
-        blocks = self.pool.allocate(task_id, command.num_blocks)
-        if blocks is None:
+        task_id, known = command.task_id, self._task_by_id.get(command.task_id)
+        if known is not None and known.session_id == session_id:
+            return []  # a repeated command changes nothing
+        task = GenerationTask(task_id, session_id, command.sequence, command.num_kv_blocks)
+        # Known to a session that broke: in quarantine, and gone when nobody writes into it.
+        if known is not None or not self._sharing.allocate(task, command):
             refused = BlocksRefused(task_id, self.pool.num_free_blocks)
             return [SendReport(session_id, refused)]
-        self._task_by_id[task_id] = GenerationTask(
-            task_id, session_id, command.sequence, command.num_kv_blocks
-        )
-        awaited = blocks[: command.num_kv_blocks]
-        generations = self.pool.generations_of(awaited)
-        target = KvTarget(command.transfer_id, self._export, awaited, generations)
+        self._task_by_id[task_id] = task
+        granted = self.pool.blocks_of(task_id)[task.num_shared : task.num_kv_blocks]
+        generations = self.pool.generations_of(granted)
+        target = KvTarget(command.transfer_id, self._export, granted, generations, task.num_shared)
         return [
-            ExpectKv(awaited, generations),
+            ExpectKv(granted, generations),
             SendReport(session_id, BlocksGranted(task_id, target)),
         ]
 
-    def _arrived(self, task_id: TaskId) -> list[WorkerAction]:
+    def _arrived(self, task_id: TaskId, transport: str) -> list[WorkerAction]:
         task = self._task_by_id.get(task_id)
         if task is None or task.stage is not Stage.ARRIVING:
             return []
         task.stage = Stage.READY
+        self._sharing.arrived(task)
         self._ready.append(task_id)
-        return [SendReport(task.session_id, DecodeStarted(task_id))]
+        return [SendReport(task.session_id, DecodeStarted(task_id, transport))]
 
     def _fill_slots(self) -> list[WorkerAction]:
         actions: list[WorkerAction] = []
@@ -297,6 +286,8 @@ class DecodeCore:
             )
             actions.append(SendReport(task.session_id, emitted))
             task.output_token_ids.append(output.token_id)
+            if task.num_tokens == task.next_full_at:
+                self._sharing.filled(task)
             if output.finish_reason is not None:
                 actions += self._end(task)
             else:
@@ -329,38 +320,77 @@ class DecodeCore:
             return []
         return [ExtendSequence(task.slot, blocks)]
 
-    def _preempt(self, task: GenerationTask) -> list[WorkerAction]:
-        return [SendReport(task.session_id, Preempted(task.task_id)), *self._end(task)]
+    def _make_room(self, starved: list[GenerationTask]) -> list[WorkerAction]:
+        """Take one sequence off the device, one that is cheap to compute again."""
+        starved.sort(key=lambda task: (task.num_tokens, task.task_id))
+        swapped = self._swapping.take_out_one(starved)
+        if swapped is None:
+            victim = starved[0]
+            preempted = SendReport(victim.session_id, Preempted(victim.task_id))
+            return [preempted, *self._end(victim)]
+        task, swap_out = swapped
+        task.stage, task.is_denied = Stage.PARKED, False
+        actions: list[WorkerAction] = [swap_out, *self._leave_batch(task)]
+        self._has_freed()
+        report = SwappedOut(task.task_id, len(swap_out.block_ids))
+        return [*actions, SendReport(task.session_id, report)]
+
+    def _resume(self, task: GenerationTask, num_blocks: int) -> list[WorkerAction]:
+        swap_in = self._swapping.bring_back(task, num_blocks)
+        if swap_in is None:
+            refused = BlocksRefused(task.task_id, self.pool.num_free_blocks)
+            return [SendReport(task.session_id, refused)]
+        task.stage = Stage.READY
+        self._sharing.arrived(task)
+        self._ready.append(task.task_id)
+        return [swap_in, SendReport(task.session_id, DecodeStarted(task.task_id))]
 
     def _fail(self, task: GenerationTask, code: str, message: str) -> list[WorkerAction]:
         failed = TaskFailed(task.task_id, code, message)
         return [SendReport(task.session_id, failed), *self._end(task)]
 
     def _end(self, task: GenerationTask) -> list[WorkerAction]:
-        if task.stage is Stage.QUARANTINED:
+        if task.stage is Stage.QUARANTINED or task.task_id not in self._task_by_id:
             return []
         if task.stage in (Stage.ADMITTED, Stage.ARRIVING):
-            task.stage = Stage.QUARANTINED
-            blocks = self.pool.blocks_of(task.task_id)[: task.num_kv_blocks]
-            return [RevokeKv(task.task_id, blocks)]
+            return self._end_arriving(task)
         actions: list[WorkerAction] = []
         if task.stage is Stage.READY:
             self._ready.remove(task.task_id)
-        if task.slot is not None:
-            del self._running[task.slot]
-            self._slots.give_back(task.slot)
-            actions.append(DropSequence(task.slot))
-        return actions + self._release(task)
+        return actions + self._leave_batch(task) + self._release(task)
+
+    def _leave_batch(self, task: GenerationTask) -> list[WorkerAction]:
+        slot, task.slot = task.slot, None
+        if slot is None:
+            return []
+        del self._running[slot]
+        self._slots.give_back(slot)
+        return [DropSequence(slot)]
+
+    def _end_arriving(self, task: GenerationTask) -> list[WorkerAction]:
+        """Its blocks will not all come: neither for itself nor for those that share them."""
+        actions: list[WorkerAction] = []
+        ending = [task]
+        while ending:
+            each = ending.pop()
+            if each.stage is Stage.QUARANTINED:
+                continue
+            if each is not task:
+                message = "the transfer of a prompt that begins alike ended; it was waited for"
+                failed = TaskFailed(each.task_id, PREFIX_LOST, message)
+                actions.append(SendReport(each.session_id, failed))
+            each.stage = Stage.QUARANTINED
+            actions.append(RevokeKv(each.task_id, self._sharing.not_arrived(each)))
+            ending += self._sharing.abandon(each)
+        return actions
 
     def _release(self, task: GenerationTask) -> list[WorkerAction]:
         self.pool.release(task.task_id)
+        self._swapping.forget(task)
         del self._task_by_id[task.task_id]
-        for starved in self._running.values():
-            if starved.is_denied:
-                starved.is_denied = False  # room again: the next plan may ask
+        self._has_freed()
         return [SendReport(task.session_id, TaskReleased(task.task_id))]
 
-
-def _slot_of(task: GenerationTask) -> int:
-    assert task.slot is not None
-    return task.slot
+    def _has_freed(self) -> None:
+        for task in self._running.values():
+            task.is_denied = False  # room again: the next plan may ask

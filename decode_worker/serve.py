@@ -1,7 +1,11 @@
 """The decode worker's process: the shared worker shell around the decode core."""
 
 from decode_worker.core import DecodeCore, DecodeSettings
+from decode_worker.kv_swapping import Preemption
 from engine.kv_pool import KvPool
+from engine.kv_swap import KvSwap
+from kvtransfer.doors import PoolOwner
+from kvtransfer.receiver import receive_by
 from runtime.clock import MonotonicClock
 from runtime.config import DecodeConfig
 from runtime.process import StopRequested
@@ -18,16 +22,27 @@ async def serve(config: DecodeConfig, stop: StopRequested) -> None:
 def build_decode(place: Workplace) -> RoleParts:
     """A KV pool in memory that prefill workers write into."""
     config = place.config
-    transport = place.transports[config.transports[0]]
-    receiver = transport.create_receiver(
-        place.num_blocks, place.layout.block_bytes, config.worker_id, place.incarnation
+    assert isinstance(config, DecodeConfig)
+    receiver = receive_by(
+        list(place.transports.values()),
+        PoolOwner(config.worker_id, place.incarnation),
+        place.num_blocks,
+        place.layout.block_bytes,
     )
     pool = KvPool(place.layout, place.num_blocks, config.device, receiver.buffer())
-    kv = KvReceive(receiver, config.kv_arrival_timeout_s, MonotonicClock())
+    preemption = Preemption(config.preemption)
+    num_swap_blocks = config.swap_mib * 2**20 // place.layout.block_bytes
+    if preemption is Preemption.RECOMPUTE:
+        num_swap_blocks = 0
+    swap = KvSwap(pool, num_swap_blocks) if num_swap_blocks else None
+    kv = KvReceive(receiver, config.kv_arrival_timeout_s, MonotonicClock(), swap)
     settings = DecodeSettings(
         num_blocks=place.num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
+        prefix_caching=config.prefix_caching,
+        num_swap_blocks=num_swap_blocks,
+        preemption=preemption,
     )
 
     def close(timeout_s: float) -> None:

@@ -16,7 +16,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engine.config_json import read_file, read_json_object
+from engine.json_file import read_file, read_json_object
 from engine.model_folder_errors import InvalidChatTemplate
 from engine.tokenizer import TOKENIZER_CONFIG_FILE, Tokenizer
 from runtime.clock import wall_time_ns

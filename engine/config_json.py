@@ -1,41 +1,58 @@
 """config.json and generation_config.json, in every spelling in use, as checked values.
 
 An option that would change the arithmetic and that the engine does not have is refused by name:
-a model must never be computed wrongly in silence.
+a model must never be computed wrongly in silence. The fields are in engine/config_schema.py.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from engine.model_config import (
-    Architecture,
-    LinearRopeScaling,
-    Llama3RopeScaling,
-    ModelConfig,
-    RopeScaling,
+from engine.config_rope import read_ropes
+from engine.config_schema import (
+    ACTIVATIONS,
+    FULL,
+    SLIDING,
+    ConfigJson,
+    Gemma2Json,
+    Gemma3Json,
+    MistralJson,
+    MixtralJson,
+    Phi3Json,
+    Qwen2Json,
+    Qwen3Json,
+    Qwen3MoeJson,
+    TokenIds,
 )
+from engine.json_file import JsonSchema, parse, read_json_object
+from engine.model_config import MixtureConfig, ModelConfig
 from engine.model_folder_errors import (
     InvalidModelField,
-    InvalidModelJson,
-    ModelFileMissing,
-    ModelFolderMissing,
     UnsupportedArchitecture,
     UnsupportedModelOption,
 )
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-_COPY_HINT = "copy it from where the model came from"
 
-_ARCHITECTURES: Mapping[str, Architecture] = {
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
+_SCHEMAS: Mapping[str, type[ConfigJson]] = {
+    "LlamaForCausalLM": ConfigJson,
+    "MistralForCausalLM": MistralJson,
+    "MixtralForCausalLM": MixtralJson,
+    "Phi3ForCausalLM": Phi3Json,
+    "Qwen2ForCausalLM": Qwen2Json,
+    "Qwen3ForCausalLM": Qwen3Json,
+    "Qwen3MoeForCausalLM": Qwen3MoeJson,
+    "Gemma2ForCausalLM": Gemma2Json,
+    "Gemma3ForCausalLM": Gemma3Json,
+    # A vision model, of which the text part is computed: text_config, and the tensors it names.
+    "Gemma3ForConditionalGeneration": Gemma3Json,
 }
+# Fields under which quantised checkpoints describe themselves.
+_QUANTISATION_FIELDS = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +62,8 @@ class GenerationDefaults:
     temperature: float | None
     top_k: int | None
     top_p: float | None
-
-
-def read_file(path: Path, hint: str = _COPY_HINT) -> bytes:
-    """The content of a file that the folder must have; the hint says what to do where it lacks it.
-
-    Raises: ModelFolderMissing, ModelFileMissing.
-    """
-    if not path.parent.is_dir():
-        raise ModelFolderMissing(path.parent)
-    try:
-        return path.read_bytes()
-    except OSError:
-        raise ModelFileMissing(path, hint) from None
-
-
-def read_json_object(path: Path, hint: str = _COPY_HINT) -> dict[str, Any]:
-    """The JSON object in a file of the folder.
-
-    Raises: ModelFolderMissing, ModelFileMissing, InvalidModelJson.
-    """
-    content = read_file(path, hint)
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelJson(path, f"is not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise InvalidModelJson(path, "does not hold a JSON object")
-    return fields
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 def read_model_config(folder: Path) -> tuple[ModelConfig, GenerationDefaults]:
@@ -83,157 +74,121 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, GenerationDefaults]:
     """
     path = folder / CONFIG_FILE
     fields = read_json_object(path)
-    architecture = _architecture(path, fields)
-    _refuse_unsupported_options(path, fields)
-    config = _parse(_ConfigJson, path, fields)
     generation_path = folder / GENERATION_FILE
     generation_fields = read_json_object(generation_path) if generation_path.is_file() else {}
-    generation = _parse(_GenerationJson, generation_path, generation_fields)
-    eos_token_ids = generation.eos_token_id or config.eos_token_id
+    generation = parse(_GenerationJson, generation_path, generation_fields)
     # An explicit "do_sample": false is the authors' wish for greedy decoding.
     temperature = 0.0 if generation.do_sample is False else generation.temperature
     return (
-        _model_config(path, architecture, config, eos_token_ids),
-        GenerationDefaults(temperature, generation.top_k, generation.top_p),
+        config_from_fields(path, fields, generation.eos_token_id),
+        GenerationDefaults(
+            temperature,
+            generation.top_k,
+            generation.top_p,
+            generation.min_p,
+            generation.repetition_penalty,
+        ),
     )
 
 
-def _without_torch_prefix(value: object) -> object:
-    return value.removeprefix("torch.") if isinstance(value, str) else value
+def config_from_fields(
+    path: Path, fields: Mapping[str, Any], eos_token_ids: tuple[int, ...] = ()
+) -> ModelConfig:
+    """The model's shape from the content of config.json; `eos_token_ids` win over its own.
+
+    Raises: InvalidModelField, UnsupportedArchitecture, UnsupportedModelOption.
+    """
+    schema = _schema(path, fields)
+    text = fields.get("text_config")
+    if isinstance(text, Mapping):
+        # What the text part of a vision model does not say, the file says for all parts.
+        fields = {**fields, **text}
+    _refuse_quantised(path, fields)
+    config = parse(schema, path, fields)
+    return _model_config(path, config, eos_token_ids or _eos_token_ids(config))
 
 
-def _as_tuple(value: object) -> object:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-_Count = Annotated[int, Field(gt=0)]
-_TokenId = Annotated[int, Field(ge=0)]
-_TokenIds = Annotated[tuple[_TokenId, ...], BeforeValidator(_as_tuple)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None, BeforeValidator(_without_torch_prefix)
-]
-
-
-class _Json(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-
-class _RopeJson(_Json):
-    rope_type: str = Field("default", validation_alias=AliasChoices("rope_type", "type"))
-    rope_theta: _Positive | None = None
-    partial_rotary_factor: float = 1.0
-    factor: _Positive | None = None
-    low_freq_factor: _Positive | None = None
-    high_freq_factor: _Positive | None = None
-    original_max_position_embeddings: _Count | None = None
-
-
-class _ConfigJson(_Json):
-    """An absent field has the value that transformers gives it."""
-
-    vocab_size: _Count
-    hidden_size: _Count
-    intermediate_size: _Count
-    num_hidden_layers: _Count
-    num_attention_heads: _Count
-    num_key_value_heads: _Count | None = None
-    head_dim: _Count | None = None
-    max_position_embeddings: _Count
-    rms_norm_eps: _Positive = 1e-6
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    dtype: _Dtype = Field(None, validation_alias=AliasChoices("dtype", "torch_dtype"))
-    eos_token_id: _TokenIds = ()
-    bos_token_id: _TokenId | None = None
-    # Older files: beside rope_scaling. Newer ones: inside rope_parameters.
-    rope_theta: _Positive | None = None
-    rope: _RopeJson | None = Field(
-        None, validation_alias=AliasChoices("rope_parameters", "rope_scaling")
-    )
-    sliding_window: _Count | None = None
-    use_sliding_window: bool = False
-    max_window_layers: int = 28
-    layer_types: tuple[str, ...] | None = Field(None, strict=False)
-
-
-class _GenerationJson(_Json):
-    eos_token_id: _TokenIds = ()
+class _GenerationJson(JsonSchema):
+    eos_token_id: TokenIds = ()
     do_sample: bool | None = None
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-_JsonT = TypeVar("_JsonT", bound=_Json)
-
-
-def _parse(schema: type[_JsonT], path: Path, fields: Mapping[str, Any]) -> _JsonT:
-    try:
-        return schema.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidModelField(path, field, first["msg"].lower()) from None
-
-
-def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
+def _schema(path: Path, fields: Mapping[str, Any]) -> type[ConfigJson]:
     names = fields.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise InvalidModelField(path, "architectures", "must be a list that begins with a name")
-    if names[0] not in _ARCHITECTURES:
-        raise UnsupportedArchitecture(path, names[0], _ARCHITECTURES)
-    return _ARCHITECTURES[names[0]]
+    if names[0] not in _SCHEMAS:
+        raise UnsupportedArchitecture(path, names[0], _SCHEMAS)
+    return _SCHEMAS[names[0]]
 
 
-def _refuse_unsupported_options(path: Path, fields: Mapping[str, Any]) -> None:
-    if fields.get("quantization_config") is not None:
-        hint = "use the unquantised weights of the model"
-        raise UnsupportedModelOption(path, "quantization_config", hint)
-    activation = fields.get("hidden_act", "silu")
-    if activation != "silu":
-        hint = "use a model with hidden_act 'silu'"
-        raise UnsupportedModelOption(path, f"hidden_act {activation!r}", hint)
+def _refuse_quantised(path: Path, fields: Mapping[str, Any]) -> None:
+    for field in _QUANTISATION_FIELDS:
+        if fields.get(field) is not None:
+            hint = "use the unquantised weights of the model"
+            raise UnsupportedModelOption(path, field, hint)
 
 
-def _model_config(
-    path: Path, architecture: Architecture, config: _ConfigJson, eos_token_ids: tuple[int, ...]
-) -> ModelConfig:
+def _eos_token_ids(config: ConfigJson) -> tuple[int, ...]:
+    """Those of the file; those of the family where the vocabulary has them."""
+    ids = config.eos_token_id
+    if "eos_token_id" in config.model_fields_set:
+        return ids
+    return tuple(token_id for token_id in ids if token_id < config.vocab_size)
+
+
+def _model_config(path: Path, config: ConfigJson, eos_token_ids: tuple[int, ...]) -> ModelConfig:
     num_kv_heads = config.num_key_value_heads or config.num_attention_heads
     if config.num_attention_heads % num_kv_heads:
         raise InvalidModelField(path, "num_key_value_heads", "must divide num_attention_heads")
     if any(token_id >= config.vocab_size for token_id in eos_token_ids):
         raise InvalidModelField(path, "eos_token_id", "must be below vocab_size")
-    if architecture == "qwen2":
-        _refuse_sliding_window(path, config)
-    is_llama = architecture == "llama"
+    head_dim = _head_dim(path, config)
+    ropes = read_ropes(path, config, head_dim)
+    if config.activation_name not in ACTIVATIONS:
+        hint = f"use a model with one of {', '.join(sorted(ACTIVATIONS))}"
+        raise UnsupportedModelOption(path, f"activation {config.activation_name!r}", hint)
+    window = config.window
+    gemma = config if isinstance(config, Gemma2Json) else None
     return ModelConfig(
-        architecture=architecture,
+        architecture=config.architecture,
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_layers=config.num_hidden_layers,
         num_heads=config.num_attention_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=_head_dim(path, config),
+        head_dim=head_dim,
         rms_norm_eps=config.rms_norm_eps,
-        rope_theta=(config.rope and config.rope.rope_theta) or config.rope_theta or 10_000.0,
-        rope_scaling=_rope_scaling(path, config.rope),
+        rope=ropes.rope,
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=config.tie_word_embeddings,
-        qkv_bias=config.attention_bias if is_llama else True,
-        o_bias=config.attention_bias and is_llama,
-        mlp_bias=config.mlp_bias and is_llama,
+        qkv_bias=config.has_qkv_bias,
+        o_bias=config.has_o_bias,
+        mlp_bias=config.has_mlp_bias,
         torch_dtype=config.dtype or "float32",
         eos_token_ids=eos_token_ids,
         bos_token_id=config.bos_token_id,
+        activation=ACTIVATIONS[config.activation_name],
+        attention_scale=gemma.query_pre_attn_scalar**-0.5 if gemma else None,
+        attention_softcap=_attention_softcap(path, config),
+        logit_softcap=gemma.final_logit_softcapping if gemma else None,
+        sliding_layers=_sliding_layers(path, config),
+        # A window that no context can outgrow is full attention.
+        sliding_window=window if window and window < config.max_position_embeddings else None,
+        sliding_rope=ropes.sliding_rope,
+        qk_norm=config.has_qk_norm,
+        is_gemma=gemma is not None,
+        mixture=_mixture(path, config),
     )
 
 
-def _head_dim(path: Path, config: _ConfigJson) -> int:
+def _head_dim(path: Path, config: ConfigJson) -> int:
     if config.head_dim is None and config.hidden_size % config.num_attention_heads:
         raise InvalidModelField(path, "num_attention_heads", "must divide hidden_size")
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
@@ -242,46 +197,56 @@ def _head_dim(path: Path, config: _ConfigJson) -> int:
     return head_dim
 
 
-def _rope_scaling(path: Path, rope: _RopeJson | None) -> RopeScaling | None:
-    if rope is None:
+def _sliding_layers(path: Path, config: ConfigJson) -> tuple[int, ...]:
+    types = config.own_layer_types
+    if config.layer_types is not None and config.layer_types != types:
+        unknown = set(config.layer_types) - {FULL, SLIDING}
+        if unknown or not config.reads_layer_types:
+            hint = f"use a model whose layers are {FULL} or {SLIDING} as its family has them"
+            raise UnsupportedModelOption(path, f"layer_types {min(unknown or types)!r}", hint)
+        types = config.layer_types
+    if len(types) != config.num_hidden_layers:
+        raise InvalidModelField(path, "layer_types", "must have num_hidden_layers entries")
+    sliding = tuple(index for index, kind in enumerate(types) if kind == SLIDING)
+    if sliding and config.window is None:
+        raise InvalidModelField(path, "sliding_window", "is not set, but layer_types asks for one")
+    return sliding
+
+
+def _attention_softcap(path: Path, config: ConfigJson) -> float | None:
+    if not isinstance(config, Gemma2Json):
         return None
-    if rope.partial_rotary_factor != 1.0:
-        hint = "use a model that rotates whole heads"
-        raise UnsupportedModelOption(path, "partial_rotary_factor", hint)
-    match rope.rope_type:
-        case "default":
-            return None
-        case "linear":
-            return LinearRopeScaling(_present(path, "factor", rope.factor))
-        case "llama3":
-            return Llama3RopeScaling(
-                factor=_present(path, "factor", rope.factor),
-                low_freq_factor=_present(path, "low_freq_factor", rope.low_freq_factor),
-                high_freq_factor=_present(path, "high_freq_factor", rope.high_freq_factor),
-                original_max_position_embeddings=_present(
-                    path, "original_max_position_embeddings", rope.original_max_position_embeddings
-                ),
-            )
-    hint = "use a model with rope type default, linear or llama3"
-    raise UnsupportedModelOption(path, f"rope type {rope.rope_type!r}", hint)
+    if config.use_bidirectional_attention:
+        hint = "use a model that generates text"
+        raise UnsupportedModelOption(path, "use_bidirectional_attention", hint)
+    if isinstance(config, Gemma3Json) and config.attn_logit_softcapping is not None:
+        # transformers reads the field and computes without it: whoever wrote it meant something.
+        hint = "set it to null if the model was trained without"
+        raise UnsupportedModelOption(path, "attn_logit_softcapping", hint)
+    return config.attn_logit_softcapping
 
 
-_NumberT = TypeVar("_NumberT", int, float)
-
-
-def _present(path: Path, field: str, value: _NumberT | None) -> _NumberT:
-    if value is None:
-        raise InvalidModelField(path, f"rope_scaling.{field}", "is missing for this rope type")
-    return value
-
-
-def _refuse_sliding_window(path: Path, config: _ConfigJson) -> None:
-    if config.layer_types is not None:
-        is_used = "sliding_attention" in config.layer_types
+def _mixture(path: Path, config: ConfigJson) -> MixtureConfig | None:
+    if isinstance(config, MixtralJson):
+        mixture = MixtureConfig(
+            num_experts=config.num_local_experts,
+            num_experts_per_token=config.num_experts_per_tok,
+            intermediate_size=config.intermediate_size,
+            normalizes_weights=True,
+            layers=tuple(range(config.num_hidden_layers)),
+        )
+    elif isinstance(config, Qwen3MoeJson):
+        mixture = MixtureConfig(
+            num_experts=config.num_experts,
+            num_experts_per_token=config.num_experts_per_tok,
+            intermediate_size=config.moe_intermediate_size,
+            normalizes_weights=config.norm_topk_prob,
+            layers=config.sparse_layers,
+        )
     else:
-        is_used = config.use_sliding_window and config.max_window_layers < config.num_hidden_layers
-    window = config.sliding_window
-    # A window that no context can outgrow is full attention.
-    if is_used and window is not None and window < config.max_position_embeddings:
-        hint = "set use_sliding_window to false if the model allows it, or use another model"
-        raise UnsupportedModelOption(path, "sliding_window", hint)
+        return None
+    if mixture.layers and mixture.num_experts_per_token > mixture.num_experts:
+        raise InvalidModelField(
+            path, "num_experts_per_tok", "must be at most the experts there are"
+        )
+    return mixture

@@ -5,7 +5,8 @@ sample where a stamp is missing: a lost, swapped or late block shows as FakeKvMi
 """
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from engine.runner import (
@@ -15,7 +16,7 @@ from engine.runner import (
     SlotTaken,
     UnknownSlot,
 )
-from scheduling.sampling import TokenLogprobs
+from scheduling.sampling import PromptLogprobs, TokenLogprobs
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan, StepResult
 
 _MASK = (1 << 64) - 1
@@ -58,6 +59,8 @@ class _FakeSequence:
     token_ids: list[int]
     block_table: list[int]
     num_logprobs: int | None
+    # Prompt tokens with logprobs, 0 where none are wanted.
+    num_scored_tokens: int
     # Hash of each prefix of token_ids.
     hashes: list[int] = field(default_factory=list)
 
@@ -104,6 +107,7 @@ class FakeRunner:
             list(start.token_ids),
             list(start.block_table),
             start.sampling.num_logprobs,
+            0 if start.sampling.num_prompt_logprobs is None else start.num_prompt_tokens,
             history_hashes(start.token_ids),
         )
 
@@ -134,7 +138,8 @@ class FakeRunner:
             None if count is None else TokenLogprobs(0.0, ((token, 0.0),)[:count])
             for count, token in zip(wanted, token_ids, strict=True)
         )
-        return StepResult(sampling, token_ids, logprobs if any(logprobs) else ())
+        scored = tuple(piece for chunk in plan.chunks for piece in self._score(chunk))
+        return StepResult(sampling, token_ids, logprobs if any(logprobs) else (), scored)
 
     def _get(self, slot: int) -> _FakeSequence:
         found = self._sequences.get(slot)
@@ -160,6 +165,14 @@ class FakeRunner:
         sequence.token_ids.append(token)
         sequence.hashes.append(_extended(sequence.hashes[-1], token))
         return token
+
+    def _score(self, chunk: ScheduledChunk) -> Iterator[tuple[int, PromptLogprobs]]:
+        """Each prompt token that follows one of the chunk's has a logprob of minus its position."""
+        first = chunk.start + 1
+        end = min(first + chunk.num_tokens, self._sequences[chunk.slot].num_scored_tokens)
+        if first < end:
+            logprobs = array("f", (-position for position in range(first, end)))
+            yield chunk.slot, PromptLogprobs(first, logprobs, array("I"), array("f"))
 
     def _stamp_offset(self, sequence: _FakeSequence, position: int) -> int:
         block = sequence.block_table[position // self._block_size]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from engine.config_json import CONFIG_FILE, read_file
+from engine.config_json import CONFIG_FILE
+from engine.json_file import read_file
 from engine.model_folder import ModelFolder, open_model_folder
 from engine.models.decoder import Decoder
 from engine.weights import load_decoder_weights

@@ -3,33 +3,44 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Architecture = Literal["llama", "qwen2"]
+from engine.rope_config import Rope
+
+Architecture = Literal[
+    "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3", "phi3"
+]
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)
-class LinearRopeScaling:
-    """Positions are divided by `factor`."""
+class LayerAttention:
+    """How one layer weighs the tokens that a query sees."""
 
-    factor: float
+    # Scores are multiplied by it; usually head_dim ** -0.5.
+    scale: float
+    # A query sees itself and the window - 1 tokens before it; None: all tokens before it.
+    sliding_window: int | None = None
+    # Scores s become cap * tanh(s / cap) before the softmax (Gemma 2); None leaves them.
+    softcap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Llama3RopeScaling:
-    """Low frequencies are divided by `factor`, high ones kept, those between interpolated."""
+class MixtureConfig:
+    """A mixture of experts: a router sends each token to a few of many small MLPs."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    # The context length of the model before it was stretched, in tokens.
-    original_max_position_embeddings: int
-
-
-RopeScaling = LinearRopeScaling | Llama3RopeScaling
+    num_experts: int
+    # Experts that a token visits.
+    num_experts_per_token: int
+    # Of one expert.
+    intermediate_size: int
+    # The weights of a token's experts are divided by their sum.
+    normalizes_weights: bool
+    # The layers that have experts; the others have one MLP of the model's intermediate_size.
+    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A Llama or Qwen2 decoder. Built by `engine.model_folder`, which checks every value."""
+    """A decoder. Built by `engine.model_folder`, which checks every value."""
 
     architecture: Architecture
     vocab_size: int
@@ -41,15 +52,14 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
-    rope_scaling: RopeScaling | None
+    rope: Rope
     # The longest context, prompt and output together, in tokens.
     max_position_embeddings: int
     # The output projection is the embedding table.
     tie_word_embeddings: bool
-    # Bias of the query, key and value projections (always in Qwen2, by a flag in Llama).
+    # Bias of the query, key and value projections.
     qkv_bias: bool
-    # Bias of the attention output projection (never in Qwen2).
+    # Bias of the attention output projection.
     o_bias: bool
     # Bias of the gate, up and down projections.
     mlp_bias: bool
@@ -57,3 +67,43 @@ class ModelConfig:
     torch_dtype: str
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+    activation: Activation = "silu"
+    # Attention scores are multiplied by it; None: head_dim ** -0.5.
+    attention_scale: float | None = None
+    # See LayerAttention; the cap of all layers.
+    attention_softcap: float | None = None
+    # Logits l become cap * tanh(l / cap).
+    logit_softcap: float | None = None
+    # Layers of local attention, and their window: None where no context can outgrow it.
+    sliding_layers: tuple[int, ...] = ()
+    sliding_window: int | None = None
+    # The rotation of the sliding layers where it is another one than `rope` (Gemma 3).
+    sliding_rope: Rope | None = None
+    # Queries and keys are normalised per head, before they are rotated.
+    qk_norm: bool = False
+    # Gemma's: weights of norms are stored less one, what a sublayer gives is normalised before it
+    # is added, and embeddings are multiplied by hidden_size ** 0.5.
+    is_gemma: bool = False
+    mixture: MixtureConfig | None = None
+
+    @property
+    def layer_attention(self) -> tuple[LayerAttention, ...]:
+        """One entry a layer."""
+        scale = self.attention_scale or self.head_dim**-0.5
+        sliding = set(self.sliding_layers)
+        return tuple(
+            LayerAttention(
+                scale, self.sliding_window if index in sliding else None, self.attention_softcap
+            )
+            for index in range(self.num_layers)
+        )
+
+    @property
+    def layer_ropes(self) -> tuple[Rope, ...]:
+        """The rotation of each layer."""
+        if self.sliding_rope is None:
+            return (self.rope,) * self.num_layers
+        sliding = set(self.sliding_layers)
+        return tuple(
+            self.sliding_rope if index in sliding else self.rope for index in range(self.num_layers)
+        )

@@ -8,7 +8,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config_json import CONFIG_FILE, GenerationDefaults, read_file, read_model_config
+from engine.config_json import CONFIG_FILE, GenerationDefaults, read_model_config
+from engine.json_file import read_file
 from engine.model_config import ModelConfig
 from engine.model_folder_errors import ModelFileMissing, ModelFolderMissing
 from engine.safetensors_header import checked_weight_files

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend, AttentionBatch
-from engine.attention.split_kv import SplitKvAttention
+from engine.attention.choice import AttentionShape, choose_attention
 from engine.kv_pool import KvPool
+from engine.logprobs import PromptScorer
 from engine.models.decoder import Decoder
 from engine.runner import InvalidSequence, LogitsNotFinite
 from engine.sampler import sample
 from engine.slot_table import Int64Array, SlotTable
+from scheduling.sampling import PromptLogprobs
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan, StepResult
 
 
@@ -31,7 +33,10 @@ class ModelRunner:
         max_num_seqs: int,
         attention: AttentionBackend | None = None,
     ) -> None:
-        """Raises: ValueError when pool and model do not fit together; NoCommonRowCount."""
+        """Without `attention`, the fastest one of this machine.
+
+        Raises: ValueError when pool and model do not fit together; what `choose_attention` does.
+        """
         config, layout = model.config, kv_pool.layout
         expected = (config.num_layers, config.num_kv_heads, config.head_dim)
         if expected != (layout.num_layers, layout.num_kv_heads, layout.head_dim):
@@ -40,19 +45,23 @@ class ModelRunner:
             raise ValueError(f"pool on {kv_pool.device}, model on {model.device}; use one device")
         self.kv_pool = kv_pool
         self.model = model
-        self._attention = attention or SplitKvAttention(layout, config.num_heads, model.device)
+        self._attention = attention or choose_attention(
+            AttentionShape(layout, config.num_heads, config.layer_attention, model.device)
+        )
         self._slots = SlotTable(max_num_seqs, layout.block_size)
+        self._prompt_scorer = PromptScorer(model.logits, config.vocab_size)
 
     @property
     def arithmetic(self) -> str:
         """Workers with equal models and equal names compute the same bits for a sequence."""
-        return f"{self.model.row_tiles.fingerprint}-{self._attention.arithmetic}"
+        return f"{self.model.arithmetic}-{self._attention.arithmetic}"
 
     def add(self, start: SequenceStart) -> None:
         """Take a sequence in. Raises: SlotTaken, InvalidSequence."""
         vocab_size = self.model.config.vocab_size
         if start.token_ids and not 0 <= min(start.token_ids) <= max(start.token_ids) < vocab_size:
             raise InvalidSequence(start.slot, f"a token id is not in [0, {vocab_size}); check it")
+        _check_sampling(start, vocab_size)
         self._check_blocks(start.slot, start.block_table)
         self._slots.add(start)
 
@@ -76,22 +85,45 @@ class ModelRunner:
         self._slots.check(plan.chunks, self.model.config.max_position_embeddings)
         inputs = self._inputs(plan.chunks)
         self._clear_entered_blocks(inputs)
-        logits = self.model.forward(
+        hidden = self.model.hidden(
             self._on_device(inputs.token_ids),
             self._on_device(inputs.positions),
             self._attention.begin(inputs.attention, self.kv_pool),
-            self._on_device(inputs.score_rows),
         )
+        prompt_logprobs = self._score_prompts(inputs.prompt_chunks, hidden)
         slots = inputs.sampling_slots
         if not len(slots):
-            return StepResult((), ())
+            return StepResult((), (), prompt_logprobs=prompt_logprobs)
+        logits = self.model.logits(hidden.index_select(0, self._on_device(inputs.score_rows)))
         sampled = sample(logits, self._slots.sampling_of(slots))
         if not sampled.is_finite.all():
             raise LogitsNotFinite(tuple(slots[~sampled.is_finite].tolist()))
         self._slots.append(slots, sampled.token_ids)
         return StepResult(
-            tuple(slots.tolist()), tuple(sampled.token_ids.tolist()), sampled.logprobs
+            tuple(slots.tolist()),
+            tuple(sampled.token_ids.tolist()),
+            sampled.logprobs,
+            prompt_logprobs,
         )
+
+    def _score_prompts(
+        self, chunks: "Sequence[_PromptChunk]", hidden: Tensor
+    ) -> tuple[tuple[int, PromptLogprobs], ...]:
+        """Logprobs of the prompt tokens that follow those of the chunks."""
+        found: list[tuple[int, PromptLogprobs]] = []
+        for chunk in chunks:
+            first, num_tokens = chunk.start + 1, chunk.num_tokens
+            token_ids = self._slots.tokens[chunk.slot, first : first + num_tokens]
+            pieces = self._prompt_scorer.score(
+                hidden[chunk.row : chunk.row + num_tokens],
+                self._on_device(token_ids),
+                first,
+                self._slots.num_prompt_logprobs[chunk.slot],
+            )
+            if pieces is None:
+                raise LogitsNotFinite((chunk.slot,))
+            found += [(chunk.slot, piece) for piece in pieces]
+        return tuple(found)
 
     def _inputs(self, chunks: Sequence[ScheduledChunk]) -> "_StepInputs":
         """The chunks as arrays; those of one token first, as attention wants them."""
@@ -111,6 +143,9 @@ class ModelRunner:
         last_rows = np.empty_like(ends)
         last_rows[order] = ends - 1
         is_sampling = columns[:, 3] == 1
+        prompt_chunks: list[_PromptChunk] = []
+        if self._slots.num_prompt_logprobs:
+            prompt_chunks = self._prompt_chunks(slots, starts, counts)
         width = -(-int((starts + counts).max()) // block_size)
         return _StepInputs(
             token_ids=self._slots.tokens[token_slots, positions],
@@ -118,6 +153,7 @@ class ModelRunner:
             entered_blocks=blocks[offsets == 0],
             score_rows=last_rows[is_sampling],
             sampling_slots=columns[is_sampling, 0],
+            prompt_chunks=prompt_chunks,
             attention=AttentionBatch(
                 starts=starts,
                 num_queries=counts,
@@ -125,6 +161,21 @@ class ModelRunner:
                 slot_mapping=blocks * block_size + offsets,
             ),
         )
+
+    def _prompt_chunks(
+        self, slots: Int64Array, starts: Int64Array, counts: Int64Array
+    ) -> "list[_PromptChunk]":
+        """Chunks of prompts that want logprobs, without what the next token follows on."""
+        found: list[_PromptChunk] = []
+        rows = np.cumsum(counts) - counts
+        for slot, start, count, row in zip(
+            *(array.tolist() for array in (slots, starts, counts, rows)), strict=True
+        ):
+            # The prompt's last token is followed by output, whose logprob comes with it.
+            num_tokens = min(count, int(self._slots.num_prompt_tokens[slot]) - 1 - start)
+            if slot in self._slots.num_prompt_logprobs and num_tokens > 0:
+                found.append(_PromptChunk(slot, row, start, num_tokens))
+        return found
 
     def _clear_entered_blocks(self, inputs: "_StepInputs") -> None:
         """Clear each block whose first token is computed now.
@@ -144,6 +195,27 @@ class ModelRunner:
         return torch.from_numpy(array).to(self.model.device)
 
 
+def _check_sampling(start: SequenceStart, vocab_size: int) -> None:
+    """Raises: InvalidSequence for what would break the draw."""
+    sampling = start.sampling
+    token_ids = [*sampling.end_token_ids, *(token_id for token_id, _ in sampling.logit_bias)]
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        problem = f"an id of logit_bias or stop_token_ids is not in [0, {vocab_size}); check it"
+        raise InvalidSequence(start.slot, problem)
+    if sampling.min_tokens and len(set(sampling.end_token_ids)) == vocab_size:
+        raise InvalidSequence(start.slot, "every token ends the answer; lower min_tokens to 0")
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptChunk:
+    """Hidden states [row, row + num_tokens) are those of tokens [start, ...) of a prompt."""
+
+    slot: int
+    row: int
+    start: int
+    num_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class _StepInputs:
     """A step's chunks, flattened. Shapes in query tokens unless said otherwise."""
@@ -155,4 +227,6 @@ class _StepInputs:
     # [sampling chunks] rows to score, and their slots, in the order of the plan.
     score_rows: Int64Array
     sampling_slots: Int64Array
+    # Those whose prompt tokens' logprobs are wanted.
+    prompt_chunks: Sequence[_PromptChunk]
     attention: AttentionBatch

@@ -15,7 +15,18 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
+from engine.packed_product import multiply_packed, pack
+
 CANDIDATE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# For packed matrices: their kernels agree at nearly every count, so that finer steps waste fewer
+# rows of padding; one to three rows take no less time than four.
+PACKED_CANDIDATE_ROWS = (
+    *range(4, 32, 4), *range(32, 64, 8), *range(64, 128, 16), *range(128, 257, 32)
+)  # fmt: skip
+# Trying many rows on a matrix with very many columns (a vocabulary) would take seconds.
+_WIDE_COLUMNS = 16_384
+_MAX_ROWS_OF_WIDE = 64
+_DRAWN_COLUMNS = 2048
 
 
 class NoCommonRowCount(RuntimeError):
@@ -40,6 +51,17 @@ class ProductShape:
     # products run as one batch (attention scores).
     batched: bool = False
     transposed: bool = False
+    # The matrix is packed (engine/packed_product.py).
+    packed: bool = False
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """Row counts worth trying."""
+        if not self.packed:
+            return CANDIDATE_ROWS
+        is_wide = self.columns > _WIDE_COLUMNS
+        most = _MAX_ROWS_OF_WIDE if is_wide else PACKED_CANDIDATE_ROWS[-1]
+        return tuple(rows for rows in PACKED_CANDIDATE_ROWS if rows <= most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +97,16 @@ class RowTiles:
 _ALWAYS_PAD_ROWS = 16
 
 
-def matmul_in_tiles(rows: Tensor, matrix: Tensor, bounds: tuple[int, ...]) -> Tensor:
-    """rows [n, inner] @ matrix [inner, columns], in the pieces that `RowTiles.cut` gave."""
+def multiply_in_tiles(
+    multiply: Callable[[Tensor], Tensor], rows: Tensor, bounds: tuple[int, ...]
+) -> Tensor:
+    """multiply(rows), in the pieces that `RowTiles.cut` gave."""
     if len(bounds) == 2:
-        return torch.mm(rows, matrix)
-    out = rows.new_empty(rows.shape[0], matrix.shape[1])
-    for start, end in pairwise(bounds):
-        torch.mm(rows[start:end], matrix, out=out[start:end])
-    return out
+        return multiply(rows)
+    return torch.cat([multiply(rows[start:end]) for start, end in pairwise(bounds)])
 
 
-def find_row_tiles(
-    shapes: Iterable[ProductShape], candidates: tuple[int, ...] = CANDIDATE_ROWS, min_rows: int = 1
-) -> RowTiles:
+def find_row_tiles(shapes: Iterable[ProductShape], min_rows: int = 1) -> RowTiles:
     """The best common set of row counts for all these products, at least `min_rows` the largest.
 
     Best: contains a count that one row can afford, then the largest count, then the most counts.
@@ -95,11 +114,11 @@ def find_row_tiles(
     Raises: NoCommonRowCount.
     """
     distinct = tuple(dict.fromkeys(shapes))
-    groups = [row_count_groups(shape, candidates) for shape in distinct]
+    groups = [row_count_groups(shape, shape.candidates) for shape in distinct]
     affordable = max(_affordable_rows(shape.dtype) for shape in distinct)
     best: tuple[tuple[bool, int, int], tuple[int, ...], str] | None = None
     for choice in product(*groups):
-        common = set(candidates).intersection(*(sizes for sizes, _ in choice))
+        common = set.intersection(*(set(sizes) for sizes, _ in choice))
         if not common or max(common) < min_rows:
             continue
         key = (min(common) <= affordable, max(common), len(common))
@@ -141,14 +160,19 @@ def _noise_product(shape: ProductShape) -> Callable[[int], Tensor]:
     half = (shape.inner + 1) // 2
     order = torch.randperm(2 * half, generator=generator)[: shape.inner]
     row = torch.randn(half, generator=generator)
-    matrix = torch.randn(half, shape.columns, generator=generator)
+    # Columns may repeat: what varies is the order along `inner`, and drawing takes longest.
+    matrix = torch.randn(half, min(shape.columns, _DRAWN_COLUMNS), generator=generator)
+    matrix = matrix[:, torch.arange(shape.columns) % matrix.shape[1]]
     row = torch.cat((row, -row))[order].to(shape.device, shape.dtype)
     matrix = torch.cat((matrix, matrix))[order].to(shape.device, shape.dtype)
+    packed = pack(matrix.t()) if shape.packed else None
     if shape.transposed:
         matrix = matrix.t().contiguous().t()
 
     def multiply(rows: int) -> Tensor:
         left = row.expand(rows, -1).contiguous()
+        if packed is not None:
+            return multiply_packed(left, packed)
         if not shape.batched:
             return torch.mm(left, matrix)
         # A few batch sizes at once: each must give the same bits in each of its products.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.config_json import read_json_object
+from engine.json_file import read_json_object
 from engine.model_folder_errors import InvalidModelField, InvalidWeightFile, ModelFileMissing
 
 WEIGHTS_FILE = "model.safetensors"

@@ -13,13 +13,9 @@ import torch
 from torch import Tensor
 
 from engine.counter_random import UintArray, uniforms
+from engine.logit_adjustments import Adjustments, FloatArray, Int64Array, adjust
+from engine.logprobs import NO_LOGPROBS, output_logprobs
 from scheduling.sampling import TokenLogprobs
-
-Int64Array = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
-
-# num_logprobs of a sequence that asked for none.
-NO_LOGPROBS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +25,14 @@ class SamplingBatch:
     temperature: FloatArray
     top_k: Int64Array
     top_p: FloatArray
+    min_p: FloatArray
     seed: UintArray
     # Index of the token to draw among the sequence's output tokens.
     output_index: UintArray
     # NO_LOGPROBS where none are wanted.
     num_logprobs: Int64Array
+    # None where no row wants any.
+    adjustments: Adjustments | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,54 +53,92 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
     token_ids = likeliest.cpu().numpy()
     is_finite = np.isfinite(highest.cpu().numpy())
     is_drawn = (batch.temperature > 0) & is_finite
-    if is_drawn.any():
-        is_cut = is_drawn & ((batch.top_k > 0) | (batch.top_p < 1.0))
-        for rows, draw in ((is_drawn & ~is_cut, _draw_from_all), (is_cut, _draw_from_kept)):
-            picked = np.flatnonzero(rows)
-            if len(picked):
-                token_ids[picked] = draw(_scaled(logits, picked, batch), picked, batch)
+    if (adjustments := batch.adjustments) is not None:
+        rows = adjustments.rows
+        scores = _rows(logits, rows).double()
+        adjust(scores, adjustments)
+        token_ids[rows] = scores.max(dim=-1).indices.cpu().numpy()
+        places = np.flatnonzero(is_drawn[rows])
+        _draw(scores, places, rows[places], batch, token_ids)
+        is_drawn[rows] = False
+    rows = np.flatnonzero(is_drawn)
+    _draw(logits, rows, rows, batch, token_ids)
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     if (batch.num_logprobs != NO_LOGPROBS).any():
-        logprobs = _logprobs(logits, token_ids, batch.num_logprobs)
+        logprobs = output_logprobs(logits, token_ids, batch.num_logprobs)
     return SampledBatch(token_ids, is_finite, logprobs)
 
 
-def kept_tokens(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """What the cuts keep: (token ids by falling probability, their probabilities before the cut).
+def kept_tokens(
+    scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What the cuts keep: (token ids by falling probability, their probabilities before top_p).
 
-    A cut token has probability 0; the first is always kept. Equal scores rank by lower id.
+    min_p cuts first, then top_k, then top_p what is left of the probability. A cut token has
+    probability 0; the first is always kept. Equal scores rank by lower id.
     Shapes: scaled [rows, vocab_size] float64, highest 0; top_k [rows, 1] int64, 0 keeps all;
-        top_p [rows, 1] float64; results [rows, vocab_size].
+        top_p, min_p [rows, 1] float64; results [rows, vocab_size].
     """
     scores, order = torch.sort(scaled, dim=-1, descending=True, stable=True)
     weights = scores.exp()
+    if min_p is not None:
+        weights.masked_fill_(weights < min_p, 0.0)  # the likeliest has weight 1
     rank = torch.arange(scaled.shape[-1], device=scaled.device)
     weights.masked_fill_((rank >= top_k) & (top_k > 0), 0.0)
-    weights.div_(weights.sum(-1, keepdim=True))
+    # Not sum(): with several threads it adds up a single row in another order than many rows.
+    weights.div_(weights.cumsum(-1)[:, -1:])
     before = weights.cumsum(-1).sub_(weights)
     # Rounding brings the sum to 1 before the end: a top_p of 1 must still keep everything.
     weights.masked_fill_((before >= top_p) & (rank > 0) & (top_p < 1.0), 0.0)
     return order, weights
 
 
-def _scaled(logits: Tensor, rows: Int64Array, batch: SamplingBatch) -> Tensor:
-    """[len(rows), vocab_size] float64: logits over temperature, moved so that the highest is 0."""
-    picked = logits.index_select(0, torch.from_numpy(rows).to(logits.device)).double()
-    picked.sub_(picked.amax(-1, keepdim=True))
-    return picked.div_(_column(batch.temperature[rows], logits.device))
+def _draw(
+    scores: Tensor,
+    places: Int64Array,
+    rows: Int64Array,
+    batch: SamplingBatch,
+    token_ids: Int64Array,
+) -> None:
+    """Draw rows of the batch from those places of scores [n, vocab_size] into token_ids."""
+    if not len(rows):
+        return
+    # Only cuts by rank need the order of the whole vocabulary.
+    is_ranked = (batch.top_k[rows] > 0) | (batch.top_p[rows] < 1.0)
+    for picked, draw in ((~is_ranked, _draw_from_all), (is_ranked, _draw_from_kept)):
+        if picked.any():
+            drawn = rows[picked]
+            scaled = _scaled(_rows(scores, places[picked]), batch.temperature[drawn])
+            token_ids[drawn] = draw(scaled, drawn, batch)
+
+
+def _scaled(scores: Tensor, temperature: FloatArray) -> Tensor:
+    """Float64: scores over temperature [rows], moved so that the highest is 0."""
+    scores = scores.double()
+    scores = scores.sub_(scores.amax(-1, keepdim=True))
+    return scores.div_(_column(temperature, scores.device))
 
 
 def _draw_from_all(scaled: Tensor, rows: Int64Array, batch: SamplingBatch) -> Int64Array:
-    return _invert(scaled.exp_(), rows, batch)
+    weights = scaled.exp_()
+    if (min_p := _min_p(rows, batch, scaled.device)) is not None:
+        weights.masked_fill_(weights < min_p, 0.0)
+    return _invert(weights, rows, batch)
 
 
 def _draw_from_kept(scaled: Tensor, rows: Int64Array, batch: SamplingBatch) -> Int64Array:
-    order, weights = kept_tokens(
-        scaled, _column(batch.top_k[rows], scaled.device), _column(batch.top_p[rows], scaled.device)
-    )
+    device = scaled.device
+    top_k, top_p = _column(batch.top_k[rows], device), _column(batch.top_p[rows], device)
+    order, weights = kept_tokens(scaled, top_k, top_p, _min_p(rows, batch, device))
     places = torch.from_numpy(_invert(weights, rows, batch)).to(scaled.device)
     chosen: Int64Array = order.gather(1, places.unsqueeze(1)).squeeze(1).cpu().numpy()
     return chosen
+
+
+def _min_p(rows: Int64Array, batch: SamplingBatch, device: torch.device) -> Tensor | None:
+    """[rows, 1]; None where no row cuts by it."""
+    min_p = batch.min_p[rows]
+    return _column(min_p, device) if min_p.any() else None
 
 
 def _invert(weights: Tensor, rows: Int64Array, batch: SamplingBatch) -> Int64Array:
@@ -120,21 +157,6 @@ def _column(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     return torch.from_numpy(values).to(device).unsqueeze(1)
 
 
-def _logprobs(
-    logits: Tensor, token_ids: Int64Array, num_logprobs: Int64Array
-) -> tuple[TokenLogprobs | None, ...]:
-    """Logprobs of the rows that want them, from the raw logits."""
-    rows = np.flatnonzero(num_logprobs != NO_LOGPROBS)
-    scores = torch.log_softmax(
-        logits.index_select(0, torch.from_numpy(rows).to(logits.device)), dim=-1
-    )
-    chosen = scores.gather(1, _column(token_ids[rows], scores.device)).squeeze(1).tolist()
-    most = min(int(num_logprobs.max()), scores.shape[-1])
-    # A stable sort rather than topk, which leaves open what happens at a tie.
-    top_scores, top_ids = torch.sort(scores, dim=-1, descending=True, stable=True)
-    listed = zip(top_ids[:, :most].tolist(), top_scores[:, :most].tolist(), strict=True)
-    by_row: list[TokenLogprobs | None] = [None] * len(num_logprobs)
-    for row, logprob, (ids, values) in zip(rows.tolist(), chosen, listed, strict=True):
-        wanted = int(num_logprobs[row])
-        by_row[row] = TokenLogprobs(logprob, tuple(zip(ids[:wanted], values[:wanted], strict=True)))
-    return tuple(by_row)
+def _rows(matrix: Tensor, rows: Int64Array) -> Tensor:
+    """A copy of these rows."""
+    return matrix.index_select(0, torch.from_numpy(rows).to(matrix.device))

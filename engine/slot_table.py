@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from engine.logit_adjustments import AdjustmentTable
+from engine.logprobs import NO_LOGPROBS
 from engine.runner import (
     BlockTableTooShort,
     InvalidChunk,
@@ -12,7 +14,7 @@ from engine.runner import (
     SlotTaken,
     UnknownSlot,
 )
-from engine.sampler import NO_LOGPROBS, SamplingBatch
+from engine.sampler import SamplingBatch
 from scheduling.step import ScheduledChunk, SequenceStart
 
 _SEED_MASK = (1 << 64) - 1
@@ -41,8 +43,12 @@ class SlotTable:
         self._temperature = np.zeros(rows, np.float64)
         self._top_k = np.zeros(rows, np.int64)
         self._top_p = np.ones(rows, np.float64)
+        self._min_p = np.zeros(rows, np.float64)
         self._seed = np.zeros(rows, np.uint64)
         self._num_logprobs = np.full(rows, NO_LOGPROBS, np.int64)
+        self._adjustments = AdjustmentTable(rows)
+        # Slots whose prompts want logprobs, and how many alternatives.
+        self.num_prompt_logprobs: dict[int, int] = {}
 
     def add(self, start: SequenceStart) -> None:
         """Raises: SlotTaken, InvalidSequence."""
@@ -61,9 +67,13 @@ class SlotTable:
         self._temperature[slot] = sampling.temperature
         self._top_k[slot] = sampling.top_k
         self._top_p[slot] = sampling.top_p
+        self._min_p[slot] = sampling.min_p
         self._seed[slot] = sampling.seed & _SEED_MASK
         wanted = sampling.num_logprobs
         self._num_logprobs[slot] = NO_LOGPROBS if wanted is None else wanted
+        self._adjustments.set(slot, sampling)
+        if sampling.num_prompt_logprobs is not None:
+            self.num_prompt_logprobs[slot] = sampling.num_prompt_logprobs
         self.num_blocks[slot] = 0
         self.is_live[slot] = True
         self.extend_blocks(slot, start.block_table)
@@ -85,6 +95,8 @@ class SlotTable:
         """Raises: UnknownSlot."""
         self.require(slot)
         self.is_live[slot] = False
+        self._adjustments.forget(slot)
+        self.num_prompt_logprobs.pop(slot, None)
 
     def require(self, slot: int) -> None:
         """Raises: UnknownSlot."""
@@ -124,9 +136,11 @@ class SlotTable:
             temperature=self._temperature[slots],
             top_k=self._top_k[slots],
             top_p=self._top_p[slots],
+            min_p=self._min_p[slots],
             seed=self._seed[slots],
             output_index=(self.num_tokens[slots] - self.num_prompt_tokens[slots]).astype(np.uint64),
             num_logprobs=self._num_logprobs[slots],
+            adjustments=self._adjustments.of(slots, self),
         )
 
     def _widen_tokens(self, needed: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from engine.config_json import read_file, read_json_object
+from engine.json_file import read_file, read_json_object
 from engine.model_folder_errors import InvalidTokenizer, UnsupportedModelOption
 from engine.token_pieces import TokenPieces
 from scheduling.errors import InvalidRequest

@@ -14,9 +14,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine.linear import Linear
 from engine.model_config import ModelConfig
-from engine.model_folder_errors import InvalidWeightFile, ModelFolderError
+from engine.model_folder_errors import (
+    InvalidWeightFile,
+    ModelFolderError,
+    UnsupportedModelOption,
+)
 from engine.models.decoder_weights import DecoderWeights, LayerWeights
+from engine.models.mlp import DenseMlp, MixtureMlp, Mlp
+from engine.models.norm import RmsNorm
+from engine.models.tensor_layout import (
+    MixtureTensors,
+    MlpTensors,
+    StackedTensors,
+    canonical_name,
+    expected_shapes,
+    layer_tensors,
+)
+
+# As safetensors spells them; numbers of any other type are a quantised model's.
+_PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+_UNQUANTISED_HINT = "use the unquantised weights of the model"
 
 
 class TensorMissing(ModelFolderError):
@@ -47,49 +66,18 @@ class TensorShapeMismatch(ModelFolderError):
         self.tensor, self.expected, self.actual = tensor, expected, actual
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that the model needs, by its name in the files."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    # name -> (outputs, inputs, has a bias)
-    projections = {
-        "self_attn.q_proj": (queries, hidden, config.qkv_bias),
-        "self_attn.k_proj": (keys, hidden, config.qkv_bias),
-        "self_attn.v_proj": (keys, hidden, config.qkv_bias),
-        "self_attn.o_proj": (hidden, queries, config.o_bias),
-        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
-        "mlp.up_proj": (inner, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, inner, config.mlp_bias),
-    }
-    for index in range(config.num_layers):
-        prefix = f"model.layers.{index}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{prefix}{norm}.weight"] = (hidden,)
-        for name, (outputs, inputs, has_bias) in projections.items():
-            shapes[f"{prefix}{name}.weight"] = (outputs, inputs)
-            if has_bias:
-                shapes[f"{prefix}{name}.bias"] = (outputs,)
-    return shapes
-
-
 def load_decoder_weights(
     config: ModelConfig, weight_files: Sequence[Path], dtype: torch.dtype, device: torch.device
 ) -> DecoderWeights:
     """Load and fuse all weights. Tensors that the model does not use are ignored.
 
-    Raises: TensorMissing, TensorShapeMismatch, InvalidWeightFile.
+    Raises: TensorMissing, TensorShapeMismatch, InvalidWeightFile, UnsupportedModelOption.
     """
     with ExitStack() as stack:
         located = _locate(stack, weight_files)
         for name, shape in expected_shapes(config).items():
             _check(name, shape, located, weight_files[0].parent)
-        return _Reader(located, dtype, device).decoder(config)
+        return _Reader(config, located, dtype, device).decoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +87,8 @@ class _Located:
     path: Path
     # safetensors ships no types for the object that safe_open returns.
     handle: Any
+    # The tensor's name in this file.
+    name: str
 
 
 def _locate(stack: ExitStack, weight_files: Sequence[Path]) -> dict[str, _Located]:
@@ -109,7 +99,7 @@ def _locate(stack: ExitStack, weight_files: Sequence[Path]) -> dict[str, _Locate
         except (SafetensorError, OSError) as error:
             raise InvalidWeightFile(path, f"cannot be opened ({error})") from None
         for name in handle.keys():  # noqa: SIM118 -- not a mapping
-            located[name] = _Located(path, handle)
+            located[canonical_name(name)] = _Located(path, handle, name)
     return located
 
 
@@ -118,72 +108,115 @@ def _check(
 ) -> None:
     found = located.get(name)
     if found is None:
+        stem = name.removesuffix("weight")
+        packed = next((n for n in located if stem and n != name and n.startswith(stem)), None)
+        if packed and packed != stem + "bias":
+            raise UnsupportedModelOption(
+                folder, f"the quantised tensor {packed}", _UNQUANTISED_HINT
+            )
         raise TensorMissing(folder, name)
-    actual = tuple(found.handle.get_slice(name).get_shape())
+    entry = found.handle.get_slice(found.name)
+    actual = tuple(entry.get_shape())
     if actual != shape:
         raise TensorShapeMismatch(found.path, name, shape, actual)
+    if entry.get_dtype() not in _PLAIN_DTYPES:
+        option = f"the type {entry.get_dtype()} of the tensor {name}"
+        raise UnsupportedModelOption(found.path, option, _UNQUANTISED_HINT)
 
 
 class _Reader:
     """Reads, converts and fuses tensors that are known to exist."""
 
     def __init__(
-        self, located: Mapping[str, _Located], dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        located: Mapping[str, _Located],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
+        self._config = config
         self._located = located
         self._dtype = dtype
         self._device = device
 
-    def decoder(self, config: ModelConfig) -> DecoderWeights:
-        embedding = self._vector("model.embed_tokens.weight")
-        tied = config.tie_word_embeddings
+    def decoder(self) -> DecoderWeights:
+        # In memory of its own: the file will be unmapped.
+        embedding = self._read("model.embed_tokens.weight").to(self._device, self._dtype, copy=True)
+        head = Linear(
+            embedding if self._config.tie_word_embeddings else self._converted("lm_head.weight")
+        )
         return DecoderWeights(
             embedding=embedding,
-            layers=tuple(
-                self._layer(f"model.layers.{index}.", config) for index in range(config.num_layers)
-            ),
-            final_norm=self._vector("model.norm.weight"),
-            lm_head=embedding.t().contiguous() if tied else self._matrix("lm_head"),
+            layers=tuple(self._layer(index) for index in range(self._config.num_layers)),
+            final_norm=self._norm("model.norm.weight"),
+            lm_head=head,
         )
 
-    def _layer(self, prefix: str, config: ModelConfig) -> LayerWeights:
-        attention, mlp = prefix + "self_attn.", prefix + "mlp."
-        qkv = tuple(attention + name for name in ("q_proj", "k_proj", "v_proj"))
-        gate_up = (mlp + "gate_proj", mlp + "up_proj")
+    def _layer(self, index: int) -> LayerWeights:
+        names = layer_tensors(self._config, index)
         return LayerWeights(
-            input_norm=self._vector(prefix + "input_layernorm.weight"),
-            qkv=self._matrix(*qkv),
-            qkv_bias=self._bias(config.qkv_bias, *qkv),
-            attention_out=self._matrix(attention + "o_proj"),
-            attention_out_bias=self._bias(config.o_bias, attention + "o_proj"),
-            mlp_norm=self._vector(prefix + "post_attention_layernorm.weight"),
-            gate_up=self._matrix(*gate_up),
-            gate_up_bias=self._bias(config.mlp_bias, *gate_up),
-            down=self._matrix(mlp + "down_proj"),
-            down_bias=self._bias(config.mlp_bias, mlp + "down_proj"),
+            input_norm=self._norm(names.input_norm),
+            qkv=self._linear(names.qkv),
+            attention_out=self._linear(names.attention_out),
+            mlp_norm=self._norm(names.mlp_norm),
+            mlp=self._mlp(names.mlp),
+            query_norm=self._head_norm(names.query_norm),
+            key_norm=self._head_norm(names.key_norm),
+            attention_out_norm=self._optional_norm(names.attention_out_norm),
+            mlp_out_norm=self._optional_norm(names.mlp_out_norm),
         )
 
-    def _matrix(self, *names: str) -> Tensor:
-        """[inputs, sum of outputs], contiguous: the named projections side by side."""
-        parts = [self._read(name + ".weight") for name in names]
-        fused = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return fused.to(self._device, self._dtype).t().contiguous()
+    def _mlp(self, names: MlpTensors | MixtureTensors) -> Mlp:
+        if isinstance(names, MlpTensors):
+            return self._dense(names)
+        mixture = self._config.mixture
+        assert mixture is not None, "layers with experts belong to models with experts"
+        return MixtureMlp(
+            self._linear(names.router),
+            tuple(self._dense(expert) for expert in names.experts),
+            mixture.num_experts_per_token,
+            mixture.normalizes_weights,
+        )
 
-    def _bias(self, is_present: bool, *names: str) -> Tensor | None:
-        if not is_present:
+    def _dense(self, names: MlpTensors) -> DenseMlp:
+        return DenseMlp(
+            self._linear(names.gate_up), self._linear(names.down), self._config.activation
+        )
+
+    def _linear(self, stacked: StackedTensors) -> Linear:
+        """The projections side by side."""
+        names = [name for name, _ in stacked.projections]
+        weights = [self._converted(f"{name}.weight") for name in names]
+        biases = [self._converted(f"{name}.bias") for name in names] if stacked.has_bias else None
+        return Linear.fused(weights, biases)
+
+    def _norm(self, name: str) -> RmsNorm:
+        if self._config.is_gemma:
+            return RmsNorm(self._exact_norm_weight(name), self._config.rms_norm_eps)
+        weight = self._read(name).to(self._device, self._dtype, copy=True)
+        return RmsNorm(weight, self._config.rms_norm_eps)
+
+    def _optional_norm(self, name: str | None) -> RmsNorm | None:
+        return self._norm(name) if name else None
+
+    def _head_norm(self, name: str | None) -> RmsNorm | None:
+        """Heads are float32 whatever the model's dtype."""
+        if name is None:
             return None
-        return torch.cat([self._read(name + ".bias") for name in names]).to(
-            self._device, self._dtype
-        )
+        return RmsNorm(self._exact_norm_weight(name), self._config.rms_norm_eps)
 
-    def _vector(self, name: str) -> Tensor:
-        """A tensor as it is, in memory of its own (the file will be unmapped)."""
-        return self._read(name).to(self._device, self._dtype, copy=True)
+    def _exact_norm_weight(self, name: str) -> Tensor:
+        """In float32; Gemma's files hold the weight less one."""
+        weight = self._read(name).to(self._device, torch.float32, copy=True)
+        return weight.add_(1.0) if self._config.is_gemma else weight
+
+    def _converted(self, name: str) -> Tensor:
+        return self._read(name).to(self._device, self._dtype)
 
     def _read(self, name: str) -> Tensor:
         found = self._located[name]
         try:
-            tensor: Tensor = found.handle.get_tensor(name)
+            tensor: Tensor = found.handle.get_tensor(found.name)
         except (SafetensorError, OSError) as error:
             raise InvalidWeightFile(found.path, f"{name} cannot be read ({error})") from None
         return tensor

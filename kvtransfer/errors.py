@@ -12,6 +12,7 @@ TransferError
 ├── LayoutMismatch      the two pools do not describe the same blocks
 ├── WrongHost           shared memory of another host or container
 ├── BacklogFull         the bounded queue of this peer is full; try again later
+├── LinkBroken          the connection broke, the receiver lives; place the request anew
 ├── PusherClosed        the sending side is shutting down
 ├── ExportUnavailable   the memory cannot be allocated, mapped or joined
 ├── ChecksumMismatch    a block arrived, but not the bytes that were sent
@@ -153,6 +154,20 @@ class BacklogFull(TransferError):
             f"submit again when has_room() says so"
         )
         self.worker_id, self.max_jobs = worker_id, max_jobs
+
+
+class LinkBroken(TransferError):
+    """The connection to a living receiver broke; what it had published stays published."""
+
+    code = "kv_link_broken"
+    retryable = True
+
+    def __init__(self, worker_id: str, problem: str) -> None:
+        super().__init__(
+            f"the connection to worker {worker_id} broke ({problem}) and was made anew; drop this "
+            f"transfer, the next one can succeed"
+        )
+        self.worker_id, self.problem = worker_id, problem
 
 
 class PusherClosed(TransferError):

@@ -1,16 +1,14 @@
 """One peer's queue of pushes and the thread that performs them."""
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from kvtransfer.choice import ChosenPath, connect_best
 from kvtransfer.errors import (
     BacklogFull,
-    LayoutMismatch,
-    PeerGone,
     PusherClosed,
     PushFailed,
     StaleIncarnation,
@@ -18,11 +16,12 @@ from kvtransfer.errors import (
     TransferError,
     TransferTimeout,
 )
-from kvtransfer.protocol import BlockMoves, KvSender, PushReceipt, Transport
+from kvtransfer.protocol import BlockMoves, PushReceipt, Transport
 from runtime.clock import Clock
+from runtime.logging import get_logger
 from scheduling.messages import KvExport
 
-_log = logging.getLogger(__name__)
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,16 @@ class PushJob:
 
 PushOutcome: TypeAlias = PushReceipt | TransferError
 OnDone: TypeAlias = Callable[[PushJob, PushOutcome], None]
+# A lane has nobody to talk to any more. Called on its thread; False: it was needed after all.
+OnIdle: TypeAlias = Callable[["PeerLane"], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOwner:
+    """What a lane gives back to its pusher."""
+
+    on_done: OnDone
+    may_retire: OnIdle
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,8 @@ class LaneSettings:
     # How often an idle lane looks whether its peer lives: a dead peer's memory stays allocated
     # until it is unmapped here.
     idle_check_s: float = 1.0
+    # After this long without a job and without a living peer, a lane ends itself.
+    retire_after_s: float = 60.0
     # How long `close` waits for a cancelled lane.
     cancel_timeout_s: float = 5.0
 
@@ -70,14 +81,14 @@ class PeerLane:
         worker_id: str,
         transport_by_name: Mapping[str, Transport],
         source: memoryview,
-        on_done: OnDone,
+        owner: LaneOwner,
         settings: LaneSettings,
         clock: Clock,
     ) -> None:
-        self._worker_id = worker_id
+        self.worker_id = worker_id
         self._transport_by_name = transport_by_name
         self._source = source
-        self._on_done = on_done
+        self._owner = owner
         self._settings = settings
         self._clock = clock
         # Guards everything below up to the blank line, and wakes the thread.
@@ -91,7 +102,10 @@ class PeerLane:
         self._must_cancel = False
 
         # The thread's own.
-        self._connected: tuple[KvExport, KvSender] | None = None
+        self._connected: tuple[KvExport, ChosenPath] | None = None
+        self._used_at_s = clock.now()
+        # The life of the peer, and the transport, that the log has heard of.
+        self._logged: tuple[int, str] | None = None
         self._thread = threading.Thread(target=self._run, name=f"kv-push-{worker_id}", daemon=True)
         self._thread.start()
 
@@ -105,7 +119,7 @@ class PeerLane:
             self._check_life(job.export)
             self._incarnation = job.export.incarnation
             if len(self._queue) >= self._settings.max_jobs_per_peer:
-                raise BacklogFull(self._worker_id, self._settings.max_jobs_per_peer)
+                raise BacklogFull(self.worker_id, self._settings.max_jobs_per_peer)
             self._queue.append(_Queued(job, self._clock.now() + job.timeout_s))
             self._changed.notify()
 
@@ -141,7 +155,7 @@ class PeerLane:
         if self._is_closing:
             raise PusherClosed
         if export.incarnation < self._incarnation:
-            raise StaleIncarnation(self._worker_id, export.incarnation, self._incarnation)
+            raise StaleIncarnation(self.worker_id, export.incarnation, self._incarnation)
 
     def _run(self) -> None:
         while True:
@@ -155,12 +169,22 @@ class PeerLane:
                     break
                 item, export, self._to_prepare = self._running, self._to_prepare, None
             if item is not None:
+                self._used_at_s = self._clock.now()
                 self._answer(item, self._outcome_of(item))
             elif export is not None:
+                self._used_at_s = self._clock.now()
                 self._connect_ahead(export)
-            else:
-                self._drop_dead_peer()
+            elif self._is_without_peer() and self._owner.may_retire(self):
+                break
         self._disconnect()
+
+    def try_retire(self) -> bool:
+        """End the thread if there is nothing to do; the pusher hands out no job meanwhile."""
+        with self._changed:
+            if self._queue or self._to_prepare:
+                return False
+            self._is_closing = True
+            return True
 
     def _answer(self, item: _Queued, outcome: PushOutcome) -> None:
         self._deliver(item.job, outcome)
@@ -178,10 +202,10 @@ class PeerLane:
 
     def _deliver(self, job: PushJob, outcome: PushOutcome) -> None:
         try:
-            self._on_done(job, outcome)
+            self._owner.on_done(job, outcome)
         except Exception:
             # The callback is the caller's; its defect must not stop the jobs behind this one.
-            _log.exception("push_callback_failed")
+            log.exception("push_callback_failed")
 
     def _outcome_of(self, item: _Queued) -> PushOutcome:
         job, moves = item.job, item.job.moves
@@ -189,57 +213,71 @@ class PeerLane:
             if item.is_cancelled or self._must_cancel:
                 raise TransferCancelled(moves.transfer_id, 0, moves.num_blocks)
             if job.export.incarnation < self._incarnation:
-                raise StaleIncarnation(self._worker_id, job.export.incarnation, self._incarnation)
-            sender = self._sender_to(job.export)
+                raise StaleIncarnation(self.worker_id, job.export.incarnation, self._incarnation)
+            path = self._path_to(job.export)
             left_s = item.deadline_at_s - self._clock.now()
             if left_s <= 0:
                 raise TransferTimeout(moves.transfer_id, 0, moves.num_blocks)
-            return sender.push(
+            receipt = path.sender.push(
                 self._source,
                 moves,
                 timeout_s=left_s,
                 should_stop=lambda: item.is_cancelled or self._must_cancel,
             )
+            return replace(receipt, transport=path.transport)
         except TransferError as error:
             return error
         except Exception as error:
             # The one place where a defect becomes a failed transfer instead of a dead thread.
-            _log.exception("push_failed")
+            log.exception("push_failed", worker_id=self.worker_id)
             failure = PushFailed(moves.transfer_id, repr(error))
             failure.__cause__ = error
             return failure
 
-    def _sender_to(self, export: KvExport) -> KvSender:
+    def _path_to(self, export: KvExport) -> ChosenPath:
         if self._connected is not None:
-            known, sender = self._connected
+            known, path = self._connected
             if known == export:
-                return sender
+                return path
             self._disconnect()
-        transport = self._transport_by_name.get(export.transport)
-        if transport is None:
-            raise LayoutMismatch(f"worker {self._worker_id} exports by {export.transport!r} only")
-        sender = transport.connect(
-            export, sender_id=self._settings.sender_id, block_bytes=self._settings.block_bytes
+        path = connect_best(
+            self._transport_by_name,
+            export,
+            sender_id=self._settings.sender_id,
+            block_bytes=self._settings.block_bytes,
         )
-        self._connected = (export, sender)
-        return sender
+        self._connected = (export, path)
+        if self._logged != (export.incarnation, path.transport):
+            self._logged = (export.incarnation, path.transport)
+            log.info(
+                "kv_path_chosen",
+                worker_id=export.worker_id,
+                incarnation=export.incarnation,
+                transport=path.transport,
+                reason=path.reason,
+            )
+        return path
 
     def _connect_ahead(self, export: KvExport) -> None:
         try:
-            self._sender_to(export)
+            self._path_to(export)
         except TransferError as error:
             # Said again, to someone who can act on it, by the first job.
-            _log.warning("kv_prepare_failed worker_id=%s %s", self._worker_id, error)
+            log.warning("kv_prepare_failed", worker_id=self.worker_id, error=str(error))
 
-    def _drop_dead_peer(self) -> None:
-        if self._connected is None:
-            return
-        try:
-            self._connected[1].check()
-        except (PeerGone, StaleIncarnation):
-            self._disconnect()
+    def _is_without_peer(self) -> bool:
+        """Let go of a dead peer; True once there has been none, and no job, for a while."""
+        if self._connected is not None:
+            try:
+                self._connected[1].sender.check()
+            except TransferError:
+                # Gone, or out of reach: either way the next job connects anew.
+                self._disconnect()
+            else:
+                return False
+        return self._clock.now() - self._used_at_s >= self._settings.retire_after_s
 
     def _disconnect(self) -> None:
         if self._connected is not None:
-            self._connected[1].close()
+            self._connected[1].sender.close()
             self._connected = None

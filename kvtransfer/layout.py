@@ -128,6 +128,11 @@ def read_header(first_page: bytes) -> PoolLayout:
     return PoolLayout(num_blocks, block_bytes, incarnation, max_senders)
 
 
+def new_slots(max_senders: int) -> Words:
+    """Slots [max_senders, 8] in this process's own memory, nobody in them."""
+    return np.zeros((max_senders, _SLOT_WORDS), np.uint64)
+
+
 def block_index(block_ids: Ids, num_blocks: int) -> npt.NDArray[np.int64]:
     """Ids as an index array. Raises: LayoutMismatch where one lies outside the pool."""
     ids = np.asarray(block_ids, dtype=np.int64)

@@ -5,7 +5,12 @@ import os
 import threading
 from collections.abc import Callable
 
-from kvtransfer.checksum import sender_key
+import numpy as np
+import numpy.typing as npt
+
+from kvtransfer.batches import PushSettings
+from kvtransfer.claims import Claims
+from kvtransfer.doors import PoolOwner
 from kvtransfer.errors import (
     ExportUnavailable,
     LayoutMismatch,
@@ -13,11 +18,11 @@ from kvtransfer.errors import (
     StaleIncarnation,
     WrongHost,
 )
-from kvtransfer.layout import SLOT_CLAIM, SLOT_SENDER_KEY, PoolLayout, PoolViews
+from kvtransfer.layout import PoolLayout, PoolViews
 from kvtransfer.probe import measure_transport
-from kvtransfer.protocol import Arrival, BlockMoves, Ids, ProbeReport, PushReceipt, never
-from kvtransfer.receiving import ReceivedBlocks
-from kvtransfer.sending import BlockWriter, PushSettings
+from kvtransfer.protocol import BlockMoves, ProbeReport, PushReceipt, never
+from kvtransfer.receiver import PoolReceiver
+from kvtransfer.sending import BlockWriter
 from runtime.clock import Clock, MonotonicClock
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import KvExport
@@ -44,11 +49,11 @@ class LoopbackTransport:
         self._host = f"process-{os.getpid()}/{next(_numbers)}"
         # Guards what connects and closes; pushes and polls go without it.
         self._lock = threading.Lock()
-        self._receiver_by_life: dict[tuple[str, int], LoopbackReceiver] = {}
+        self._door_by_life: dict[tuple[str, int], LoopbackDoor] = {}
 
     def create_receiver(
         self, num_blocks: int, block_bytes: int, worker_id: str, incarnation: int
-    ) -> "LoopbackReceiver":
+    ) -> PoolReceiver:
         """See `Transport.create_receiver`."""
         export = KvExport(
             transport=NAME,
@@ -60,15 +65,22 @@ class LoopbackTransport:
             host=self._host,
         )
         layout = PoolLayout(num_blocks, block_bytes, incarnation, self._max_senders)
+        views = layout.views(bytearray(layout.total_bytes))
+        receiver = PoolReceiver(PoolOwner(worker_id, incarnation), layout, views)
         with self._lock:
-            if (worker_id, incarnation) in self._receiver_by_life:
+            if (worker_id, incarnation) in self._door_by_life:
                 raise ExportUnavailable(
                     f"{export.address} is exported already",
                     "give every worker its own id and every start a new incarnation",
                 )
-            receiver = LoopbackReceiver(self, export, layout.views(bytearray(layout.total_bytes)))
-            self._receiver_by_life[worker_id, incarnation] = receiver
+            door = LoopbackDoor(self, export, views)
+            self._door_by_life[worker_id, incarnation] = door
+        receiver.add_door(door)
         return receiver
+
+    def can_reach(self, export: KvExport) -> str | None:
+        """See `Transport.can_reach`."""
+        return None if export.host == self._host else f"{export.host} is another process"
 
     def connect(self, export: KvExport, *, sender_id: str, block_bytes: int) -> "LoopbackSender":
         """See `Transport.connect`."""
@@ -80,15 +92,15 @@ class LoopbackTransport:
                 f"worker of {block_bytes}"
             )
         with self._lock:
-            receiver = self._receiver_by_life.get((export.worker_id, export.incarnation))
-            if receiver is None:
+            door = self._door_by_life.get((export.worker_id, export.incarnation))
+            if door is None:
                 raise self._loss_of(export)
-            if receiver.export() != export:
+            if door.export() != export:
                 raise LayoutMismatch(f"{export.address} is not the pool that its export describes")
-            slot = receiver.take_slot(sender_id)
-            views = receiver.views
+            slot = door.take_slot(sender_id)
+            views = door.views
         writer = BlockWriter(views, block_bytes, slot, self._settings, self._clock)
-        return LoopbackSender(self, receiver, slot, writer)
+        return LoopbackSender(self, door, slot, writer)
 
     def probe(self, clock: Clock) -> ProbeReport:
         """See `Transport.probe`."""
@@ -97,53 +109,41 @@ class LoopbackTransport:
     def require_open(self, export: KvExport) -> None:
         """Raises: PeerGone, StaleIncarnation once the receiver of the export is closed."""
         with self._lock:
-            if (export.worker_id, export.incarnation) not in self._receiver_by_life:
+            if (export.worker_id, export.incarnation) not in self._door_by_life:
                 raise self._loss_of(export)
 
     def remove(self, export: KvExport) -> None:
         """End an export."""
         with self._lock:
-            self._receiver_by_life.pop((export.worker_id, export.incarnation), None)
+            self._door_by_life.pop((export.worker_id, export.incarnation), None)
 
     def _loss_of(self, export: KvExport) -> PeerGone | StaleIncarnation:
-        lives = [life for worker, life in self._receiver_by_life if worker == export.worker_id]
+        lives = [life for worker, life in self._door_by_life if worker == export.worker_id]
         newest = max(lives, default=0)
         if newest > export.incarnation:
             return StaleIncarnation(export.worker_id, export.incarnation, newest)
         return PeerGone(export.worker_id, export.incarnation)
 
 
-class LoopbackReceiver:
-    """See `KvReceiver`."""
+class LoopbackDoor:
+    """See `Door`."""
 
     def __init__(self, transport: LoopbackTransport, export: KvExport, views: PoolViews) -> None:
         self._transport = transport
         self._export = export
         self.views = views
-        self._blocks = ReceivedBlocks(views, export.block_bytes)
+        self._claims = Claims(views.slots)
         self._slots_in_use: set[int] = set()
 
     def export(self) -> KvExport:
         return self._export
 
-    def buffer(self) -> memoryview:
-        return self.views.data.data
-
-    def expect(self, block_ids: Ids, generations: Ids) -> None:
-        self._blocks.expect(block_ids, generations)
-
-    def poll(self, block_ids: Ids, generations: Ids) -> Arrival:
-        return self._blocks.poll(block_ids, generations)
-
-    def revoke(self, block_ids: Ids) -> None:
-        self._blocks.revoke(block_ids)
-
-    def quarantine_clear(self, block_ids: Ids) -> bool:
-        return not self._blocks.writing_slots(block_ids)
+    def is_writing(self, block_ids: npt.NDArray[np.int64]) -> bool:
+        return bool(self._claims.writing_slots(block_ids))
 
     def forget_sender(self, sender_id: str) -> bool:
         # A thread cannot die in the middle of a copy: whoever has a claim lives.
-        return not self._blocks.slots_of(sender_id)
+        return not self._claims.slots_of(sender_id)
 
     def close(self) -> None:
         self._transport.remove(self._export)
@@ -153,8 +153,7 @@ class LoopbackReceiver:
         for slot in range(len(self.views.slots)):
             if slot not in self._slots_in_use:
                 self._slots_in_use.add(slot)
-                self.views.slots[slot, SLOT_CLAIM] = 0
-                self.views.slots[slot, SLOT_SENDER_KEY] = sender_key(sender_id)
+                self._claims.begin(slot, sender_id)
                 return slot
         raise ExportUnavailable(
             f"{len(self.views.slots)} senders are connected to worker {self._export.worker_id}",
@@ -172,12 +171,12 @@ class LoopbackSender:
     def __init__(
         self,
         transport: LoopbackTransport,
-        receiver: LoopbackReceiver,
+        door: LoopbackDoor,
         slot: int,
         writer: BlockWriter,
     ) -> None:
         self._transport = transport
-        self._receiver = receiver
+        self._door = door
         self._slot = slot
         self._writer = writer
         self._is_closed = False
@@ -197,9 +196,9 @@ class LoopbackSender:
         )
 
     def check(self) -> None:
-        self._transport.require_open(self._receiver.export())
+        self._transport.require_open(self._door.export())
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._receiver.give_slot_back(self._slot)
+            self._door.give_slot_back(self._slot)

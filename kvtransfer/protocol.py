@@ -61,6 +61,8 @@ class PushReceipt:
     num_copies: int
     num_checksums: int
     elapsed_s: float
+    # Filled in where the transport was chosen.
+    transport: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Arrival:
     damaged_block_ids: tuple[int, ...] = ()
     # No longer granted under the asked generation: the asker's own knowledge is out of date.
     stale_block_ids: tuple[int, ...] = ()
+    # Of a complete one: by which transport the bytes came.
+    transport: str = ""
 
     def require_sound(self) -> None:
         """Raises: ChecksumMismatch or GrantWithdrawn where these blocks can never be used."""
@@ -176,6 +180,13 @@ class Transport(Protocol):
         self, num_blocks: int, block_bytes: int, worker_id: str, incarnation: int
     ) -> KvReceiver:
         """Allocate and export a pool. Raises: ExportUnavailable."""
+        ...
+
+    def can_reach(self, export: KvExport) -> str | None:
+        """None where a connection is worth trying, else the reason why not. Connects to nothing.
+
+        Asked about one door: the export's own transport is this one.
+        """
         ...
 
     def connect(self, export: KvExport, *, sender_id: str, block_bytes: int) -> KvSender:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 
 from kvtransfer.errors import PusherClosed
-from kvtransfer.lane import LaneSettings, OnDone, PeerLane, PushJob
+from kvtransfer.lane import LaneOwner, LaneSettings, OnDone, PeerLane, PushJob
 from kvtransfer.protocol import Transport
 from runtime.clock import Clock
 from scheduling.messages import KvExport
@@ -28,14 +28,13 @@ class Pusher:
     ) -> None:
         self._transport_by_name = dict(transports)
         self._source = source
-        self._on_done = on_done
+        self._owner = LaneOwner(on_done, self._may_retire)
         self._settings = settings
         self._clock = clock
-        # Guards what follows; never held while a lane works or a callback runs.
+        # Guards what follows; never held while a lane works or a callback runs. A lane's own lock
+        # is taken after it, never before.
         self._lock = threading.Lock()
         self._lane_by_worker: dict[str, PeerLane] = {}
-        # Forgotten lanes whose thread may still finish a batch.
-        self._leaving: list[PeerLane] = []
         self._is_closed = False
 
     def submit(self, job: PushJob) -> None:
@@ -43,7 +42,8 @@ class Pusher:
 
         Raises: BacklogFull, StaleIncarnation, PusherClosed; then there is no callback.
         """
-        self._lane_of(job.export).submit(job)
+        with self._lock:
+            self._lane_of(job.export).submit(job)
 
     def has_room(self, worker_id: str) -> bool:
         """Whether a submit to this peer would be accepted now."""
@@ -56,7 +56,8 @@ class Pusher:
 
         Raises: StaleIncarnation, PusherClosed. A failure to connect shows at the first job.
         """
-        self._lane_of(export).prepare(export)
+        with self._lock:
+            self._lane_of(export).prepare(export)
 
     def cancel(self, transfer_id: str) -> None:
         """Stop every job submitted for this transfer; each still gets its callback.
@@ -66,16 +67,6 @@ class Pusher:
         for lane in self._lanes():
             lane.cancel(transfer_id)
 
-    def forget_peer(self, worker_id: str) -> None:
-        """A worker has left: cancel its jobs, unmap its pool, end its thread. Does not wait."""
-        with self._lock:
-            lane = self._lane_by_worker.pop(worker_id, None)
-            if lane is None:
-                return
-            self._leaving = [other for other in self._leaving if not other.join(0.0)]
-            self._leaving.append(lane)
-        lane.begin_close(must_cancel=True)
-
     def close(self, drain_timeout_s: float) -> bool:
         """Take no more jobs, finish those there are within the time, cancel the rest.
 
@@ -84,8 +75,6 @@ class Pusher:
         with self._lock:
             self._is_closed = True
         lanes = self._lanes()
-        with self._lock:
-            lanes += self._leaving
         for lane in lanes:
             lane.begin_close(must_cancel=False)
         deadline_at_s = self._clock.now() + drain_timeout_s
@@ -102,18 +91,26 @@ class Pusher:
             return list(self._lane_by_worker.values())
 
     def _lane_of(self, export: KvExport) -> PeerLane:
+        """The caller holds the lock, so the lane cannot retire before it has the job."""
+        if self._is_closed:
+            raise PusherClosed
+        lane = self._lane_by_worker.get(export.worker_id)
+        if lane is None:
+            lane = PeerLane(
+                export.worker_id,
+                self._transport_by_name,
+                self._source,
+                self._owner,
+                self._settings,
+                self._clock,
+            )
+            self._lane_by_worker[export.worker_id] = lane
+        return lane
+
+    def _may_retire(self, lane: PeerLane) -> bool:
         with self._lock:
-            if self._is_closed:
-                raise PusherClosed
-            lane = self._lane_by_worker.get(export.worker_id)
-            if lane is None:
-                lane = PeerLane(
-                    export.worker_id,
-                    self._transport_by_name,
-                    self._source,
-                    self._on_done,
-                    self._settings,
-                    self._clock,
-                )
-                self._lane_by_worker[export.worker_id] = lane
-            return lane
+            if not lane.try_retire():
+                return False
+            if self._lane_by_worker.get(lane.worker_id) is lane:
+                del self._lane_by_worker[lane.worker_id]
+            return True

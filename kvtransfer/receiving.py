@@ -1,21 +1,13 @@
-"""The receiver's half of a shared pool: grants, arrivals and quarantine. Moves no bytes."""
+"""The receiver's half of a pool: grants, arrivals and revocation. Moves no bytes."""
 
 import numpy as np
 import numpy.typing as npt
 
-from kvtransfer.checksum import block_checksum, sender_key
+from kvtransfer.checksum import block_checksum
 from kvtransfer.errors import StaleGeneration
-from kvtransfer.layout import NO_GRANT, SLOT_CLAIM, SLOT_SENDER_KEY, PoolViews, block_index
+from kvtransfer.layout import NO_GRANT, PoolViews, block_index
 from kvtransfer.ordering import full_fence
 from kvtransfer.protocol import Arrival, Ids
-
-_LOW_HALF = np.uint64(0xFFFFFFFF)
-_HALF_BITS = np.uint64(32)
-
-
-def pack_claim(first_block: int, end_block: int) -> int:
-    """Blocks [first_block, end_block) as the word by which a sender announces a write."""
-    return first_block << 32 | end_block
 
 
 class ReceivedBlocks:
@@ -65,31 +57,9 @@ class ReceivedBlocks:
     def revoke(self, block_ids: Ids) -> None:
         """See `KvReceiver.revoke`."""
         self._views.expected[self._index(block_ids)] = NO_GRANT
-        # A sender announces, fences, then reads `expected`; `writing_slots` reads announcements
-        # after this fence. So either the sender sees the revocation or we see the sender.
+        # A writer announces, fences, then reads `expected`; `Claims.writing_slots` reads
+        # announcements after this fence. So either it sees the revocation or we see the writer.
         full_fence()
-
-    def writing_slots(self, block_ids: Ids) -> list[int]:
-        """Slots whose sender announced a write that may touch these blocks."""
-        ids = self._index(block_ids)
-        claims = self._views.slots[:, SLOT_CLAIM]
-        busy = np.flatnonzero(claims)
-        if not ids.size or not busy.size:
-            return []
-        held = claims[busy][:, np.newaxis]
-        touched = ids.astype(np.uint64)[np.newaxis, :]
-        is_hit = ((held >> _HALF_BITS) <= touched) & (touched < (held & _LOW_HALF))
-        return [int(slot) for slot in busy[is_hit.any(axis=1)]]
-
-    def slots_of(self, sender_id: str) -> list[int]:
-        """Slots that this sender holds, or held when it died, with a write announced."""
-        slots = self._views.slots
-        is_its_own = slots[:, SLOT_SENDER_KEY] == np.uint64(sender_key(sender_id))
-        return [int(slot) for slot in np.flatnonzero(is_its_own & (slots[:, SLOT_CLAIM] != 0))]
-
-    def clear_slot(self, slot: int) -> None:
-        """Drop a claim. The caller has made sure that no process stands behind it."""
-        self._views.slots[slot, SLOT_CLAIM] = 0
 
     def _find_damage(
         self,

@@ -31,23 +31,28 @@ _POPULATE_STEP = 16 << 20
 _MADV_POPULATE_WRITE = 23
 
 
-def segment_name(worker_id: str, incarnation: int) -> str:
-    """The file name of one life of a worker; any worker id gives a valid one."""
-    name = f"{PREFIX}{quote(worker_id, safe='')}.{incarnation}"
+def segment_name(cluster: str, worker_id: str, incarnation: int) -> str:
+    """The file name of one life of a worker; any names give a valid one."""
+    name = f"{_stem(cluster, worker_id)}.{incarnation}"
     if len(name) > _NAME_MAX:
         raise ExportUnavailable(f"worker id {worker_id[:40]!r}... is too long", "use a shorter one")
     return name
 
 
-def lives_of(directory: Path, worker_id: str) -> list[int]:
+def lives_of(directory: Path, cluster: str, worker_id: str) -> list[int]:
     """Incarnations of a worker whose segment still has a living owner."""
-    stem = f"{PREFIX}{quote(worker_id, safe='')}"
+    stem = _stem(cluster, worker_id)
     lives = []
     for path in directory.glob(f"{PREFIX}*"):
         found, _, incarnation = path.name.rpartition(".")
         if found == stem and incarnation.isdecimal() and is_owned(path):
             lives.append(int(incarnation))
     return lives
+
+
+def _stem(cluster: str, worker_id: str) -> str:
+    # The colon separates: quoting leaves none in the names.
+    return f"{PREFIX}{quote(cluster, safe='')}:{quote(worker_id, safe='')}"
 
 
 def is_owned(path: Path) -> bool:

@@ -8,9 +8,15 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from kvtransfer import segment
-from kvtransfer.checksum import sender_key
+from kvtransfer.batches import PushSettings
+from kvtransfer.claims import Claims
+from kvtransfer.doors import PoolOwner
 from kvtransfer.errors import (
     ExportUnavailable,
     LayoutMismatch,
@@ -19,23 +25,18 @@ from kvtransfer.errors import (
     WrongHost,
 )
 from kvtransfer.host import shared_memory_identity
-from kvtransfer.layout import (
-    PAGE_BYTES,
-    SLOT_CLAIM,
-    SLOT_SENDER_KEY,
-    PoolLayout,
-    PoolViews,
-    read_header,
-)
+from kvtransfer.layout import PAGE_BYTES, PoolLayout, read_header
 from kvtransfer.probe import measure_transport
-from kvtransfer.protocol import Arrival, BlockMoves, Ids, ProbeReport, PushReceipt, never
-from kvtransfer.receiving import ReceivedBlocks
-from kvtransfer.sending import BlockWriter, PushSettings
+from kvtransfer.protocol import BlockMoves, ProbeReport, PushReceipt, never
+from kvtransfer.receiver import PoolReceiver
+from kvtransfer.sending import BlockWriter
 from runtime.clock import Clock, MonotonicClock
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import KvExport
 
 NAME = "shared_memory"
+
+_Loss: TypeAlias = Callable[[], PeerGone | StaleIncarnation]
 
 
 class SharedMemoryTransport:
@@ -49,18 +50,20 @@ class SharedMemoryTransport:
         settings: PushSettings | None = None,
         clock: Clock | None = None,
         max_senders: int = 128,
+        cluster: str = "tandem",
     ) -> None:
         self._directory = directory
+        self._cluster = cluster
         self._settings = settings or PushSettings()
         self._clock = clock or MonotonicClock()
         self._max_senders = max_senders
 
     def create_receiver(
         self, num_blocks: int, block_bytes: int, worker_id: str, incarnation: int
-    ) -> "SharedMemoryReceiver":
+    ) -> PoolReceiver:
         """See `Transport.create_receiver`. Removes what dead processes left in the folder first."""
         layout = PoolLayout(num_blocks, block_bytes, incarnation, self._max_senders)
-        path = self._directory / segment.segment_name(worker_id, incarnation)
+        path = self._directory / segment.segment_name(self._cluster, worker_id, incarnation)
         if self._directory.is_dir():
             segment.remove_leftovers(self._directory)
         with segment.new_segment(path, layout.total_bytes) as file:
@@ -77,7 +80,16 @@ class SharedMemoryTransport:
             incarnation=Incarnation(incarnation),
             host=shared_memory_identity(self._directory),
         )
-        return SharedMemoryReceiver(export, path, file, layout.views(memory))
+        views = layout.views(memory)
+        receiver = PoolReceiver(PoolOwner(worker_id, incarnation), layout, views)
+        receiver.add_door(SharedMemoryDoor(export, path, file, Claims(views.slots)))
+        return receiver
+
+    def can_reach(self, export: KvExport) -> str | None:
+        """See `Transport.can_reach`."""
+        if export.host == shared_memory_identity(self._directory):
+            return None
+        return f"the memory of {export.host} is not seen here"
 
     def connect(
         self, export: KvExport, *, sender_id: str, block_bytes: int
@@ -92,7 +104,7 @@ class SharedMemoryTransport:
                 f"worker of {block_bytes}"
             )
         # Computed, not taken from the wire: an address cannot lead to any other file.
-        name = segment.segment_name(export.worker_id, export.incarnation)
+        name = segment.segment_name(self._cluster, export.worker_id, export.incarnation)
         if export.transport != NAME or export.address != name:
             raise LayoutMismatch(f"{export.address!r} is not the address of such an export")
         file = self._open(export, self._directory / name)
@@ -106,11 +118,23 @@ class SharedMemoryTransport:
         """See `Transport.probe`."""
         return measure_transport(self, clock)
 
+    def _loss_of(self, export: KvExport) -> _Loss:
+        """Why an export has no owner: its worker lives on as another incarnation, or not at all."""
+
+        def loss() -> PeerGone | StaleIncarnation:
+            lives = segment.lives_of(self._directory, self._cluster, export.worker_id)
+            newest = max(lives, default=0)
+            if newest > export.incarnation:
+                return StaleIncarnation(export.worker_id, export.incarnation, newest)
+            return PeerGone(export.worker_id, export.incarnation)
+
+        return loss
+
     def _open(self, export: KvExport, path: Path) -> int:
         try:
             return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            raise _loss_of(export, self._directory) from None
+            raise self._loss_of(export)() from None
         except OSError as error:
             raise ExportUnavailable(
                 f"{path.name} cannot be opened: {error.strerror}",
@@ -119,7 +143,7 @@ class SharedMemoryTransport:
 
     def _join(self, export: KvExport, file: int, sender_id: str) -> "SharedMemorySender":
         if not segment.is_locked(file, segment.OWNER_LOCK):
-            raise _loss_of(export, self._directory)
+            raise self._loss_of(export)()
         layout = read_header(os.pread(file, PAGE_BYTES, 0))
         told = (export.num_blocks, export.block_bytes, export.incarnation)
         if (layout.num_blocks, layout.block_bytes, layout.incarnation) != told:
@@ -138,43 +162,29 @@ class SharedMemoryTransport:
         segment.populate(memory)
         views = layout.views(memory)
         # The slot's former holder is dead or has left: its lock was free.
-        views.slots[slot, SLOT_CLAIM] = 0
-        views.slots[slot, SLOT_SENDER_KEY] = sender_key(sender_id)
+        Claims(views.slots).begin(slot, sender_id)
         writer = BlockWriter(views, layout.block_bytes, slot, self._settings, self._clock)
-        return SharedMemorySender(export, self._directory, file, slot, writer)
+        return SharedMemorySender(self._loss_of(export), file, slot, writer)
 
 
-class SharedMemoryReceiver:
-    """See `KvReceiver`. Owns the file; the kernel's lock on it says that this process lives."""
+class SharedMemoryDoor:
+    """See `Door`. Owns the file; the kernel's lock on it says that this process lives."""
 
-    def __init__(self, export: KvExport, path: Path, file: int, views: PoolViews) -> None:
+    def __init__(self, export: KvExport, path: Path, file: int, claims: Claims) -> None:
         self._export = export
         self._path = path
         self._file = file
-        self._views = views
-        self._blocks = ReceivedBlocks(views, export.block_bytes)
+        self._claims = claims
         self._is_closed = False
 
     def export(self) -> KvExport:
         return self._export
 
-    def buffer(self) -> memoryview:
-        return self._views.data.data
-
-    def expect(self, block_ids: Ids, generations: Ids) -> None:
-        self._blocks.expect(block_ids, generations)
-
-    def poll(self, block_ids: Ids, generations: Ids) -> Arrival:
-        return self._blocks.poll(block_ids, generations)
-
-    def revoke(self, block_ids: Ids) -> None:
-        self._blocks.revoke(block_ids)
-
-    def quarantine_clear(self, block_ids: Ids) -> bool:
-        return self._drop_claims(self._blocks.writing_slots(block_ids))
+    def is_writing(self, block_ids: npt.NDArray[np.int64]) -> bool:
+        return not self._drop_claims(self._claims.writing_slots(block_ids))
 
     def forget_sender(self, sender_id: str) -> bool:
-        return self._drop_claims(self._blocks.slots_of(sender_id))
+        return self._drop_claims(self._claims.slots_of(sender_id))
 
     def close(self) -> None:
         if self._is_closed:
@@ -193,7 +203,7 @@ class SharedMemoryReceiver:
                 is_clear = False
                 continue
             # No new sender can take the slot while its lock is ours.
-            self._blocks.clear_slot(slot)
+            self._claims.clear(slot)
             segment.unlock(self._file, 1 + slot)
         return is_clear
 
@@ -201,11 +211,8 @@ class SharedMemoryReceiver:
 class SharedMemorySender:
     """See `KvSender`. Keeps the pool's memory alive until closed, even that of a dead receiver."""
 
-    def __init__(
-        self, export: KvExport, directory: Path, file: int, slot: int, writer: BlockWriter
-    ) -> None:
-        self._export = export
-        self._directory = directory
+    def __init__(self, loss: _Loss, file: int, slot: int, writer: BlockWriter) -> None:
+        self._loss = loss
         self._file = file
         self._slot = slot
         # None once closed; the mapping goes with it.
@@ -227,7 +234,7 @@ class SharedMemorySender:
 
     def check(self) -> None:
         if self._writer is None or not segment.is_locked(self._file, segment.OWNER_LOCK):
-            raise _loss_of(self._export, self._directory)
+            raise self._loss()
 
     def close(self) -> None:
         if self._writer is None:
@@ -236,11 +243,3 @@ class SharedMemorySender:
         # A kept traceback may keep the mapping, and with it the lock; so it is given up here.
         segment.unlock(self._file, 1 + self._slot)
         os.close(self._file)
-
-
-def _loss_of(export: KvExport, directory: Path) -> PeerGone | StaleIncarnation:
-    """Why an export has no owner: its worker lives on as another incarnation, or not at all."""
-    newest = max(segment.lives_of(directory, export.worker_id), default=0)
-    if newest > export.incarnation:
-        return StaleIncarnation(export.worker_id, export.incarnation, newest)
-    return PeerGone(export.worker_id, export.incarnation)

@@ -1,23 +1,20 @@
-"""For tests: damaged bytes, stalls, deaths halfway, and a sender in a process of its own."""
+"""For tests: pools with known bytes, damaged ones, stalls and deaths halfway."""
 
 import itertools
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from kvtransfer.batches import plain_copy
 from kvtransfer.errors import TransferError
 from kvtransfer.protocol import (
     BlockMoves,
-    CopyBytes,
     KvReceiver,
     KvSender,
     ProbeReport,
@@ -25,8 +22,6 @@ from kvtransfer.protocol import (
     Transport,
     never,
 )
-from kvtransfer.sending import PushSettings, plain_copy
-from kvtransfer.shared_memory import SharedMemoryTransport
 from runtime.clock import Clock
 from scheduling.messages import KvExport
 
@@ -55,6 +50,15 @@ PAIR_NUM_BLOCKS, PAIR_BLOCK_BYTES = 16, 512
 
 _lives = itertools.count(1)
 
+# A port that nobody has on an address of one's own.
+KV_PORT = 7790
+
+
+def own_loopback_host() -> str:
+    """An address of this machine that no other process of the tests listens on."""
+    pid = os.getpid()
+    return f"127.{64 + (pid >> 16) % 64}.{pid >> 8 & 255}.{pid & 255}"
+
 
 def next_incarnation() -> int:
     """Larger than every one before it in this process."""
@@ -78,7 +82,11 @@ class TransportPair:
             PAIR_NUM_BLOCKS, PAIR_BLOCK_BYTES, self.worker_id, next_incarnation()
         )
         self.source = patterned_pool(PAIR_NUM_BLOCKS, PAIR_BLOCK_BYTES, seed=1)
-        self.sender: KvSender = self.connect()
+        try:
+            self.sender: KvSender = self.connect()
+        except BaseException:
+            self.receiver.close()
+            raise
 
     def connect(self, sender_id: str = "prefill-0#1") -> KvSender:
         return self.transport.connect(
@@ -181,6 +189,9 @@ class FaultyTransport:
     ) -> KvReceiver:
         return self._inner.create_receiver(num_blocks, block_bytes, worker_id, incarnation)
 
+    def can_reach(self, export: KvExport) -> str | None:
+        return self._inner.can_reach(export)
+
     def connect(self, export: KvExport, *, sender_id: str, block_bytes: int) -> KvSender:
         self.connects.append(export)
         if self.connect_errors:
@@ -218,153 +229,3 @@ class _FaultySender:
     def close(self) -> None:
         self._faults.num_closed_senders += 1
         self._inner.close()
-
-
-Fault: TypeAlias = Literal["none", "damage", "die_halfway", "stall_halfway"]
-
-
-@dataclass(frozen=True, slots=True)
-class SenderSpec:
-    """What a `SenderProcess` connects to and how it misbehaves."""
-
-    export: KvExport
-    sender_id: str
-    # Its pool is patterned_pool(num_blocks, export.block_bytes, seed).
-    num_blocks: int
-    seed: int
-    fault: Fault = "none"
-    # The faults strike at this copy, counted from 1.
-    at_copy: int = 1
-    checksum_fraction: float = 1.0
-    max_batch_bytes: int = 8 << 20
-
-
-class PushRefused(Exception):
-    """The other process's push raised a TransferError with this code."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class SenderProcess:
-    """A sender over shared memory in a process of its own, which can be killed."""
-
-    def __init__(self, spec: SenderSpec) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(spec, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> "SenderProcess":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.kill()
-        self._connection.close()
-
-    def connect(self) -> None:
-        """Wait until it has connected. Raises: PushRefused."""
-        self._connection.send(None)
-        self._answer()
-
-    def begin_push(self, moves: BlockMoves) -> None:
-        """Start a push; `finish_push` has its outcome."""
-        self._connection.send(moves)
-
-    def finish_push(self) -> PushReceipt:
-        """Raises: PushRefused; EOFError where the process died."""
-        receipt = self._answer()
-        if not isinstance(receipt, PushReceipt):
-            raise TypeError(f"unexpected answer {receipt!r}")
-        return receipt
-
-    def push(self, moves: BlockMoves) -> PushReceipt:
-        """Push and wait."""
-        self.begin_push(moves)
-        return self.finish_push()
-
-    def wait_until_stalled(self) -> None:
-        """Wait for a `stall_halfway` sender to be in the middle of its copy."""
-        if self._answer() != "stalled":
-            raise RuntimeError("the sender did not stall")
-
-    def resume(self) -> None:
-        """Let a stalled sender go on."""
-        self._connection.send("resume")
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until the kernel has taken the process apart."""
-        self._process.kill()
-        self.wait_until_dead()
-
-    def wait_until_dead(self) -> int | None:
-        """Wait for the process's end; its exit code, negative for a signal."""
-        self._process.join(PATIENCE_S)
-        return self._process.exitcode
-
-    def _answer(self) -> object:
-        if not self._connection.poll(PATIENCE_S):
-            raise TimeoutError("the sender process does not answer")
-        answer: object = self._connection.recv()
-        if isinstance(answer, tuple):
-            raise PushRefused(*answer)
-        return answer
-
-
-def _serve(spec: SenderSpec, commands: Connection) -> None:
-    pool = patterned_pool(spec.num_blocks, spec.export.block_bytes, spec.seed)
-    settings = PushSettings(
-        checksum_fraction=spec.checksum_fraction,
-        max_batch_bytes=spec.max_batch_bytes,
-        copy_bytes=_faulty_copy(spec, commands),
-    )
-    transport = SharedMemoryTransport(settings=settings)
-    sender: KvSender | None = None
-    while True:
-        moves: BlockMoves | None = commands.recv()
-        try:
-            if sender is None:
-                sender = transport.connect(
-                    spec.export, sender_id=spec.sender_id, block_bytes=spec.export.block_bytes
-                )
-            if moves is None:
-                commands.send("connected")
-            else:
-                commands.send(sender.push(memoryview(pool), moves, timeout_s=PATIENCE_S))
-        except TransferError as error:
-            commands.send((error.code, str(error)))
-
-
-def _faulty_copy(spec: SenderSpec, commands: Connection) -> CopyBytes:
-    if spec.fault == "damage":
-        return damaging_copy
-    if spec.fault == "die_halfway":
-        return DyingCopy(spec.at_copy)
-    if spec.fault == "stall_halfway":
-        return _StallForever(commands, spec.at_copy)
-    return plain_copy
-
-
-class _StallForever:
-    """Stops halfway through the n-th copy, says so, and waits to be killed or resumed."""
-
-    def __init__(self, commands: Connection, at_copy: int) -> None:
-        self._commands = commands
-        self._copies_left = at_copy
-
-    def __call__(self, target: _Bytes, source: _Bytes) -> None:
-        self._copies_left -= 1
-        half = len(target) // 2
-        plain_copy(target[:half], source[:half])
-        if self._copies_left == 0:
-            self._commands.send("stalled")
-            if self._commands.poll(PATIENCE_S):
-                self._commands.recv()
-        plain_copy(target[half:], source[half:])

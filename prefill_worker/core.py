@@ -1,17 +1,20 @@
 """What a prefill worker does next. Pure: the shell performs the actions.
 
 Prompts run in the order in which the router sent them, cut into chunks that fill the iteration's
-token budget; at most one prompt is left partly computed. Full blocks are pushed as soon as they
-are computed and a target is known. A task's blocks are free only when no copy reads them any more.
+token budget; at most one prompt is left partly computed. What is cached of a prompt is shared; what
+another prompt computes right now is waited for, and who waits may be passed. Full blocks are pushed
+as soon as they are computed and a target is known. A task lets go of its blocks only when no copy
+reads them any more.
 """
 
-from collections import deque
 from dataclasses import dataclass
 from typing import assert_never
 
+from prefill_worker.prefix_reuse import PrefixReuse
+from prefill_worker.prompt_task import PromptTask
 from scheduling.block_pool import BlockPool, num_blocks_for
 from scheduling.errors import TandemError
-from scheduling.ids import TaskId
+from scheduling.ids import BlockId, TaskId
 from scheduling.messages import (
     AdmitGeneration,
     CancelTask,
@@ -20,9 +23,10 @@ from scheduling.messages import (
     KvPushed,
     KvTarget,
     PrefillStarted,
+    PromptScored,
     PushTo,
     Report,
-    SequenceSpec,
+    ResumeGeneration,
     StartDecode,
     StartPrefill,
     TaskFailed,
@@ -62,32 +66,8 @@ class PrefillSettings:
     max_num_seqs: int
     # Tokens computed in one iteration.
     max_num_batched_tokens: int
-
-
-@dataclass(slots=True)
-class PromptTask:
-    """One prompt from dispatch until its last block has left."""
-
-    task_id: TaskId
-    session_id: SessionId
-    sequence: SequenceSpec
-    num_computed_tokens: int = 0
-    # Held while the prompt is being computed; None before and after.
-    slot: int | None = None
-    target: KvTarget | None = None
-    # Blocks [0, num_submitted_blocks) have been handed to the transfer.
-    num_submitted_blocks: int = 0
-    num_pushed_blocks: int = 0
-    num_pushed_bytes: int = 0
-    copy_s: float = 0.0
-    num_pushes_in_flight: int = 0
-    # Cancelled, failed or finished: released as soon as no copy reads its blocks.
-    is_ending: bool = False
-
-    @property
-    def is_computed(self) -> bool:
-        """All KV of the sequence exists."""
-        return self.num_computed_tokens == self.sequence.num_tokens
+    # Keep the KV of full blocks for later prompts that begin alike.
+    prefix_caching: bool = True
 
 
 class PrefillCore:
@@ -99,11 +79,12 @@ class PrefillCore:
         self._slots = SlotPool(settings.max_num_seqs)
         self._task_by_id: dict[TaskId, PromptTask] = {}
         # Sent by the router, no block yet.
-        self._waiting: deque[TaskId] = deque()
+        self._waiting: dict[TaskId, PromptTask] = {}
         # Holding a slot and blocks, in order of start.
         self._running: dict[TaskId, PromptTask] = {}
         self._task_by_slot: dict[int, PromptTask] = {}
         self._planned: tuple[ScheduledChunk, ...] = ()
+        self._prefixes = PrefixReuse(self.pool, settings.block_size, is_on=settings.prefix_caching)
         # Kept as a sum: the load goes out with every frame.
         self._num_backlog_tokens = 0
 
@@ -115,6 +96,7 @@ class PrefillCore:
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_backlog_tokens=self._num_backlog_tokens,
+            num_tasks=len(self._task_by_id),
         )
 
     @property
@@ -130,8 +112,8 @@ class PrefillCore:
             case SessionLost(session_id):
                 lost = [t for t in self._task_by_id.values() if t.session_id == session_id]
                 return [action for task in lost for action in self._end(task)]
-            case StepFinished(outputs):
-                return self._step_finished(outputs)
+            case StepFinished():
+                return self._step_finished(event) + self._prefixes.news()
             case StepFailed(message, slots):
                 return self._step_failed(message, slots)
             case PushFinished():
@@ -148,29 +130,24 @@ class PrefillCore:
         actions: list[WorkerAction] = []
         for task in self._running.values():
             budget -= self._schedule(task, budget, chunks)
-        while self._waiting and budget > 0:
-            task = self._task_by_id[self._waiting[0]]
-            started = self._start(task)
-            if started is None:
-                break
-            actions += started
-            self._waiting.popleft()
-            budget -= self._schedule(task, budget, chunks)
+        if budget > 0:
+            actions += self._start_waiting(budget, chunks)
         self._planned = tuple(chunks)
+        actions += self._prefixes.news()
         return actions, StepPlan(self._planned) if chunks else None
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless blocks, slots and tasks agree."""
         self.pool.check_invariants()
         assert set(self._running) <= set(self._task_by_id)
-        assert sum(self.pool.num_blocks_of(task_id) for task_id in self._task_by_id) == (
-            self.pool.num_blocks - self.pool.num_free_blocks
+        held = {b for task_id in self._task_by_id for b in self.pool.blocks_of(task_id)}
+        assert len(held) == self.pool.num_blocks - self.pool.num_free_blocks
+        assert self._running or not self._prefixes.num_in_work, (
+            "somebody waits for a prompt that is gone"
         )
         assert len(self._task_by_slot) == self._slots.num_used
         assert self._num_backlog_tokens == sum(
-            task.sequence.num_tokens - task.num_computed_tokens
-            for task in self._task_by_id.values()
-            if not task.is_ending
+            task.num_missing_tokens for task in self._task_by_id.values() if not task.is_ending
         )
 
     def _command(self, session_id: SessionId, command: Command) -> list[WorkerAction]:
@@ -179,51 +156,76 @@ class PrefillCore:
             case StartPrefill(task_id, sequence):
                 if task is not None:
                     return []  # a repeated dispatch changes nothing
-                task = PromptTask(task_id, session_id, sequence)
-                self._task_by_id[task_id] = task
-                self._waiting.append(task_id)
+                task = PromptTask(task_id, session_id, sequence, self._prefixes.chain_of(sequence))
+                self._task_by_id[task_id] = self._waiting[task_id] = task
                 self._num_backlog_tokens += sequence.num_tokens
                 return []
             case PushTo(_, target):
                 if task is None or task.is_ending or task.target is not None:
                     return []
+                if not self._is_target_of(target, task):
+                    message = "the target's blocks are not those of the sequence; see the versions"
+                    return self._fail(task, "transfer_failed", message)
                 task.target = target
-                return self._push_ready(task)
+                return self._push_ready(task) + self._finish_if_pushed(task)
             case CancelTask(task_id):
                 if task is None:
                     return [SendReport(session_id, TaskReleased(task_id))]
                 return self._end(task)
-            case AdmitGeneration() | StartDecode() | GrantGrowth():
+            case AdmitGeneration() | StartDecode() | GrantGrowth() | ResumeGeneration():
                 message = f"a prefill worker cannot take {type(command).__name__}"
                 failed = TaskFailed(command.task_id, TandemError.code, message)
                 return [SendReport(session_id, failed)]
             case _:
                 assert_never(command)
 
-    def _start(self, task: PromptTask) -> list[WorkerAction] | None:
+    def _is_target_of(self, target: KvTarget, task: PromptTask) -> bool:
         num_blocks = num_blocks_for(task.sequence.num_tokens, self._settings.block_size)
-        if not self._slots.num_free or num_blocks > self.pool.num_free_blocks:
+        return target.first_block_index + len(target.block_ids) <= num_blocks
+
+    def _start_waiting(self, budget: int, chunks: list[ScheduledChunk]) -> list[WorkerAction]:
+        actions: list[WorkerAction] = []
+        for task in tuple(self._waiting.values()):
+            if budget <= 0 or not self._slots.num_free:
+                break
+            shared = self._prefixes.find(task)
+            if shared is None:
+                continue
+            started = self._start(task, shared)
+            if started is None:
+                break
+            actions += started
+            del self._waiting[task.task_id]
+            budget -= self._schedule(task, budget, chunks)
+        return actions
+
+    def _start(self, task: PromptTask, shared: tuple[BlockId, ...]) -> list[WorkerAction] | None:
+        block_size = self._settings.block_size
+        num_blocks = num_blocks_for(task.sequence.num_tokens, block_size)
+        if self.pool.allocate(task.task_id, num_blocks - len(shared), shared) is None:
             return None
-        block_table = self.pool.allocate(task.task_id, num_blocks)
-        assert block_table is not None
+        task.num_computed_tokens = len(shared) * block_size
+        self._num_backlog_tokens -= task.num_computed_tokens
         task.slot = self._slots.take()
         self._running[task.task_id] = task
         self._task_by_slot[task.slot] = task
+        self._prefixes.begin(task)
         sequence = task.sequence
         start = SequenceStart(
             slot=task.slot,
             token_ids=sequence.prompt_token_ids + sequence.output_token_ids,
             num_prompt_tokens=len(sequence.prompt_token_ids),
             sampling=sequence.sampling,
-            block_table=block_table,
+            block_table=self.pool.blocks_of(task.task_id),
         )
         return [
             LoadSequence(start, sequence.stop),
-            SendReport(task.session_id, PrefillStarted(task.task_id)),
+            SendReport(task.session_id, PrefillStarted(task.task_id, task.num_computed_tokens)),
+            *self._push_ready(task),
         ]
 
     def _schedule(self, task: PromptTask, budget: int, chunks: list[ScheduledChunk]) -> int:
-        missing = task.sequence.num_tokens - task.num_computed_tokens
+        missing = task.num_missing_tokens
         num_tokens = min(missing, budget)
         if num_tokens > 0:
             assert task.slot is not None
@@ -233,11 +235,15 @@ class PrefillCore:
             chunks.append(chunk)
         return max(0, num_tokens)
 
-    def _step_finished(self, outputs: tuple[SampledOutput, ...]) -> list[WorkerAction]:
+    def _step_finished(self, event: StepFinished) -> list[WorkerAction]:
         actions: list[WorkerAction] = []
-        output_by_slot = {output.slot: output for output in outputs}
+        for slot, logprobs in event.prompt_logprobs:
+            task = self._task_by_slot[slot]
+            actions.append(SendReport(task.session_id, PromptScored(task.task_id, logprobs)))
+        output_by_slot = {output.slot: output for output in event.outputs}
         for chunk in self._planned:
             task = self._task_by_slot[chunk.slot]
+            self._prefixes.computed(task, chunk.num_tokens)
             task.num_computed_tokens += chunk.num_tokens
             self._num_backlog_tokens -= chunk.num_tokens
             actions += self._push_ready(task)
@@ -262,18 +268,22 @@ class PrefillCore:
         return actions + self._leave_engine(task) + self._finish_if_pushed(task)
 
     def _push_ready(self, task: PromptTask) -> list[WorkerAction]:
-        if task.target is None or task.is_ending:
+        target = task.target
+        if target is None or task.is_ending:
             return []
         if task.is_computed:
             # The last block may be partly filled; it is complete for this hand-over.
-            num_ready = len(task.target.block_ids)
+            num_ready = len(target.block_ids)
         else:
-            num_ready = task.num_computed_tokens // self._settings.block_size
-        num_ready = min(num_ready, len(task.target.block_ids))
+            num_full = task.num_computed_tokens // self._settings.block_size
+            num_ready = min(num_full - target.first_block_index, len(target.block_ids))
         if num_ready <= task.num_submitted_blocks:
             return []
-        blocks = self.pool.blocks_of(task.task_id)[task.num_submitted_blocks : num_ready]
-        push = Push(task.task_id, task.target, task.num_submitted_blocks, blocks)
+        first = target.first_block_index
+        blocks = self.pool.blocks_of(task.task_id)[
+            first + task.num_submitted_blocks : first + num_ready
+        ]
+        push = Push(task.task_id, target, task.num_submitted_blocks, blocks)
         task.num_submitted_blocks = num_ready
         task.num_pushes_in_flight += 1
         return [push]
@@ -289,6 +299,7 @@ class PrefillCore:
         task.num_pushed_blocks += event.num_blocks
         task.num_pushed_bytes += event.num_bytes
         task.copy_s += event.copy_s
+        task.transport = event.transport
         return self._finish_if_pushed(task)
 
     def _finish_if_pushed(self, task: PromptTask) -> list[WorkerAction]:
@@ -302,7 +313,7 @@ class PrefillCore:
             num_blocks=task.num_pushed_blocks,
             num_bytes=task.num_pushed_bytes,
             copy_s=task.copy_s,
-            transport=target.export.transport,
+            transport=task.transport or target.export.transport,
         )
         return [SendReport(task.session_id, pushed), *self._end(task)]
 
@@ -311,6 +322,9 @@ class PrefillCore:
             slots = tuple(chunk.slot for chunk in self._planned)
         tasks = [self._task_by_slot[slot] for slot in slots]
         self._planned = ()
+        for task in tasks:
+            # Whether the KV is to blame is not known; the next try shall not begin with it.
+            self.pool.distrust(task.task_id)
         return [a for task in tasks for a in self._fail(task, TandemError.code, message)]
 
     def _fail(self, task: PromptTask, code: str, message: str) -> list[WorkerAction]:
@@ -321,10 +335,9 @@ class PrefillCore:
         if task.is_ending:
             return []
         task.is_ending = True
-        self._num_backlog_tokens -= task.sequence.num_tokens - task.num_computed_tokens
+        self._num_backlog_tokens -= task.num_missing_tokens
         actions = self._leave_engine(task)
-        if not self._running.get(task.task_id) and task.task_id in self._waiting:
-            self._waiting.remove(task.task_id)
+        self._waiting.pop(task.task_id, None)
         if task.num_pushes_in_flight:
             assert task.target is not None
             actions.append(CancelPush(task.task_id, task.target.transfer_id))
@@ -337,6 +350,7 @@ class PrefillCore:
         del self._task_by_slot[slot]
         del self._running[task.task_id]
         self._slots.give_back(slot)
+        self._prefixes.end(task)
         return [DropSequence(slot)]
 
     def _release_if_idle(self, task: PromptTask) -> list[WorkerAction]:

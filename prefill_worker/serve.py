@@ -35,6 +35,7 @@ def build_prefill(place: Workplace) -> RoleParts:
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            prefix_caching=config.prefix_caching,
         )
     )
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from kvtransfer.sending import PushSettings, plain_copy
+from kvtransfer.batches import PushSettings, plain_copy
 from kvtransfer.shared_memory import SharedMemoryTransport
 from kvtransfer.testing import damaging_copy
 from prefill_worker.serve import build_prefill
@@ -48,7 +48,7 @@ async def serve_damageable(config: PrefillConfig, stop: StopRequested) -> None:
 
     def build(place: Workplace) -> RoleParts:
         settings = PushSettings(config.kv_checksum_fraction, copy_bytes=copy)
-        transport = SharedMemoryTransport(settings=settings)
+        transport = SharedMemoryTransport(settings=settings, cluster=config.cluster_name)
         return build_prefill(replace(place, transports={transport.name: transport}))
 
     await run_worker(config, stop, build)

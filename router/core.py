@@ -11,6 +11,7 @@ from router.events import (
     CallerLeft,
     Event,
     ExtensionAnswered,
+    OperatorCancelled,
     ReportsArrived,
     RequestArrived,
     RequestSpec,
@@ -26,7 +27,9 @@ from router.reports import ReportHandler
 from router.scheduler import Scheduler
 from router.sequence import Request, Sequence
 from router.state import RouterSettings, RouterState
+from router.swapped import next_overdue_at
 from scheduling.errors import (
+    CanNeverFit,
     DeadlineExceeded,
     DuplicateRequest,
     QueueFull,
@@ -80,18 +83,22 @@ class RouterCore:
             case CallerLeft(request_id):
                 left = RequestCancelled("the caller left or cancelled; nothing to do")
                 return self._end_request(request_id, left, Change.CALLER_LEFT, now)
+            case OperatorCancelled(request_id, message):
+                ended = RequestCancelled(message)
+                return self._end_request(request_id, ended, Change.OPERATOR_CANCELLED, now)
             case WorkerConnected(hello):
                 known = self.state.fleet.get(hello.worker_id)
                 if known is not None and known.hello.incarnation > hello.incarnation:
                     raise StaleIncarnation(f"{hello.worker_id} has a newer life; restart it")
                 actions = self._lose_worker(WorkerLost(hello.worker_id, hello.incarnation), now)
                 self.state.fleet.add(hello)
+                self.state.legs.connected(hello.worker_id)
                 self._scheduler.reconsider_stranded()
                 return [*actions, *self.state.fleet.introductions(hello)]
             case WorkerLost():
                 return self._lose_worker(event, now)
-            case ReportsArrived(worker_id, reports, load):
-                return self._reports.handle(worker_id, reports, load, now)
+            case ReportsArrived():
+                return self._reports.handle(event, now)
             case ReservationAnswered():
                 return self._scheduler.reservation_answered(event, now)
             case ExtensionAnswered():
@@ -106,6 +113,13 @@ class RouterCore:
         state = self.state
         if spec.request_id in state.request_by_id:
             raise DuplicateRequest(f"request id {spec.request_id!r} is running; choose another id")
+        num_tokens = len(spec.prompt_token_ids) + spec.stop.max_tokens
+        if num_tokens > state.settings.max_sequence_tokens:
+            raise CanNeverFit(
+                f"prompt and max_tokens are {num_tokens} tokens; a message to a worker holds "
+                f"{state.settings.max_sequence_tokens} of them; shorten the request, or raise "
+                "max_message_bytes of the router and of all workers"
+            )
         state.fleet.check_can_fit(len(spec.prompt_token_ids) + spec.stop.max_tokens)
         room = state.settings.max_prompt_queue - len(state.prompt_queue)
         if spec.num_choices > room:
@@ -124,6 +138,8 @@ class RouterCore:
             task_id = state.new_task_id(spec.request_id, index)
             sequence = Sequence(request, index, predicted, task_id, phase_since_s=now)
             request.sequences.append(sequence)
+            if spec.resumed and not sequence.resume(spec.resumed[index]):
+                continue
             sequence.move(Change.ADMITTED, now)
             self._scheduler.enqueue_prompt(sequence)
         return []
@@ -168,6 +184,8 @@ class RouterCore:
                 # Only an early binding is lost; the prompt goes on. Once the prefill worker knows
                 # the target it pushes there, and may free the KV thinking that it arrived.
                 continue
+            if leg.role == "prefill" and sequence.phase is Phase.DECODING:
+                continue  # all of its KV has arrived: the answer does not need it any more
             actions += self._scheduler.try_again(
                 sequence, Change.WORKER_LOST, f"worker {event.worker_id} was lost", now
             )
@@ -176,8 +194,15 @@ class RouterCore:
     def _next_wake(self, now: float) -> float | None:
         deadline_at_s = self.state.deadlines.next_at()
         instants = [] if deadline_at_s is None else [deadline_at_s]
+        overdue_at_s = next_overdue_at(self.state, now)
+        if overdue_at_s is not None:
+            instants.append(overdue_at_s)
         resume_at_s = self.state.fleet.next_resume_at(now)
-        is_waiting = len(self.state.prompt_queue) or len(self.state.generation_queue)
+        is_waiting = (
+            len(self.state.prompt_queue)
+            or len(self.state.generation_queue)
+            or any(len(view.parked) for view in self.state.fleet)
+        )
         if resume_at_s is not None and is_waiting:
             instants.append(resume_at_s)
         return min(instants, default=None)

@@ -9,6 +9,7 @@ from router.events import (
     Action,
     EmitFailed,
     EmitFinished,
+    EmitPromptLogprobs,
     EmitTokens,
     Event,
     Extend,
@@ -23,6 +24,7 @@ from router.events import (
 )
 from router.ledger_client import LedgerAction
 from router.measure import record_failed, record_finished
+from router.stream_log import Emission
 from router.streams import StreamBook
 from router.worker_link import WorkerLink
 from runtime.clock import Clock
@@ -67,7 +69,12 @@ class Dispatcher:
             self.on_defect()
             raise
         for action in actions:
-            self._perform(action)
+            if type(action) is EmitTokens:  # nearly all of them
+                stream = self._streams.get(action.request_id)
+                if stream is not None:
+                    stream.append(action)
+            else:
+                self._perform(action)
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -81,7 +88,7 @@ class Dispatcher:
                     link.send(export)
             case Reserve() | Extend() | TransferHolding() | ReleaseHolding():
                 self.ask_ledger(action)
-            case EmitTokens() | EmitFinished():
+            case EmitPromptLogprobs() | EmitTokens() | EmitFinished():
                 self._emit(action)
             case EmitFailed():
                 self._fail(action)
@@ -90,13 +97,16 @@ class Dispatcher:
             case _:
                 assert_never(action)
 
-    def _emit(self, emission: EmitTokens | EmitFinished) -> None:
+    def _emit(self, emission: Emission) -> None:
         stream = self._streams.get(emission.request_id)
         if stream is None:
             return
         stream.append(emission)
         if isinstance(emission, EmitFinished):
             record_finished(self._metrics, emission, stream.info.request_class)
+            self._metrics.prefix_looked_up(
+                stream.info.num_prompt_tokens, emission.num_cached_tokens
+            )
             log.info(
                 "request_finished",
                 request_id=emission.request_id,

@@ -7,7 +7,9 @@ from scheduling.errors import TandemError
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
 from scheduling.messages import Command, KvExport, Report, TokensEmitted, WorkerHello, WorkerLoad
 from scheduling.prediction import RequestFeatures
-from scheduling.sampling import SamplingParams, StopParams
+from scheduling.prefix_chain import PromptPrefix
+from scheduling.prefix_index import PrefixChanges
+from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams
 
 # Which half of a task a reservation is for.
 Role = Literal["prefill", "decode"]
@@ -46,6 +48,14 @@ class RequestSpec:
     tpot_s: float
     # Seconds the caller is willing to wait for the end, or None.
     deadline_s: float | None
+    # Cached prompts are shared among requests of equal salt only.
+    cache_salt: str = ""
+    # The keys of the prompt's blocks, where they were computed ahead.
+    prefix: PromptPrefix | None = None
+
+    # Of each answer that another router began: its tokens, or None where it has ended. Empty for
+    # a new request.
+    resumed: tuple[tuple[int, ...] | None, ...] = ()
 
     def features(self) -> RequestFeatures:
         """What the length predictor learns from."""
@@ -70,6 +80,14 @@ class CallerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorCancelled:
+    """An operator ends the request; the message tells the caller who and why."""
+
+    request_id: RequestId
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerConnected:
     hello: WorkerHello
 
@@ -87,6 +105,8 @@ class ReportsArrived:
     worker_id: WorkerId
     reports: tuple[Report, ...]
     load: WorkerLoad | None
+    # What changed of the prefixes that the worker keeps.
+    prefixes: PrefixChanges | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +117,8 @@ class ReservationAnswered:
     worker_id: WorkerId | None
     # The life of the worker that the blocks were reserved on; set with worker_id.
     incarnation: Incarnation | None = None
+    # False where the ledger is away: the blocks are wished for, and the worker decides.
+    is_booked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +138,7 @@ class TimeReached:
 Event = (
     RequestArrived
     | CallerLeft
+    | OperatorCancelled
     | WorkerConnected
     | WorkerLost
     | ReportsArrived
@@ -194,6 +217,18 @@ class PhaseTimings:
     early_binding: bool
     num_preemptions: int
     num_migrations: int
+    # Blocks that the decode worker had already.
+    num_blocks_skipped: int = 0
+    # Of the preemptions, how often the KV moved to host memory.
+    num_swaps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EmitPromptLogprobs:
+    """Logprobs of the next prompt tokens; all of them come before any output."""
+
+    request_id: RequestId
+    logprobs: PromptLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +248,8 @@ class EmitFinished:
     matched_stop: str | int | None
     num_output_tokens: int
     timings: PhaseTimings
+    # Prompt tokens whose KV was not computed for this answer.
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +275,7 @@ Action = (
     | Extend
     | TransferHolding
     | ReleaseHolding
+    | EmitPromptLogprobs
     | EmitTokens
     | EmitFinished
     | EmitFailed

@@ -1,7 +1,7 @@
 """The router's view of the connected workers: capacity, what it has promised, what they report."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
@@ -9,6 +9,9 @@ from scheduling.ids import WorkerId
 from scheduling.messages import WorkerHello, WorkerLoad
 from scheduling.placement import Candidate
 from scheduling.policy import growth_reserve_blocks
+from scheduling.prefix_chain import PromptPrefix
+from scheduling.prefix_index import PrefixIndex
+from scheduling.task_queue import TaskQueue
 
 # How long a worker that refused is left alone, unless it frees something earlier.
 _REFUSAL_PAUSE_S = 0.05
@@ -28,6 +31,14 @@ class WorkerView:
     paused_until_s: float = 0.0
     # Running responses wait for blocks: they come before new ones.
     is_starving: bool = False
+    # Tasks of this router whose KV lies in its host memory, the next to go on first.
+    parked: TaskQueue = field(init=False)
+    # Which beginnings of prompts it has.
+    prefixes: PrefixIndex = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parked = TaskQueue(self.hello.num_blocks)
+        self.prefixes = PrefixIndex(self.hello.num_blocks)
 
     @property
     def role(self) -> Role:
@@ -66,7 +77,7 @@ class Fleet:
 
     def add(self, hello: WorkerHello) -> None:
         """A session was opened; an earlier life of the worker has been removed before."""
-        idle = WorkerLoad(hello.num_blocks, 0, 0, 0)
+        idle = WorkerLoad(hello.num_blocks, 0, 0, 0, admission=hello.admission)
         self._view_by_id[hello.worker_id] = WorkerView(hello, idle)
         self._changed()
 
@@ -75,12 +86,13 @@ class Fleet:
         self._changed()
         return self._view_by_id.pop(worker_id, None)
 
-    def take_load(self, view: WorkerView, load: WorkerLoad) -> None:
-        """A frame told how full the worker is, and whether it is about to leave."""
-        has_changed = load.is_draining != view.load.is_draining
+    def take_load(self, view: WorkerView, load: WorkerLoad) -> bool:
+        """A frame told how full the worker is and what it takes on; True: it was opened again."""
+        has_changed = load.takes_new_tasks != view.load.takes_new_tasks
         view.load = load
         if has_changed:
             self._changed()
+        return has_changed and load.takes_new_tasks
 
     def with_role(self, role: Role) -> list[WorkerView]:
         """Connected workers of that role."""
@@ -104,21 +116,25 @@ class Fleet:
             if peer.role == PREFILL_LEG
         ]
 
-    def prefill_candidates(self, now: float, num_tokens_at_most: int) -> tuple[Candidate, ...]:
+    def prefill_candidates(
+        self, now: float, num_tokens_at_most: int, prefix: PromptPrefix | None = None
+    ) -> tuple[Candidate, ...]:
         """Prefill workers that may be asked now and that, with some decode worker, can hold so
         many tokens."""
         return tuple(
-            _candidate(view, GENERAL)
+            _candidate(view, GENERAL, prefix)
             for view in self._view_by_id.values()
             if view.hello.role == PREFILL_LEG
             and _may_be_asked(view, now)
             and min(view.num_tokens, self.max_tokens_beyond(view)) >= num_tokens_at_most
         )
 
-    def decode_candidates(self, now: float, share: Share) -> tuple[Candidate, ...]:
+    def decode_candidates(
+        self, now: float, share: Share, prefix: PromptPrefix | None = None
+    ) -> tuple[Candidate, ...]:
         """Decode workers that may be asked now, with what is free of that share."""
         return tuple(
-            _candidate(view, share)
+            _candidate(view, share, prefix)
             for view in self._view_by_id.values()
             if view.hello.role == DECODE_LEG and _may_be_asked(view, now)
         )
@@ -126,6 +142,17 @@ class Fleet:
     def max_tokens_beyond(self, prefill: WorkerView) -> int:
         """What the largest decode worker that this prefill worker can push to holds."""
         return self._reach().get(prefill.hello.compatibility, 0)
+
+    def max_general_blocks(self, compatibility: str) -> int:
+        """The largest new task that a decode worker of that compatibility takes when empty."""
+        return max(
+            (
+                view.num_general_blocks
+                for view in self.with_role(DECODE_LEG)
+                if view.hello.compatibility == compatibility and view.load.takes_new_tasks
+            ),
+            default=0,
+        )
 
     def pause(self, worker_id: WorkerId, now: float) -> float:
         """Leave a worker alone that refused; return until when."""
@@ -146,7 +173,7 @@ class Fleet:
             sizes = (
                 min(view.num_tokens, reach.get(view.hello.compatibility, 0))
                 for view in self.with_role(PREFILL_LEG)
-                if not view.load.is_draining
+                if view.load.takes_new_tasks
             )
             self._max_request_tokens = max(sizes, default=0)
         return self._max_request_tokens
@@ -156,7 +183,7 @@ class Fleet:
         if self._reach_by_compatibility is None:
             reach: dict[str, int] = {}
             for view in self.with_role(DECODE_LEG):
-                if not view.load.is_draining:
+                if view.load.takes_new_tasks:
                     key = view.hello.compatibility
                     reach[key] = max(reach.get(key, 0), view.num_tokens)
             self._reach_by_compatibility = reach
@@ -184,6 +211,8 @@ class Fleet:
         prefill, decode = self.with_role("prefill"), self.with_role("decode")
         if any(view.load.is_draining for view in (*prefill, *decode)):
             return "workers are about to leave; wait until their successors are ready"
+        if any(not view.load.takes_new_tasks for view in (*prefill, *decode)):
+            return "an operator cordoned the workers; wait until one is open again"
         if prefill and decode:
             return (
                 "prefill and decode workers are connected, but no two are compatible: they must "
@@ -196,21 +225,26 @@ class Fleet:
 
 
 def _may_be_asked(view: WorkerView, now: float) -> bool:
-    return view.paused_until_s <= now and not view.is_starving and not view.load.is_draining
+    # What is parked comes before what is new, also that of other routers.
+    is_crowded = view.is_starving or view.load.num_parked > 0 or len(view.parked) > 0
+    return view.paused_until_s <= now and not is_crowded and view.load.takes_new_tasks
 
 
-def _candidate(view: WorkerView, share: Share) -> Candidate:
+def _candidate(view: WorkerView, share: Share, prefix: PromptPrefix | None) -> Candidate:
+    keys = () if prefix is None else prefix.keys(view.hello.block_size)
     return Candidate(
         worker_id=view.hello.worker_id,
         compatibility=view.hello.compatibility,
         block_size=view.hello.block_size,
-        num_free_blocks=_free_estimate(view, share),
+        num_free_blocks=free_estimate(view, share),
         num_backlog_tokens=view.num_backlog_tokens,
         num_running=view.load.num_running,
+        num_hit_blocks=view.prefixes.num_hits(keys),
     )
 
 
-def _free_estimate(view: WorkerView, share: Share) -> int:
+def free_estimate(view: WorkerView, share: Share) -> int:
+    """Blocks of that share that a task may be promised, as far as this router knows."""
     # The reported free count also shows what other routers' tasks use; it may lag behind our own
     # promises, so the smaller of the two is believed.
     withheld = 0 if share == GROWTH else view.hello.num_blocks - view.num_general_blocks

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import grpc
@@ -13,13 +13,14 @@ from router.core import RouterCore
 from router.events import CallerLeft, Event, RequestArrived, RequestSpec
 from router.served_model import PromptEncoder, ServedModel
 from router.streams import AcceptedInfo, RequestStream, StreamBook
-from router.wire import (
+from router.wire.generate import (
     GenerateCall,
     accepted_to_proto,
     emissions_to_proto,
     generate_call,
     messages_of,
 )
+from router.wire.sampling import StopWishes, default_sampling, resolve_sampling
 from runtime.grpc_errors import abort_with
 from scheduling.errors import (
     ContextTooLong,
@@ -29,7 +30,7 @@ from scheduling.errors import (
     TandemError,
 )
 from scheduling.ids import RequestId
-from scheduling.sampling import SamplingParams, StopParams
+from scheduling.sampling import StopParams
 from tandemserve.api.v1 import inference_pb2 as pb
 from tandemserve.api.v1 import inference_pb2_grpc
 
@@ -75,13 +76,17 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """See InferenceService.Generate."""
         try:
-            stream, attached = await self._accept(generate_call(request), context)
+            if request.WhichOneof("prompt") == "tokens":
+                # Before anything is done with a prompt of any length.
+                self._model.require_room(len(request.tokens.ids))
+            call = generate_call(request)
+            stream, attached = await self._accept(call, context)
         except Exception as error:  # refused, or a defect: either way nothing was begun
             await abort_with(context, error)
         reader = stream.take_over()
         try:
             yield accepted_to_proto(stream.request_id, stream.info, attached)
-            async with aclosing(stream.follow(reader)) as batches:
+            async with aclosing(stream.follow(reader, call.resume.starts)) as batches:
                 async for batch in batches:
                     for response in emissions_to_proto(
                         stream.request_id, batch, stream.info, self._model.text_of
@@ -113,7 +118,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self._model.require_name(request.model)
         except TandemError as error:
             await abort_with(context, error)
-        config, defaults = self._model.config, self._model.defaults
+        config, sampling = self._model.config, default_sampling(self._model.defaults)
         return pb.GetModelInfoResponse(
             model=self._model.name,
             architecture=config.architecture,
@@ -123,9 +128,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             has_chat_template=self._model.template is not None,
             max_request_tokens=self._core.state.fleet.max_request_tokens(),
             default_sampling=pb.SamplingParams(
-                temperature=_or(defaults.temperature, 1.0),
-                top_k=_or(defaults.top_k, 0),
-                top_p=_or(defaults.top_p, 1.0),
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
             ),
         )
 
@@ -150,20 +157,29 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             message = "this router is shutting down; send the request to another replica"
             raise NoWorkerAvailable(message, retry_after_s=1.0)
         request_id = RequestId(call.request_id or secrets.token_hex(12))
-        known = self._streams.find(request_id, call.fingerprint)
+        known = self._find(request_id, call)
         if known is not None:
             return known, True
         self._model.require_name(call.model)
         token_ids = await self._encoder.encode(call.text, call.messages, call.token_ids)
+        block_sizes = {view.hello.block_size for view in self._core.state.fleet}
+        prefix = await self._encoder.prefix(token_ids, call.cache_salt, block_sizes)
         # A second call with this id may have come while the prompt was tokenised.
-        known = self._streams.find(request_id, call.fingerprint)
+        known = self._find(request_id, call)
         if known is not None:
             return known, True
         spec = self._spec(request_id, call, token_ids, context.time_remaining())
+        spec = replace(spec, prefix=prefix)
         info = AcceptedInfo(
-            self._model.name, len(token_ids), spec.sampling.seed, spec.request_class
+            self._model.name,
+            len(token_ids),
+            spec.sampling.seed,
+            spec.request_class,
+            spec.stop.max_tokens,
         )
-        stream = RequestStream(request_id, call.fingerprint, spec.num_choices, info)
+        stream = RequestStream(
+            request_id, call.fingerprint, spec.num_choices, info, call.resume.starts
+        )
         self._streams.open(stream)
         try:
             self._apply(RequestArrived(spec))
@@ -172,6 +188,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             raise
         return stream, False
 
+    def _find(self, request_id: RequestId, call: GenerateCall) -> RequestStream | None:
+        """The stream of a repeated call, unless it began behind what this caller has."""
+        known = self._streams.find(request_id, call.fingerprint)
+        if known is None or known.can_serve(call.resume.starts):
+            return known
+        if not known.is_over:
+            self._apply(CallerLeft(request_id))
+        self._streams.discard(request_id)
+        return None
+
     def _spec(
         self,
         request_id: RequestId,
@@ -179,52 +205,44 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         token_ids: tuple[int, ...],
         deadline_s: float | None,
     ) -> RequestSpec:
-        config, defaults, wishes = self._model.config, self._model.defaults, call.sampling
         goals = self._goals[call.request_class]
-        end_ids = () if call.ignore_eos else config.eos_token_ids
-        if (largest := max(call.stop_token_ids, default=0)) >= config.vocab_size:
-            problem = f"id {largest} is not in the vocabulary of {config.vocab_size}"
-            raise InvalidRequest("stop_token_ids", problem)
+        seed = secrets.randbits(64) if call.resume.seed is None else call.resume.seed
+        sampling = resolve_sampling(call.sampling, call.stop, self._model, seed)
+        stop = StopParams(
+            max_tokens=self._max_tokens(call.stop, len(token_ids)),
+            stop_token_ids=call.stop.end_token_ids(self._model.config),
+            stop_strings=call.stop.strings,
+        )
+        call.resume.check(stop, self._model.config.vocab_size)
         return RequestSpec(
             request_id=request_id,
             prompt_token_ids=token_ids,
-            sampling=SamplingParams(
-                temperature=_or(wishes.temperature, _or(defaults.temperature, 1.0)),
-                top_k=_or(wishes.top_k, _or(defaults.top_k, 0)),
-                top_p=_or(wishes.top_p, _or(defaults.top_p, 1.0)),
-                seed=secrets.randbits(64) if wishes.seed is None else wishes.seed,
-                num_logprobs=call.num_logprobs,
-            ),
-            stop=StopParams(
-                max_tokens=self._max_tokens(call.max_tokens, len(token_ids)),
-                stop_token_ids=tuple(dict.fromkeys((*end_ids, *call.stop_token_ids))),
-                stop_strings=call.stop_strings,
-            ),
+            sampling=sampling,
+            stop=stop,
             num_choices=call.num_choices,
             tenant=call.tenant,
             session=call.session,
+            cache_salt=call.cache_salt,
             request_class=call.request_class,
             ttft_s=_or(call.ttft_s, goals.ttft_s),
             tpot_s=_or(call.tpot_s, goals.tpot_s),
             deadline_s=deadline_s,
+            resumed=call.resume.token_ids,
         )
 
-    def _max_tokens(self, wanted: int | None, num_prompt_tokens: int) -> int:
+    def _max_tokens(self, wishes: StopWishes, num_prompt_tokens: int) -> int:
         context = self._model.context_length
         room = context - num_prompt_tokens
-        if room < 1:
-            raise ContextTooLong(
-                f"the prompt has {num_prompt_tokens} tokens, the model's context is {context}; "
-                "shorten the prompt",
-                field="prompt",
-            )
-        if wanted is None:
+        self._model.require_room(num_prompt_tokens)
+        wanted = wishes.max_tokens
+        if wanted is None and wishes.min_tokens <= room:
             # What nobody asked for must not make the request too large for the workers.
             held = self._core.state.fleet.max_request_tokens() - num_prompt_tokens
-            return min(room, _DEFAULT_MAX_TOKENS, max(1, held))
+            return max(wishes.min_tokens, min(room, _DEFAULT_MAX_TOKENS, max(1, held)))
+        wanted = wanted or wishes.min_tokens
         if wanted > room:
             raise ContextTooLong(
-                f"prompt ({num_prompt_tokens}) and max_tokens ({wanted}) exceed the model's "
+                f"prompt ({num_prompt_tokens}) and answer ({wanted}) exceed the model's "
                 f"context of {context}; ask for at most {room} tokens"
             )
         return wanted

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from cluster.errors import LedgerUnavailable, RouterLeaseLapsed
+from cluster.errors import HoldingGone, LedgerUnavailable, RouterLeaseLapsed
 from cluster.ledger import Claim as LedgerClaim
 from cluster.ledger import (
     Grant,
@@ -22,6 +22,7 @@ from cluster.ledger import (
     Release,
     ReserveRequest,
     RouterLife,
+    Shares,
     WorkerLife,
 )
 from router.events import (
@@ -35,6 +36,7 @@ from router.events import (
     Reserve,
     TransferHolding,
 )
+from router.reservation_batch import ReservationBatch
 from router.sequence import Leg
 from runtime.logging import get_logger
 from scheduling.errors import TandemError
@@ -43,8 +45,12 @@ from scheduling.ids import Incarnation, RouterId
 log = get_logger()
 
 LedgerAction = Reserve | Extend | TransferHolding | ReleaseHolding
+# Pools of the connected workers, as each of them registers its own.
+Pools = Iterable[tuple[WorkerLife, int, Shares]]
 # Rounds of booking until the books agree with legs that go on changing meanwhile.
 _MAX_REBOOK_ROUNDS = 20
+# How often a ledger that is away is looked for.
+_AWAY_POLL_S = 0.5
 
 
 class LedgerClient:
@@ -58,6 +64,7 @@ class LedgerClient:
         lease_ttl_s: float,
         answer: Callable[[Event], None],
         held_legs: Callable[[], Iterable[Leg]],
+        pools: Callable[[], Pools] = tuple,
     ) -> None:
         self.is_available = False
         self._ledger = ledger
@@ -65,7 +72,9 @@ class LedgerClient:
         self._lease_ttl_s = lease_ttl_s
         self._answer = answer
         self._held_legs = held_legs
+        self._pools = pools
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reservations = ReservationBatch(ledger, self._spawn, self._releases_arrived)
         self._releases: list[Release] = []
         # The releases that are on their way, if any.
         self._releasing: asyncio.Task[None] | None = None
@@ -84,7 +93,8 @@ class LedgerClient:
     async def keep_lease(self) -> None:
         """Renew and sweep until cancelled; notice the ledger's loss and return."""
         while True:
-            await asyncio.sleep(self._lease_ttl_s / 4)
+            pause_s = self._lease_ttl_s / 4
+            await asyncio.sleep(pause_s if self.is_available else min(pause_s, _AWAY_POLL_S))
             await self._renew(self._life)
             if self.is_available:
                 await self._guard(self._sweep())
@@ -105,6 +115,10 @@ class LedgerClient:
                 if self._releasing is None:
                     self._releasing = self._spawn(self._release_all())
 
+    def look_again(self) -> None:
+        """The store was away or lost its memory, as somebody else noticed."""
+        self._spawn(self._renew(self._life))
+
     async def snapshot(self, max_holdings: int) -> LedgerSnapshot:
         """For the admin. Raises: LedgerUnavailable."""
         return await self._ledger.snapshot(max_holdings=max_holdings)
@@ -124,18 +138,20 @@ class LedgerClient:
             num_blocks=action.num_blocks,
             share=action.share,
         )
-        outcome = await self._ask(lambda life: self._ledger.reserve(life, request), request)
+        outcome = await self._ask(lambda life: self._reservations.add(life, request), request)
         if outcome is None:
-            chosen = WorkerLife(*action.preferences[0])
+            worker_id, incarnation = action.preferences[0]
+            answer = ReservationAnswered(action.claim, worker_id, incarnation, is_booked=False)
         elif isinstance(outcome, Grant):
             chosen = outcome.worker
+            answer = ReservationAnswered(action.claim, chosen.worker_id, chosen.incarnation)
         else:
-            self._answer(ReservationAnswered(action.claim, None))
-            return
-        self._answer(ReservationAnswered(action.claim, chosen.worker_id, chosen.incarnation))
+            answer = ReservationAnswered(action.claim, None)
+        self._answer(answer)
 
     async def _extend(self, action: Extend) -> None:
         growth = Growth(_claim(action.claim), action.num_blocks, action.sequence_number)
+        await self._releases_arrived()
         outcome = await self._ask(lambda life: self._ledger.extend(life, growth), growth)
         granted = outcome is None or isinstance(outcome, Grant)
         self._answer(ExtensionAnswered(action.claim, action.num_blocks, granted))
@@ -145,11 +161,18 @@ class LedgerClient:
         operation: Callable[[RouterLife], Coroutine[Any, Any, Grant | Refusal]],
         what: ReserveRequest | Growth,
     ) -> Grant | Refusal | None:
-        """The ledger's answer; None where it is gone and the worker's own pool has to decide."""
-        for _ in range(2):  # the batch on its way, and the one that gathers behind it
-            if self._releasing is not None:
-                # What is freed in the same breath may be what is asked for.
-                await asyncio.wait([self._releasing])
+        """The ledger's answer; None where it has none and the worker's own pool has to decide."""
+        try:
+            return await self._ask_twice(operation, what)
+        except Exception:  # a defect, here or in a script: without an answer the task hung for ever
+            log.exception("ledger_defect", task_id=what.claim.task_id)
+            return None
+
+    async def _ask_twice(
+        self,
+        operation: Callable[[RouterLife], Coroutine[Any, Any, Grant | Refusal]],
+        what: ReserveRequest | Growth,
+    ) -> Grant | Refusal | None:
         refusal = Refusal(())
         for _ in range(2):
             if not self.is_available:
@@ -159,6 +182,10 @@ class LedgerClient:
                 outcome = await operation(life)
             except LedgerUnavailable as error:
                 self._lost(error)
+                return None
+            except HoldingGone:
+                # Begun while the ledger was away, or it could not be booked since: its worker
+                # knows what it holds.
                 return None
             except TandemError as error:
                 task_id = what.claim.task_id
@@ -171,6 +198,12 @@ class LedgerClient:
                     return outcome
                 # The answer came from a life whose holdings are gone by now: ask again.
         return refusal
+
+    async def _releases_arrived(self) -> None:
+        """What is freed in the same breath may be what is asked for."""
+        for _ in range(2):  # the batch on its way, and the one that gathers behind it
+            if self._releasing is not None:
+                await asyncio.wait([self._releasing])
 
     async def _release_all(self) -> None:
         try:
@@ -193,8 +226,11 @@ class LedgerClient:
             try:
                 if self.is_available:
                     renewal = await self._ledger.renew(self._life, self._lease_ttl_s)
-                    if renewal.status != "lapsed":
+                    if renewal.status == "renewed":
                         return
+                    # Swept meanwhile, or the ledger has forgotten everything: it was restarted
+                    # so fast that nothing failed.
+                    log.warning("ledger_forgot", status=renewal.status)
                 await self._reconcile()
             except LedgerUnavailable as error:
                 self._lost(error)
@@ -211,6 +247,7 @@ class LedgerClient:
         self.is_available = False
         self._life = RouterLife(self._life.router_id, Incarnation(self._life.incarnation + 1))
         await self._ledger.renew(self._life, self._lease_ttl_s)
+        await self._restore_pools()
         booked: dict[Claim, int] = {}
         for _ in range(_MAX_REBOOK_ROUNDS):
             held = {leg.claim: leg for leg in self._held_legs() if leg.worker_id is not None}
@@ -226,6 +263,17 @@ class LedgerClient:
             await self._rebook(changed, gone)
         self.is_available = True
         log.info("ledger_available", num_rebooked=len(booked))
+
+    async def _restore_pools(self) -> None:
+        """An empty ledger knows no workers until they say who they are; that may take a lease."""
+        for worker, num_blocks, shares in self._pools():
+            try:
+                await self._ledger.set_capacity(worker, num_blocks, shares)
+            except LedgerUnavailable:
+                raise
+            except TandemError as error:
+                # Of another life by now: the worker itself has the last word.
+                log.info("pool_not_restored", worker_id=worker.worker_id, error=str(error))
 
     async def _rebook(self, changed: list[Leg], gone: list[Release]) -> None:
         if gone:

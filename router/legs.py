@@ -6,11 +6,13 @@ until TaskReleased (or the loss of the worker), and only then is the ledger told
 
 from itertools import count
 
-from router.events import PREFILL_LEG, Action, Claim, ReleaseHolding, Role, SendCommand
-from router.fleet import Fleet
+from router.events import DECODE_LEG, PREFILL_LEG, Action, Claim, ReleaseHolding, Role, SendCommand
+from router.fleet import Fleet, WorkerView
 from router.sequence import Leg, LegState
 from scheduling.ids import TaskId, WorkerId
 from scheduling.messages import CancelTask
+from scheduling.prefix_chain import PrefixKey
+from scheduling.task_queue import Key
 
 
 class LegBook:
@@ -27,7 +29,12 @@ class LegBook:
 
     def held(self) -> list[Leg]:
         """Legs that workers hold blocks for, to tell a ledger that forgot them."""
-        return [leg for leg in self._leg_by_key.values() if leg.state is not LegState.RESERVING]
+        return [
+            leg
+            for leg in self._leg_by_key.values()
+            if leg.state is LegState.HELD
+            or (leg.state is LegState.RELEASING and leg.num_blocks > 0)
+        ]
 
     def __len__(self) -> int:
         return len(self._leg_by_key)
@@ -39,28 +46,38 @@ class LegBook:
     def open(self, leg: Leg) -> None:
         """The ledger is about to be asked; count the promise against the first preference."""
         self._leg_by_key[(leg.task_id, leg.role)] = leg
-        self._count(leg, +1)
+        self._arrive(leg)
+
+    def connected(self, worker_id: WorkerId) -> None:
+        """A new view of a worker: in the same life, it may have been asked for since before."""
+        for leg in self._leg_by_key.values():
+            if leg.worker_id == worker_id and leg.state is LegState.RESERVING:
+                self._arrive(leg)
 
     def settle(self, leg: Leg, worker_id: WorkerId) -> None:
         """The ledger chose a worker, perhaps not the first preference."""
         view = self._fleet.get(worker_id)
         assert view is not None
-        self._count(leg, -1)
-        leg.worker_id, leg.incarnation = worker_id, view.hello.incarnation
         leg.state = LegState.HELD
-        self._count(leg, +1)
+        if (leg.worker_id, leg.incarnation) == (worker_id, view.hello.incarnation):
+            return
+        self._leave(leg)
+        leg.worker_id, leg.incarnation = worker_id, view.hello.incarnation
+        self._arrive(leg)
 
     def grow(self, leg: Leg, num_blocks: int) -> None:
-        """A running response got more blocks."""
-        self._count(leg, -1)
+        """The task got more blocks, or gave some back."""
+        view = self._view_of(leg)
         leg.num_blocks += num_blocks
-        self._count(leg, +1)
+        if view is not None:
+            view.num_promised_blocks += num_blocks
 
     def computed(self, leg: Leg) -> None:
         """The prompt is computed: it is no backlog any more."""
-        self._count(leg, -1)
+        view = self._view_of(leg)
+        if view is not None:
+            view.num_backlog_tokens -= leg.num_backlog_tokens
         leg.num_backlog_tokens = 0
-        self._count(leg, +1)
 
     def on_worker(self, worker_id: WorkerId) -> list[Leg]:
         """Legs that the worker has been told of."""
@@ -70,18 +87,43 @@ class LegBook:
             if leg.worker_id == worker_id and leg.state is not LegState.RESERVING
         ]
 
+    def park(self, leg: Leg, key: Key) -> list[Action]:
+        """The worker holds no block for the task any more, only its KV in host memory."""
+        view = self._view_of(leg)
+        assert view is not None
+        self._unreserve(leg)
+        view.parked.push(leg.task_id, key)
+        return [ReleaseHolding(leg.claim)]
+
+    def ask_to_resume(self, leg: Leg, num_blocks: int) -> None:
+        """The ledger is about to be asked, under a new claim; it stays first in line meanwhile."""
+        leg.claim = self.next_claim(leg.task_id, leg.role)
+        leg.state = LegState.RESUMING
+        self.grow(leg, num_blocks)
+
+    def resume_refused(self, leg: Leg) -> None:
+        """The ledger has no room after all."""
+        self._unreserve(leg)
+
+    def resume_granted(self, leg: Leg) -> None:
+        """The ledger has room: the worker is about to be told."""
+        leg.state = LegState.HELD
+        self._unpark(leg)
+
     def abandon(self, leg: Leg, reason: str) -> list[Action]:
         """The task is over or goes on elsewhere: get the blocks back."""
         leg.is_abandoned = True
-        if leg.state is not LegState.HELD:
+        if leg.state in (LegState.RESERVING, LegState.RELEASING):
             return []  # the ledger's answer, or the worker's, is still to come
         assert leg.worker_id is not None
+        self._unpark(leg)
         leg.state = LegState.RELEASING
         return [SendCommand(leg.worker_id, CancelTask(leg.task_id, reason))]
 
     def ending(self, leg: Leg) -> None:
         """The worker ended the task by itself; its TaskReleased follows."""
         leg.is_abandoned = True
+        self._unpark(leg)
         leg.state = LegState.RELEASING
 
     def close(self, leg: Leg) -> list[Action]:
@@ -93,7 +135,8 @@ class LegBook:
         """Forget the leg; removing twice is harmless."""
         if self._leg_by_key.get((leg.task_id, leg.role)) is leg:
             del self._leg_by_key[(leg.task_id, leg.role)]
-            self._count(leg, -1)
+            self._unpark(leg)
+            self._leave(leg)
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless the promises per worker are the sums over the legs."""
@@ -102,13 +145,52 @@ class LegBook:
             legs = [
                 leg for leg in self._leg_by_key.values() if (leg.worker_id, leg.incarnation) == life
             ]
+            parked = {
+                leg.task_id for leg in legs if leg.state in (LegState.PARKED, LegState.RESUMING)
+            }
+            assert set(view.parked.in_order()) == parked
             assert view.num_promised_blocks == sum(leg.num_blocks for leg in legs)
             assert view.num_backlog_tokens == sum(leg.num_backlog_tokens for leg in legs)
+            expected = {key for leg in legs for key in _keys_of(leg, view)}
+            assert view.prefixes.num_expected == len(expected)
 
-    def _count(self, leg: Leg, sign: int) -> None:
+    def _unreserve(self, leg: Leg) -> None:
+        leg.state = LegState.PARKED
+        self.grow(leg, -leg.num_blocks)
+
+    def _unpark(self, leg: Leg) -> None:
+        view = self._view_of(leg)
+        if view is not None and leg.role == DECODE_LEG:
+            view.parked.remove(leg.task_id)
+
+    def _view_of(self, leg: Leg) -> WorkerView | None:
+        """The worker in the life that the leg is on; None once that is over."""
         view = None if leg.worker_id is None else self._fleet.get(leg.worker_id)
-        if view is None or view.hello.incarnation != leg.incarnation:
+        return view if view is not None and view.hello.incarnation == leg.incarnation else None
+
+    def _arrive(self, leg: Leg) -> None:
+        view = self._view_of(leg)
+        if view is None:
             return
-        view.num_promised_blocks += sign * leg.num_blocks
-        if leg.role == PREFILL_LEG:
-            view.num_backlog_tokens += sign * leg.num_backlog_tokens
+        keys = _keys_of(leg, view)
+        if leg.role == PREFILL_LEG and keys:
+            # Before its own blocks count as expected.
+            num_hits = min(
+                view.prefixes.num_hits(keys), (leg.num_tokens - 1) // view.hello.block_size
+            )
+            leg.num_backlog_tokens = leg.num_tokens - num_hits * view.hello.block_size
+        view.num_promised_blocks += leg.num_blocks
+        view.num_backlog_tokens += leg.num_backlog_tokens
+        view.prefixes.expect(keys)
+
+    def _leave(self, leg: Leg) -> None:
+        view = self._view_of(leg)
+        if view is None:
+            return
+        view.num_promised_blocks -= leg.num_blocks
+        view.num_backlog_tokens -= leg.num_backlog_tokens
+        view.prefixes.expect_no_more(_keys_of(leg, view))
+
+
+def _keys_of(leg: Leg, view: WorkerView) -> tuple[PrefixKey, ...]:
+    return () if leg.prefix is None else leg.prefix.keys(view.hello.block_size)

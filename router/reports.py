@@ -1,16 +1,18 @@
 """Takes in what workers report: tokens, granted blocks, delivered KV, released tasks."""
 
-from collections.abc import Sequence as Seq
 from typing import assert_never
 
+from router.evacuation import evacuate
 from router.events import (
     DECODE_LEG,
     PREFILL_LEG,
     Action,
     EmitFinished,
+    EmitPromptLogprobs,
     EmitTokens,
     Extend,
     ExtensionAnswered,
+    ReportsArrived,
     Role,
     SendCommand,
     TransferHolding,
@@ -19,10 +21,12 @@ from router.fleet import WorkerView
 from router.scheduler import Scheduler
 from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
+from router.swapped import came_back, park
 from scheduling.errors import KvCorrupted
-from scheduling.ids import WorkerId
 from scheduling.lifecycle import Change, Phase
 from scheduling.messages import (
+    PREFIX_LOST,
+    Admission,
     BlocksGranted,
     BlocksRefused,
     DecodeStarted,
@@ -31,11 +35,12 @@ from scheduling.messages import (
     KvPushed,
     Preempted,
     PrefillStarted,
+    PromptScored,
     Report,
+    SwappedOut,
     TaskFailed,
     TaskReleased,
     TokensEmitted,
-    WorkerLoad,
 )
 
 # What a worker of which role may say of a task in which phase. A worker is another process:
@@ -43,14 +48,19 @@ from scheduling.messages import (
 _BINDING = frozenset({Phase.PREFILLING, Phase.GENERATION_QUEUED})
 _TURNS: dict[tuple[type[Report], Role], frozenset[Phase]] = {
     (PrefillStarted, PREFILL_LEG): frozenset({Phase.PREFILLING}),
+    (PromptScored, PREFILL_LEG): frozenset({Phase.PREFILLING}),
     (TokensEmitted, PREFILL_LEG): frozenset({Phase.PREFILLING}),
-    (KvPushed, PREFILL_LEG): frozenset({Phase.TRANSFERRING, Phase.DECODING}),
+    # Swapped out already, where the word from the prefill worker is slow.
+    (KvPushed, PREFILL_LEG): frozenset(
+        {Phase.TRANSFERRING, Phase.DECODING, Phase.GENERATION_QUEUED}
+    ),
     (BlocksGranted, DECODE_LEG): _BINDING,
     (BlocksRefused, DECODE_LEG): _BINDING,
-    (DecodeStarted, DECODE_LEG): frozenset({Phase.TRANSFERRING}),
+    (DecodeStarted, DECODE_LEG): frozenset({Phase.TRANSFERRING, Phase.GENERATION_QUEUED}),
     (TokensEmitted, DECODE_LEG): frozenset({Phase.DECODING}),
     (GrowthNeeded, DECODE_LEG): frozenset({Phase.DECODING}),
     (Preempted, DECODE_LEG): frozenset({Phase.DECODING}),
+    (SwappedOut, DECODE_LEG): frozenset({Phase.DECODING}),
     (TaskFailed, PREFILL_LEG): frozenset(Phase),
     (TaskFailed, DECODE_LEG): frozenset(Phase),
 }
@@ -63,19 +73,46 @@ class ReportHandler:
         self._state = state
         self._scheduler = scheduler
 
-    def handle(
-        self, worker_id: WorkerId, reports: Seq[Report], load: WorkerLoad | None, now: float
-    ) -> list[Action]:
+    def handle(self, frame: ReportsArrived, now: float) -> list[Action]:
         """One frame of one worker."""
-        view = self._state.fleet.get(worker_id)
+        view = self._state.fleet.get(frame.worker_id)
         if view is None:
             return []
-        if load is not None:
-            self._state.fleet.take_load(view, load)
+        if frame.prefixes is not None:
+            view.prefixes.apply(frame.prefixes)
+        if frame.load is not None and self._state.fleet.take_load(view, frame.load):
+            self._scheduler.reconsider_stranded()
         actions: list[Action] = []
-        for report in reports:
-            actions += self._apply(view, report, now)
+        for report in frame.reports:
+            plain = self._plain_token(view, report, now)
+            if plain is not None:
+                actions.append(plain)
+            else:
+                actions += self._apply(view, report, now)
+        if view.load.admission is Admission.EVACUATING:
+            actions += evacuate(self._state, self._scheduler, view, now)
         return actions
+
+    def _plain_token(self, view: WorkerView, report: Report, now: float) -> EmitTokens | None:
+        """The next tokens of an answer that goes on: nearly every report. None for all others."""
+        if type(report) is not TokensEmitted or report.finish_reason is not None:
+            return None
+        sequence = self._state.sequence_by_task.get(report.task_id)
+        if sequence is None or sequence.phase is not Phase.DECODING:
+            return None
+        leg, output = sequence.decode, sequence.output_token_ids
+        if (
+            leg is None
+            or leg.worker_id != view.hello.worker_id
+            or leg.state is not LegState.HELD
+            or report.first_token_index != len(output)
+            or sequence.first_token_at_s is None
+        ):
+            return None
+        output.extend(report.token_ids)
+        self._state.counters.num_output_tokens += len(report.token_ids)
+        sequence.last_token_at_s = now
+        return EmitTokens(sequence.request.spec.request_id, sequence.index, report)
 
     def extension_answered(self, event: ExtensionAnswered) -> list[Action]:
         """The ledger's word on a growing response goes to its worker."""
@@ -112,9 +149,14 @@ class ReportHandler:
             case PrefillStarted():
                 if sequence.phase is Phase.PREFILLING:
                     sequence.exclude_worker_queue(now)
+                    sequence.note_cached(report.num_cached_tokens)
                 return []
+            case PromptScored():
+                return self._prompt_scored(sequence, report, now)
             case KvPushed():
-                return [] if sequence.decode is None else [TransferHolding(sequence.decode.claim)]
+                decode = sequence.decode
+                is_held = decode is not None and decode.state is LegState.HELD
+                return [TransferHolding(decode.claim)] if decode is not None and is_held else []
             case BlocksGranted():
                 leg.target = report.target
                 sequence.early_binding = sequence.phase is Phase.PREFILLING
@@ -124,15 +166,22 @@ class ReportHandler:
                 return actions
             case BlocksRefused():
                 self._state.fleet.pause(worker_id, now)
+                if sequence.is_swapped:
+                    return park(self._state, sequence, now)
                 actions = self._state.legs.close(leg)
                 self._scheduler.requeue(sequence, leg)
                 return actions
+            case DecodeStarted() if sequence.is_swapped:
+                came_back(sequence, now)
+                return []
             case DecodeStarted():
                 assert leg.target is not None  # TRANSFERRING begins with a target
                 export = leg.target.export
-                sequence.num_blocks_moved += leg.num_kv_blocks
-                sequence.num_bytes_moved += leg.num_kv_blocks * export.block_bytes
-                sequence.transport = export.transport
+                num_moved = leg.num_kv_blocks - leg.target.first_block_index
+                sequence.num_blocks_moved += num_moved
+                sequence.num_bytes_moved += num_moved * export.block_bytes
+                sequence.num_blocks_skipped += leg.target.first_block_index
+                sequence.transport = report.transport or export.transport
                 sequence.move(Change.DECODE_STARTED, now)
                 return []
             case GrowthNeeded():
@@ -141,16 +190,38 @@ class ReportHandler:
             case Preempted():
                 self._state.legs.ending(leg)
                 return self._scheduler.try_again(sequence, Change.PREEMPTED, "preempted", now)
+            case SwappedOut():
+                # Its blocks are free, so others that starve may be asked again.
+                view.is_starving, view.paused_until_s = False, 0.0
+                return park(self._state, sequence, now)
             case TaskFailed():
                 return self._failed(sequence, role, report, now)
             case _:
                 assert_never(report)
+
+    def _prompt_scored(self, sequence: Sequence, report: PromptScored, now: float) -> list[Action]:
+        """Pass on what no earlier try and no other answer to this prompt has sent already."""
+        request, logprobs = sequence.request, report.logprobs
+        num_prompt_tokens = len(request.spec.prompt_token_ids)
+        is_wanted = request.spec.sampling.num_prompt_logprobs is not None
+        is_gap = logprobs.first_token_index > request.next_scored_token
+        if not is_wanted or is_gap or logprobs.end_token_index > num_prompt_tokens:
+            why = f"a worker sent the logprobs of prompt token {logprobs.first_token_index}"
+            return self._scheduler.try_again(sequence, Change.WORKER_LOST, f"{why} unasked", now)
+        news = logprobs.starting_at(request.next_scored_token)
+        if not news.num_tokens:
+            return []
+        request.next_scored_token = news.end_token_index
+        return [EmitPromptLogprobs(request.spec.request_id, news)]
 
     def _tokens(
         self, sequence: Sequence, role: Role, tokens: TokensEmitted, now: float
     ) -> list[Action]:
         if tokens.first_token_index != len(sequence.output_token_ids):
             why = f"a worker sent token {tokens.first_token_index} out of turn"
+            return self._scheduler.try_again(sequence, Change.WORKER_LOST, why, now)
+        if not sequence.request.is_prompt_scored:
+            why = "a worker sent a token before the logprobs of the prompt"
             return self._scheduler.try_again(sequence, Change.WORKER_LOST, why, now)
         sequence.output_token_ids.extend(tokens.token_ids)
         self._state.counters.num_output_tokens += len(tokens.token_ids)
@@ -188,6 +259,7 @@ class ReportHandler:
             matched_stop=tokens.matched_stop,
             num_output_tokens=num_output_tokens,
             timings=sequence.timings(now),
+            num_cached_tokens=sequence.num_cached_tokens or 0,
         )
         return [*actions, finished, *self._scheduler.close(sequence.request, None)]
 
@@ -200,6 +272,11 @@ class ReportHandler:
         if report.code == "transfer_failed" and leg.worker_id is not None:
             # It looks idle because it fails quickly: others first.
             self._state.fleet.pause(leg.worker_id, now)
+        if role == PREFILL_LEG and sequence.phase is Phase.DECODING:
+            sequence.set_leg(role, None)  # all of its KV has arrived: it is not needed any more
+            return []
+        if report.code == PREFIX_LOST:
+            sequence.num_prefix_losses += 1
         if report.code == KvCorrupted.code:
             sequence.num_corruptions += 1
             if sequence.num_corruptions > 1:
@@ -225,7 +302,8 @@ class ReportHandler:
         if sequence is None or sequence.leg(leg.role) is not leg:
             return actions
         sequence.set_leg(leg.role, None)
-        if leg.role == DECODE_LEG or sequence.phase in (Phase.PREFILLING, Phase.GENERATION_QUEUED):
+        is_needed = sequence.phase in (Phase.PREFILLING, Phase.GENERATION_QUEUED)
+        if leg.role == DECODE_LEG or (is_needed and not sequence.is_swapped):
             # Our own bookkeeping would have ended the try first: the worker dropped it.
             why = f"worker {view.hello.worker_id} gave the task up"
             actions += self._scheduler.try_again(sequence, Change.WORKER_LOST, why, now)
@@ -233,7 +311,19 @@ class ReportHandler:
 
 
 def _is_in_turn(report: Report, role: Role, sequence: Sequence, leg: Leg) -> bool:
-    if isinstance(report, BlocksGranted) and leg.target is not None:
+    if isinstance(report, BlocksGranted) and (
+        leg.target is not None or report.target.first_block_index > leg.num_kv_blocks
+    ):
         return False
-    is_known = leg.state is LegState.HELD
+    if sequence.phase is Phase.GENERATION_QUEUED and not _fits_parking(report, sequence):
+        return False
+    is_parked = leg.state in (LegState.PARKED, LegState.RESUMING)
+    is_known = leg.state is LegState.HELD or (is_parked and isinstance(report, TaskFailed))
     return is_known and sequence.phase in _TURNS.get((type(report), role), frozenset())
+
+
+def _fits_parking(report: Report, sequence: Sequence) -> bool:
+    """A GT waits with its KV on the prefill worker, or in a decode worker's host memory."""
+    if sequence.is_swapped:
+        return not isinstance(report, BlocksGranted)
+    return not isinstance(report, DecodeStarted | KvPushed)

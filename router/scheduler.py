@@ -7,6 +7,7 @@ still being computed (early binding).
 
 from collections.abc import Sequence as Seq
 
+from router.ended_requests import record_of
 from router.events import (
     DECODE_LEG,
     GENERAL,
@@ -21,8 +22,9 @@ from router.events import (
     SendCommand,
     Share,
 )
-from router.sequence import Leg, Request, Sequence
+from router.sequence import Leg, LegState, Request, Sequence
 from router.state import RouterState
+from router.swapped import resume_answered, resume_parked, to_recompute
 from scheduling.block_pool import num_blocks_for
 from scheduling.errors import TandemError, WorkerFailed
 from scheduling.lifecycle import TERMINAL, Change, Phase
@@ -53,7 +55,10 @@ class Scheduler:
         The head of a queue is not overtaken, unless no connected worker could ever take it.
         """
         state = self._state
-        actions: list[Action] = []
+        actions: list[Action] = list(resume_parked(state, now))
+        for sequence in list(to_recompute(state, now)):
+            why = "its KV was swapped out, and there is room elsewhere first"
+            actions += self.try_again(sequence, Change.PREEMPTED, why, now)
         while (task_id := state.generation_queue.peek()) is not None:
             sequence = state.sequence_by_task[task_id]
             reserve = self._reserve_decode(sequence, now)
@@ -89,12 +94,17 @@ class Scheduler:
         leg = state.legs.get(event.claim.task_id, event.claim.role)
         if leg is None or leg.claim != event.claim:
             return [ReleaseHolding(event.claim)] if event.worker_id else []
+        if leg.state is LegState.RESUMING:
+            return resume_answered(state, leg, event.worker_id is not None, now)
+        if leg.state is not LegState.RESERVING:
+            return []  # ended while it was to resume; what was granted goes back with TaskReleased
         view = None if event.worker_id is None else state.fleet.get(event.worker_id)
         if view is not None and view.hello.incarnation != event.incarnation:
             view = None  # the worker that was reserved on has died since
         if view is not None and not leg.is_abandoned:
             state.legs.settle(leg, view.hello.worker_id)
             sequence = state.sequence_by_task[leg.task_id]
+            leg.is_booked = event.is_booked
             if leg.role == PREFILL_LEG:
                 return self._dispatch_prefill(sequence, leg, now)
             return self._admit_generation(sequence, leg)
@@ -155,7 +165,11 @@ class Scheduler:
             sequence.num_preemptions += 1
             sequence.reserve_all = True
             state.counters.num_preemptions += 1
-        elif sequence.num_migrations >= state.settings.max_retries_per_task:
+        elif change is Change.EVACUATED:
+            # Nobody failed: it costs none of the tries.
+            sequence.num_evacuations += 1
+            state.counters.num_migrations += 1
+        elif sequence.num_failures >= state.settings.max_retries_per_task:
             sequence.move(Change.GAVE_UP, now)
             error = why if isinstance(why, TandemError) else _gave_up(sequence, why)
             return [*actions, *self.close(sequence.request, error, now)]
@@ -163,7 +177,7 @@ class Scheduler:
             sequence.num_migrations += 1
             state.counters.num_migrations += 1
         if sequence.phase is not Phase.PROMPT_QUEUED:
-            sequence.move(change, now)
+            sequence.move(change, now, why if isinstance(why, str) else why.message)
         sequence.task_id = state.new_task_id(sequence.request_id, sequence.index)
         self.enqueue_prompt(sequence)
         return actions
@@ -182,6 +196,7 @@ class Scheduler:
             return actions
         state.request_by_id.pop(request.spec.request_id, None)
         state.deadlines.remove(request.spec.request_id)
+        state.ended.add(record_of(request, error))
         if error is None:
             state.counters.num_finished += 1
             return actions
@@ -195,7 +210,9 @@ class Scheduler:
     def _reserve_prefill(self, sequence: Sequence, now: float) -> Reserve | None:
         num_tokens = sequence.num_kv_tokens
         candidates = prefill_preferences(
-            self._state.fleet.prefill_candidates(now, sequence.num_tokens_at_most),
+            self._state.fleet.prefill_candidates(
+                now, sequence.num_tokens_at_most, sequence.prefill_prefix
+            ),
             num_tokens,
             self._state.settings.max_backlog_tokens,
         )
@@ -211,18 +228,26 @@ class Scheduler:
         assert prefill is not None
         hello = prefill.hello
         fleet = self._state.fleet
-        num_blocks = self._state.policy.allocation.num_decode_blocks(
-            sequence.num_kv_tokens, sequence.num_response_tokens, hello.block_size
-        )
-        # The largest task that the general share of any worker could hold decides the share.
-        most = max((v.num_general_blocks for v in fleet.with_role(DECODE_LEG)), default=0)
+        num_blocks = self._num_decode_blocks(sequence, hello.block_size)
+        # Where the general share of no worker could ever hold the task, it may take from the other.
+        most = fleet.max_general_blocks(hello.compatibility)
         share: Share = GENERAL if num_blocks <= most else GROWTH
         candidates = decode_preferences(
-            fleet.decode_candidates(now, share), num_blocks, hello.compatibility
+            fleet.decode_candidates(now, share, sequence.request.prefix),
+            num_blocks,
+            hello.compatibility,
         )
         if not candidates:
             return None
         return self._open_leg(sequence, DECODE_LEG, candidates, num_blocks, share)
+
+    def _num_decode_blocks(self, sequence: Sequence, block_size: int) -> int:
+        num_kv_tokens = sequence.num_kv_tokens
+        num_response_tokens = sequence.num_response_tokens
+        if sequence.reserve_all:
+            return num_blocks_for(num_kv_tokens + num_response_tokens, block_size)
+        allocation = self._state.policy.allocation
+        return allocation.num_decode_blocks(num_kv_tokens, num_response_tokens, block_size)
 
     def _is_parked_out_of_reach(self, sequence: Sequence) -> bool:
         """Other pairs go on, but this KV can go nowhere: its place is needed for theirs."""
@@ -252,7 +277,10 @@ class Scheduler:
         ]
         leg = Leg(self._state.legs.next_claim(sequence.task_id, role), num_blocks)
         leg.worker_id, leg.incarnation = preferences[0]
-        leg.num_backlog_tokens = sequence.num_kv_tokens if role == PREFILL_LEG else 0
+        leg.num_tokens = sequence.num_kv_tokens
+        is_prefill = role == PREFILL_LEG
+        leg.prefix = sequence.prefill_prefix if is_prefill else sequence.request.prefix
+        leg.num_backlog_tokens = sequence.num_kv_tokens if is_prefill else 0
         self._state.legs.open(leg)
         sequence.set_leg(role, leg)
         return Reserve(leg.claim, tuple(preferences), num_blocks, share)
@@ -267,11 +295,20 @@ class Scheduler:
         start = StartPrefill(sequence.task_id, sequence.as_spec())
         actions: list[Action] = [SendCommand(leg.worker_id, start)]
         is_last = len(sequence.output_token_ids) + 1 >= sequence.request.spec.stop.max_tokens
-        if len(self._state.generation_queue) == 0 and not is_last:
+        # A prompt that was not booked may wait on its worker for blocks that parked KV holds. Bound
+        # early, it would keep decode blocks meanwhile, perhaps those that the parked KV waits for.
+        may_bind = leg.is_booked and not is_last
+        if len(self._state.generation_queue) == 0 and may_bind:
             early = self._reserve_decode(sequence, now)
             if early is not None:
                 actions.append(early)
         return actions
+
+    def _source_of(self, sequence: Sequence) -> str:
+        """Whose transfers the task may rely on; nobody's once one was lost, so that it ends."""
+        if sequence.num_prefix_losses or sequence.prefill is None:
+            return ""
+        return sequence.prefill.worker_id or ""
 
     def _admit_generation(self, sequence: Sequence, leg: Leg) -> list[Action]:
         assert leg.worker_id is not None
@@ -293,6 +330,7 @@ class Scheduler:
                     num_blocks=leg.num_blocks,
                     num_kv_blocks=leg.num_kv_blocks,
                     transfer_id=f"{sequence.task_id}@{leg.worker_id}",
+                    source_worker_id=self._source_of(sequence),
                 ),
             )
         ]

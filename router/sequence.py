@@ -1,15 +1,16 @@
 """The router's record of requests, their sequences and the legs that hold blocks for them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from router.events import PREFILL_LEG, Claim, PhaseTimings, RequestSpec, Role
+from router.timeline import Entry, Timeline
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
 from scheduling.lifecycle import TERMINAL, Change, Phase, advance
 from scheduling.messages import KvTarget, SequenceSpec
 from scheduling.policy import WaitingTask
 from scheduling.prediction import ResponseLength
-from scheduling.sampling import SamplingParams
+from scheduling.prefix_chain import PromptPrefix
 
 
 class LegState(Enum):
@@ -19,6 +20,10 @@ class LegState(Enum):
     RESERVING = auto()
     # Reserved; the worker has been told.
     HELD = auto()
+    # Its KV lies in the worker's host memory; it holds nothing that the ledger counts.
+    PARKED = auto()
+    # Parked, and the ledger has been asked for room to go on.
+    RESUMING = auto()
     # The worker has been told to stop; its TaskReleased is awaited.
     RELEASING = auto()
 
@@ -34,12 +39,20 @@ class Leg:
     incarnation: Incarnation | None = None
     # The task no longer wants this leg; release it as soon as that is possible.
     is_abandoned: bool = False
+    # False where the ledger was away: then the worker decides whether there is room.
+    is_booked: bool = True
     # Prefill: tokens dispatched and not yet computed. Decode: 0.
     num_backlog_tokens: int = 0
     # Decode: blocks that the transfer fills.
     num_kv_blocks: int = 0
+    # Prefill: tokens whose KV the worker needs.
+    num_tokens: int = 0
+    # Names the blocks of the prompt that the worker will have; None where they do not count.
+    prefix: PromptPrefix | None = None
     # Decode: where the KV goes, once granted. Prefill: None.
     target: KvTarget | None = None
+    # Decode: since when the KV lies in host memory; None while it does not.
+    parked_at_s: float | None = None
 
     @property
     def task_id(self) -> TaskId:
@@ -62,6 +75,21 @@ class Request:
     deadline_at_s: float | None
     sequences: list["Sequence"] = field(default_factory=list)
     gpu_work_spent: bool = False
+    # Names the prompt's blocks.
+    prefix: PromptPrefix = field(init=False)
+    # Position in the prompt of the token whose logprob is passed on next, where these are wanted.
+    next_scored_token: int = 1
+
+    @property
+    def is_prompt_scored(self) -> bool:
+        """The caller has all logprobs of the prompt that it wants."""
+        spec = self.spec
+        is_wanted = spec.sampling.num_prompt_logprobs is not None
+        return not is_wanted or self.next_scored_token >= len(spec.prompt_token_ids)
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.prefix = spec.prefix or PromptPrefix(spec.prompt_token_ids, spec.cache_salt)
 
     @property
     def is_over(self) -> bool:
@@ -82,14 +110,24 @@ class Sequence:
     phase_since_s: float
     phase: Phase = Phase.RECEIVED
     output_token_ids: list[int] = field(default_factory=list)
+    # Of these, how many another router had sent before.
+    num_resumed_tokens: int = 0
     prefill: Leg | None = None
     decode: Leg | None = None
     # Preempted once: the next reservation covers all that may come, so it cannot happen twice.
     reserve_all: bool = False
     num_extensions: int = 0
     num_preemptions: int = 0
+    # Of these, how often the KV moved to host memory.
+    num_swaps: int = 0
     num_migrations: int = 0
+    num_evacuations: int = 0
     num_corruptions: int = 0
+    # How often another's transfer failed that this one waited for; nobody's fault.
+    num_prefix_losses: int = 0
+    # Prompt tokens whose KV no try had to compute; None before the first began.
+    num_cached_tokens: int | None = None
+    num_blocks_skipped: int = 0
     early_binding: bool = False
     prefill_worker: str = ""
     decode_worker: str = ""
@@ -99,6 +137,18 @@ class Sequence:
     seconds_by_phase: dict[Phase, float] = field(default_factory=dict)
     first_token_at_s: float | None = None
     last_token_at_s: float | None = None
+    timeline: Timeline = field(default_factory=Timeline)
+
+    @property
+    def num_tries(self) -> int:
+        """How often its computation was begun, or will have been."""
+        num_recomputed = self.num_preemptions - self.num_swaps
+        return 1 + num_recomputed + self.num_migrations + self.num_evacuations
+
+    @property
+    def num_failures(self) -> int:
+        """Tries that ended because a worker was lost or failed; only so many are allowed."""
+        return self.num_migrations - self.num_prefix_losses
 
     @property
     def request_id(self) -> RequestId:
@@ -109,6 +159,14 @@ class Sequence:
     def num_kv_tokens(self) -> int:
         """Tokens whose KV a prefill worker has to compute."""
         return len(self.request.spec.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def prefill_prefix(self) -> PromptPrefix | None:
+        """What may save a prefill worker work; None where it must compute all of the prompt."""
+        is_all_needed = self.request.spec.sampling.num_prompt_logprobs is not None
+        if is_all_needed and not self.request.is_prompt_scored:
+            return None
+        return self.request.prefix
 
     @property
     def num_tokens_at_most(self) -> int:
@@ -124,18 +182,37 @@ class Sequence:
             return remaining
         return min(remaining, max(1, self.predicted.bound - len(self.output_token_ids)))
 
-    def move(self, change: Change, now: float) -> None:
+    def move(self, change: Change, now: float, why: str = "") -> None:
         """Take one row of the transition table and account for the time in the phase left."""
         target = advance(self.phase, change)
         spent = self.seconds_by_phase.get(self.phase, 0.0) + now - self.phase_since_s
         self.seconds_by_phase[self.phase] = spent
         self.phase, self.phase_since_s = target, now
+        num_output_tokens, num_tries = len(self.output_token_ids), self.num_tries
+        place = self._place()
+        self.timeline.add(Entry(now, change, target, *place, num_output_tokens, num_tries, why))
 
     def exclude_worker_queue(self, now: float) -> None:
         """Count the time since dispatch as queueing: the worker has only now begun."""
         spent = self.seconds_by_phase.get(Phase.PROMPT_QUEUED, 0.0) + now - self.phase_since_s
         self.seconds_by_phase[Phase.PROMPT_QUEUED] = spent
         self.phase_since_s = now
+        self.timeline.begun(now)
+
+    def note_cached(self, num_tokens: int) -> None:
+        """A try began behind so many cached tokens; what an earlier try computed is not counted."""
+        num_prompt = min(num_tokens, len(self.request.spec.prompt_token_ids))
+        known = self.num_cached_tokens
+        self.num_cached_tokens = num_prompt if known is None else min(known, num_prompt)
+
+    def resume(self, token_ids: tuple[int, ...] | None) -> bool:
+        """Go on from what another router's caller has; False where that is the whole answer."""
+        if token_ids is None:
+            self.phase = Phase.FINISHED
+            return False
+        self.output_token_ids = list(token_ids)
+        self.num_resumed_tokens = len(token_ids)
+        return True
 
     def as_waiting(self) -> WaitingTask:
         """The view that orderings get."""
@@ -148,7 +225,7 @@ class Sequence:
         return WaitingTask(
             arrival_at_s=self.request.arrival_at_s,
             deadline_at_s=due,
-            num_occupied_blocks=self.prefill.num_blocks if self.prefill else 0,
+            num_occupied_blocks=self._num_parked_blocks,
             num_prompt_tokens=self.num_kv_tokens,
             num_response_tokens=self.num_response_tokens,
         )
@@ -158,19 +235,22 @@ class Sequence:
         spec = self.request.spec
         sampling = spec.sampling
         if self.index:
-            sampling = SamplingParams(
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                seed=(sampling.seed + self.index) % 2**64,
-                num_logprobs=sampling.num_logprobs,
-            )
+            sampling = replace(sampling, seed=(sampling.seed + self.index) % 2**64)
+        if sampling.num_prompt_logprobs is not None and self.request.is_prompt_scored:
+            # An earlier try, or another answer to the same prompt, has sent them.
+            sampling = replace(sampling, num_prompt_logprobs=None)
         return SequenceSpec(
             prompt_token_ids=spec.prompt_token_ids,
             output_token_ids=tuple(self.output_token_ids),
             sampling=sampling,
             stop=spec.stop,
+            cache_salt=spec.cache_salt,
         )
+
+    @property
+    def is_swapped(self) -> bool:
+        """It waits, or is about to go on, with its KV in a decode worker's host memory."""
+        return self.decode is not None and self.decode.parked_at_s is not None
 
     def leg(self, role: Role) -> Leg | None:
         """The present try's leg of that role."""
@@ -188,7 +268,7 @@ class Sequence:
         arrival_at_s = self.request.arrival_at_s
         first = self.first_token_at_s if self.first_token_at_s is not None else now
         last = self.last_token_at_s if self.last_token_at_s is not None else first
-        num_gaps = len(self.output_token_ids) - 1
+        num_gaps = len(self.output_token_ids) - self.num_resumed_tokens - 1
         seconds = self.seconds_by_phase
         return PhaseTimings(
             prompt_queue_s=seconds.get(Phase.PROMPT_QUEUED, 0.0),
@@ -201,10 +281,33 @@ class Sequence:
             total_s=now - arrival_at_s,
             num_blocks_moved=self.num_blocks_moved,
             num_bytes_moved=self.num_bytes_moved,
+            num_blocks_skipped=self.num_blocks_skipped,
             transport=self.transport,
             prefill_worker=self.prefill_worker,
             decode_worker=self.decode_worker,
             early_binding=self.early_binding,
             num_preemptions=self.num_preemptions,
-            num_migrations=self.num_migrations,
+            num_swaps=self.num_swaps,
+            num_migrations=self.num_migrations + self.num_evacuations,
         )
+
+    @property
+    def _num_parked_blocks(self) -> int:
+        """Blocks that it keeps from others while it waits; host memory keeps nobody waiting."""
+        if self.prefill is None or self.is_swapped:
+            return 0
+        return self.prefill.num_blocks
+
+    def _place(self) -> tuple[str, int]:
+        """The worker that has the KV in the present phase, or fills it, and on how many blocks."""
+        leg = None
+        if self.is_swapped:
+            leg = self.decode
+        elif self.phase in (Phase.PREFILLING, Phase.GENERATION_QUEUED):
+            # A swapped-out answer waits on its decode worker.
+            leg = self.prefill or self.decode
+        elif self.phase in (Phase.TRANSFERRING, Phase.DECODING):
+            leg = self.decode
+        if leg is None or leg.worker_id is None:
+            return "", 0
+        return leg.worker_id, leg.num_blocks

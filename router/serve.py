@@ -4,12 +4,14 @@ import asyncio
 from contextlib import aclosing
 
 from cluster.errors import ClusterError
+from cluster.ledger import Shares, WorkerLife
 from cluster.membership import (
     MemberJoined,
     MemberLeft,
     MemberRestarted,
     Membership,
     RouterRecord,
+    StoreRegained,
     WorkerRecord,
     watch,
 )
@@ -19,8 +21,10 @@ from cluster.redis_ledger import RedisLedger
 from cluster.redis_membership import RedisMembership
 from cluster.registration import Registration
 from engine.model_folder_errors import ModelFolderError
-from router import admin, inference
-from router.admin import AdminService, RouterIdentity
+from router import inference
+from router.admin import service as admin
+from router.admin.service import AdminService, RouterIdentity
+from router.command_frames import max_sequence_tokens
 from router.core import RouterCore
 from router.dispatcher import Dispatcher
 from router.events import ReportsArrived, WorkerConnected, WorkerLost
@@ -30,7 +34,9 @@ from router.served_model import PromptEncoder, ServedModel, load_served_model
 from router.state import RouterSettings
 from router.streams import StreamBook
 from router.worker_link import LinkEvents, LinkSettings, WorkerLink
-from runtime.clock import MonotonicClock, wall_time_ns
+from router.write_turns import BusyMeter, WriteTurns
+from runtime.clock import MonotonicClock, thread_cpu_s, wall_time_ns
+from runtime.collector import spare_the_collector
 from runtime.config import RouterConfig
 from runtime.errors import StartupError
 from runtime.grpc_server import BoundServer, ServerOptions, TlsFiles, build_server
@@ -115,10 +121,14 @@ class RouterProcess:
             RouterSettings(
                 config.max_prompt_queue,
                 config.max_retries_per_task,
+                max_sequence_tokens=max_sequence_tokens(
+                    config.max_message_bytes, model.config.vocab_size
+                ),
                 task_tag=f"{config.router_id}.{incarnation:x}.",
             ),
         )
-        self._streams = StreamBook()
+        turns = WriteTurns(config.stream_coalesce_ms / 1e3, BusyMeter(thread_cpu_s))
+        self._streams = StreamBook(turns=turns)
         self._dispatcher = Dispatcher(
             self._core, self._streams, self._telemetry.metrics, self._clock
         )
@@ -131,6 +141,7 @@ class RouterProcess:
             config.lease_ttl_s,
             answer=self._dispatcher.apply,
             held_legs=self._core.state.legs.held,
+            pools=self._pools,
         )
         self._dispatcher.ask_ledger = self._ledger.perform
         self._membership = membership
@@ -147,6 +158,7 @@ class RouterProcess:
         try:
             await registration.start()
         except (ClusterError, StaleIncarnation) as error:
+            await self._close()
             raise StartupError(error.message) from error
         tasks = [
             asyncio.create_task(self._ledger.keep_lease(), name="ledger-lease"),
@@ -155,6 +167,7 @@ class RouterProcess:
         ]
         for task in tasks:
             task.add_done_callback(self._background_ended)
+        spare_the_collector()
         log.info("router_listening", port=self._server.port, model=self._model.name)
         try:
             await self._stop.wait()
@@ -209,7 +222,12 @@ class RouterProcess:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, self._server.server)
         identity = RouterIdentity(config.router_id, self._model.name, config.policy)
         admin_service = AdminService(
-            identity, self._core, self._ledger, self._dispatcher.link_by_worker, self._clock
+            identity,
+            self._core,
+            self._ledger,
+            self._dispatcher.link_by_worker,
+            self._clock,
+            self._dispatcher.apply,
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin_service, self._server.server)
         return service
@@ -235,6 +253,17 @@ class RouterProcess:
         self._encoder.close()
         self._telemetry.shutdown()
 
+    def _pools(self) -> list[tuple[WorkerLife, int, Shares]]:
+        """What the connected workers have told the ledger of themselves."""
+        return [
+            (
+                WorkerLife(view.hello.worker_id, view.hello.incarnation),
+                view.hello.num_blocks,
+                Shares(growth_reserve=view.hello.num_blocks - view.num_general_blocks),
+            )
+            for view in self._core.state.fleet
+        ]
+
     def _give_up(self) -> None:
         self._is_defective = True
         self._stop.set()
@@ -258,6 +287,8 @@ class RouterProcess:
                         self._dial(record)
                     case MemberLeft(WorkerRecord() as record):
                         await self._hang_up(record.worker_id)
+                    case StoreRegained():
+                        self._ledger.look_again()
                     case _:
                         log.debug("membership_changed", change=type(change).__name__)
 
@@ -274,6 +305,8 @@ class RouterProcess:
             model_fingerprint=self._model.fingerprint,
             connect_timeout_s=config.worker_connect_timeout_s,
             max_message_bytes=config.max_message_bytes,
+            heartbeat_interval_s=config.heartbeat_interval_s,
+            heartbeat_timeout_s=config.heartbeat_timeout_s,
         )
         events = LinkEvents(self._worker_connected, self._reports_arrived, self._worker_lost)
         self._dispatcher.link_by_worker[record.worker_id] = WorkerLink(
@@ -291,7 +324,8 @@ class RouterProcess:
         self._show_readiness()
 
     def _reports_arrived(self, worker_id: WorkerId, batch: ReportBatch) -> None:
-        self._dispatcher.apply(ReportsArrived(worker_id, batch.reports, batch.load))
+        arrived = ReportsArrived(worker_id, batch.reports, batch.load, batch.prefixes)
+        self._dispatcher.apply(arrived)
 
     def _show_readiness(self) -> None:
         """Ready means: a request could be served now."""

@@ -1,9 +1,9 @@
 """The model as the router needs it: names, limits, tokenizer, chat template. No weights."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.chat_template import ChatTemplate, require_template
@@ -11,12 +11,19 @@ from engine.config_json import GenerationDefaults, read_model_config
 from engine.model_config import ModelConfig
 from engine.model_folder import model_fingerprint
 from engine.tokenizer import Tokenizer
-from scheduling.errors import InvalidRequest, QueueFull, UnknownModel
+from scheduling.errors import ContextTooLong, InvalidRequest, QueueFull, UnknownModel
+from scheduling.prefix_chain import PromptPrefix
 
 # Tokenising the longest allowed prompt takes seconds; this is the bound on a stuck one.
 _TOKENIZE_TIMEOUT_S = 60.0
+# Naming the blocks of so many tokens takes a tenth of a millisecond.
+_LONG_PROMPT = 1024
+# Shorter texts are tokenised on the event loop: that takes 0.1 ms, as does the way to a thread.
+_MAX_CHARS_AT_ONCE = 512
 # Prompts that may wait for a thread; they are not counted among the queued tasks yet.
 _MAX_WAITING = 1024
+# Token ids that are converted in one go, in less than a millisecond.
+_IDS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +38,25 @@ class ServedModel:
     fingerprint: str
     # Prompt plus answer at most, in tokens.
     context_length: int
+    # What `text_of` was asked already: logprobs name the same few tokens again and again.
+    _text_by_id: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def text_of(self, token_id: int) -> str:
         """One token by itself; U+FFFD where it is a part of a character."""
-        return self.tokenizer.decode([token_id], skip_special_tokens=False)
+        text = self._text_by_id.get(token_id)
+        if text is None:
+            text = self.tokenizer.decode([token_id], skip_special_tokens=False)
+            self._text_by_id[token_id] = text
+        return text
+
+    def require_room(self, num_prompt_tokens: int) -> None:
+        """At least one token of answer must fit behind the prompt. Raises: ContextTooLong."""
+        if num_prompt_tokens >= self.context_length:
+            raise ContextTooLong(
+                f"the prompt has {num_prompt_tokens} tokens, the model's context is "
+                f"{self.context_length}; shorten the prompt",
+                field="prompt",
+            )
 
     def require_name(self, name: str) -> None:
         """Accept the empty name and our own. Raises: UnknownModel."""
@@ -71,36 +93,64 @@ class PromptEncoder:
         self._model = model
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
         self._num_waiting = 0
+        # One object for each id: an int of its own for every token of every prompt would take
+        # four times the memory of the prompt.
+        self._shared_ids = tuple(range(model.config.vocab_size))
 
     async def encode(
         self,
         text: str | None,
         messages: Sequence[tuple[str, str]] | None,
-        token_ids: tuple[int, ...] | None,
+        token_ids: Sequence[int] | None,
     ) -> tuple[int, ...]:
         """Ids of whichever form the prompt has. Raises: InvalidRequest, QueueFull."""
         if token_ids is not None:
-            vocab_size = self._model.config.vocab_size
-            if (largest := max(token_ids)) >= vocab_size:
-                raise InvalidRequest(
-                    "tokens", f"id {largest} is not in the vocabulary of {vocab_size}"
-                )
-            return token_ids
+            # Before anything is done with a prompt of any length.
+            self._model.require_room(len(token_ids))
+            if len(token_ids) <= _IDS_AT_ONCE:
+                return self._own(token_ids)
+            return await self._on_thread(lambda: self._own(token_ids))
+        if text is not None and len(text) <= _MAX_CHARS_AT_ONCE:
+            return _some(self._encode(text, None))
+        ids = await self._on_thread(lambda: self._encode(text, messages))
+        return _some(ids)
+
+    async def prefix(
+        self, token_ids: tuple[int, ...], cache_salt: str, block_sizes: Iterable[int]
+    ) -> PromptPrefix:
+        """The names of the prompt's blocks; those of a long one are computed on a thread."""
+        prefix = PromptPrefix(token_ids, cache_salt)
+        if len(token_ids) >= _LONG_PROMPT:
+            loop = asyncio.get_running_loop()
+            for block_size in block_sizes:
+                await loop.run_in_executor(self._threads, prefix.keys, block_size)
+        return prefix
+
+    async def _on_thread(self, encode: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
         if self._num_waiting >= _MAX_WAITING:
             raise QueueFull(f"{_MAX_WAITING} prompts wait to be tokenised; retry later")
         loop = asyncio.get_running_loop()
         self._num_waiting += 1
         try:
-            work = loop.run_in_executor(self._threads, self._encode, text, messages)
-            ids = await asyncio.wait_for(work, _TOKENIZE_TIMEOUT_S)
+            work = loop.run_in_executor(self._threads, encode)
+            return await asyncio.wait_for(work, _TOKENIZE_TIMEOUT_S)
         except TimeoutError:
             problem = f"the prompt was not tokenised in {_TOKENIZE_TIMEOUT_S:g} s; retry later"
             raise QueueFull(problem) from None
         finally:
             self._num_waiting -= 1
-        if not ids:
-            raise InvalidRequest("prompt", "has no tokens; send some text")
-        return ids
+
+    def _own(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The same ids as shared objects, piece by piece, so that other threads get their turns."""
+        ids: list[int] = []
+        for start in range(0, len(token_ids), _IDS_AT_ONCE):
+            piece = token_ids[start : start + _IDS_AT_ONCE]
+            try:
+                ids.extend(map(self._shared_ids.__getitem__, piece))
+            except IndexError:
+                problem = f"is not in the vocabulary of {len(self._shared_ids)}"
+                raise InvalidRequest("tokens", f"id {max(piece)} {problem}") from None
+        return tuple(ids)
 
     def close(self) -> None:
         """Give the threads up; prompts still in work are dropped with their calls."""
@@ -111,7 +161,13 @@ class PromptEncoder:
     ) -> tuple[int, ...]:
         if messages is None:
             assert text is not None
-            return tuple(self._model.tokenizer.encode(text))
+            return self._own(self._model.tokenizer.encode(text))
         template = require_template(self._model.template)
         rendered = template.render([{"role": role, "content": text} for role, text in messages])
-        return tuple(self._model.tokenizer.encode(rendered, add_special_tokens=False))
+        return self._own(self._model.tokenizer.encode(rendered, add_special_tokens=False))
+
+
+def _some(ids: tuple[int, ...]) -> tuple[int, ...]:
+    if not ids:
+        raise InvalidRequest("prompt", "has no tokens; send some text")
+    return ids

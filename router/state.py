@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from router.deadlines import Deadlines
+from router.ended_requests import EndedRequests
 from router.fleet import Fleet
 from router.legs import LegBook
 from router.sequence import Request, Sequence
@@ -22,6 +23,10 @@ class RouterSettings:
     max_retries_per_task: int = 3
     # A prefill worker gets new prompts while its backlog is below this.
     max_backlog_tokens: int = 1024
+    # Prompt and answer that fit into one message to a worker.
+    max_sequence_tokens: int = 2**31 - 1
+    # How long KV may be parked in host memory while other decode workers have room.
+    max_parked_s: float = 1.0
     # Names this life of this router in task ids, so that no other's tasks have the same.
     task_tag: str = ""
 
@@ -57,6 +62,8 @@ class RouterState:
     stranded: dict[TaskId, Sequence] = field(default_factory=dict)
     deadlines: Deadlines = field(default_factory=Deadlines)
     counters: Counters = field(default_factory=Counters)
+    # What operators may still ask about.
+    ended: EndedRequests = field(default_factory=EndedRequests)
     _attempts: Iterator[int] = field(default_factory=lambda: count(1))
 
     def new_task_id(self, request_id: RequestId, index: int) -> TaskId:

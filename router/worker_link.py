@@ -6,30 +6,31 @@ A session that breaks ends every task on it: the worker drops them, the core sta
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import grpc
 
+from router.command_frames import Outgoing, frames
+from runtime.clock import MonotonicClock
 from runtime.grpc_server import build_channel
 from runtime.logging import get_logger
+from runtime.silence import Silence
 from runtime.wire import (
+    Heartbeat,
+    HeartbeatAnswer,
     ProtocolError,
     ReportBatch,
     RouterHello,
     decode_response,
-    encode_commands,
-    encode_peer,
     encode_router_hello,
 )
 from scheduling.ids import Incarnation, RouterId, WorkerId
 from scheduling.messages import (
     PROTOCOL_VERSION,
-    AdmitGeneration,
     Command,
     KvExport,
-    PushTo,
-    StartDecode,
-    StartPrefill,
+    SetAdmission,
     WorkerHello,
 )
 from tandemserve.internal.v1 import worker_pb2_grpc
@@ -39,8 +40,10 @@ log = get_logger()
 # A worker that lets this many commands pile up does not read; the session is given up.
 _MAX_UNSENT_COMMANDS = 100_000
 _DOES_NOT_READ = "does not read its commands"
-# More than any token id, and than the rest of a command, takes in a frame.
-_BYTES_PER_TOKEN, _BYTES_PER_COMMAND = 5, 4096
+
+
+# Over all links of this life: a later session has the larger number.
+_session_numbers = count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,9 @@ class LinkSettings:
     model_fingerprint: str
     connect_timeout_s: float
     max_message_bytes: int
+    # How often the worker is asked for a sign of life, and after which silence it counts as lost.
+    heartbeat_interval_s: float = 0.5
+    heartbeat_timeout_s: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +90,16 @@ class WorkerLink:
         self.problem = ""
         self._settings = settings
         self._events = events
-        self._outbox: asyncio.Queue[Command | KvExport | None] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Outgoing] = asyncio.Queue()
         self._call: Any = None
+        # Why this side cancelled the call.
+        self._cut_because = ""
+        self._num_sessions = 0
+        # What the worker last said of its engine; None before.
+        self.engine: HeartbeatAnswer | None = None
         self._task = asyncio.create_task(self._run(), name=f"link-{worker_id}")
 
-    def send(self, command: Command | KvExport) -> None:
+    def send(self, command: Command | KvExport | SetAdmission) -> None:
         """Queue a command, or a pool that the worker will push into.
 
         Silently void when the session is down, since its tasks are gone.
@@ -97,8 +108,7 @@ class WorkerLink:
             return
         if self._outbox.qsize() >= _MAX_UNSENT_COMMANDS:
             self._set("lost", _DOES_NOT_READ)
-            if self._call is not None:
-                self._call.cancel()
+            self._cut(_DOES_NOT_READ)
             return
         self._outbox.put_nowait(command)
 
@@ -110,6 +120,7 @@ class WorkerLink:
     async def _run(self) -> None:
         pause_s = 0.05
         while True:
+            num_before = self._num_sessions
             try:
                 await self._session()
                 self._set("lost", "the worker closed the session")
@@ -128,7 +139,9 @@ class WorkerLink:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
-                self._set("lost", _DOES_NOT_READ)  # the call was cancelled, not the link
+                self._set("lost", self._cut_because)  # the call was cancelled, not the link
+            if self._num_sessions > num_before:
+                pause_s = 0.05
             await asyncio.sleep(pause_s)
             pause_s = min(1.0, pause_s * 2)
 
@@ -141,16 +154,28 @@ class WorkerLink:
             self._outbox = asyncio.Queue()
             call: Any = stub.Session(self._requests())
             self._call = call
+            beating: asyncio.Task[None] | None = None
             try:
                 responses = aiter(call)
-                hello = await asyncio.wait_for(
-                    self._greeting(responses), settings.connect_timeout_s
-                )
+                # Not wait_for: it would leave the error of a broken call with a task nobody asks.
+                async with asyncio.timeout(settings.connect_timeout_s):
+                    hello = await self._greeting(responses)
+                self._num_sessions += 1
                 self._set("ready", "")
+                clock = MonotonicClock()
+                silence = Silence(
+                    settings.heartbeat_interval_s, settings.heartbeat_timeout_s, clock.now()
+                )
+                beating = asyncio.create_task(self._beat(silence, clock))
                 self._events.connected(hello)
                 try:
                     async for response in responses:
                         batch = decode_response(response)
+                        if isinstance(batch, HeartbeatAnswer):
+                            # Nothing else counts: an answer shows that both directions work.
+                            silence.heard()
+                            self.engine = batch
+                            continue
                         if isinstance(batch, WorkerHello):
                             raise ProtocolError("frame", "is a second hello")
                         self._events.reports(self.worker_id, batch)
@@ -160,7 +185,25 @@ class WorkerLink:
                 # Lets the generator of requests end by itself: cancelling a call that is over
                 # would leave it waiting for ever.
                 self._outbox.put_nowait(None)
+                if beating is not None:
+                    beating.cancel()
                 call.cancel()
+
+    async def _beat(self, silence: Silence, clock: MonotonicClock) -> None:
+        """Ask for a sign of life until there is none."""
+        for number in count(1):
+            self._outbox.put_nowait(Heartbeat(number))
+            await asyncio.sleep(self._settings.heartbeat_interval_s)
+            if silence.look(clock.now()):
+                limit_s = self._settings.heartbeat_timeout_s
+                log.warning("worker_silent", worker_id=self.worker_id, limit_s=limit_s)
+                self._cut(f"no sign of life for {limit_s:g} s")
+                return
+
+    def _cut(self, why: str) -> None:
+        self._cut_because = why
+        if self._call is not None:
+            self._call.cancel()
 
     async def _greeting(self, responses: AsyncIterator[Any]) -> WorkerHello:
         try:
@@ -177,6 +220,11 @@ class WorkerLink:
             raise IncompatibleWorker(
                 "serves another model than the router; start both with the same --model"
             )
+        if hello.max_message_bytes < self._settings.max_message_bytes:
+            raise IncompatibleWorker(
+                f"takes messages of {hello.max_message_bytes} bytes, the router sends up to "
+                f"{self._settings.max_message_bytes}; give both the same max_message_bytes"
+            )
         return hello
 
     async def _requests(self) -> AsyncIterator[Any]:
@@ -187,45 +235,17 @@ class WorkerLink:
                 settings.router_id,
                 settings.router_incarnation,
                 self.incarnation,
+                next(_session_numbers),
+                settings.heartbeat_timeout_s,
             )
         )
-        outbox = self._outbox
-        while True:
-            commands: list[Command] = []
-            num_bytes = 0
-            item = await outbox.get()
-            while True:
-                if item is None:
-                    return  # the session is over
-                if isinstance(item, KvExport):
-                    yield encode_peer(item)
-                else:
-                    commands.append(item)
-                    num_bytes += _size_bound(item)
-                # A frame above the limit would break the session and every task on it.
-                if outbox.empty() or num_bytes > settings.max_message_bytes // 4:
-                    break
-                item = outbox.get_nowait()
-            if commands:
-                yield encode_commands(commands)
+        async for frame in frames(self._outbox, settings.max_message_bytes):
+            yield frame
 
     def _set(self, state: str, problem: str) -> None:
         if (state, problem) != (self.state, self.problem):
             log.info("worker_link", worker_id=self.worker_id, state=state, problem=problem)
         self.state, self.problem = state, problem
-
-
-def _size_bound(command: Command) -> int:
-    match command:
-        case StartPrefill() | AdmitGeneration():
-            num_tokens = command.sequence.num_tokens
-        case StartDecode():
-            num_tokens = len(command.output_token_ids)
-        case PushTo():
-            num_tokens = 3 * len(command.target.block_ids)
-        case _:
-            num_tokens = 0
-    return _BYTES_PER_COMMAND + _BYTES_PER_TOKEN * num_tokens
 
 
 class IncompatibleWorker(Exception):

@@ -37,3 +37,8 @@ class ManualClock:
 def wall_time_ns() -> int:
     """Nanoseconds since the epoch: for incarnations and log lines, never for durations."""
     return time.time_ns()
+
+
+def thread_cpu_s() -> float:
+    """CPU time that the calling thread has used: to tell how busy an event loop is."""
+    return time.thread_time()

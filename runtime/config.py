@@ -114,8 +114,20 @@ class RouterConfig(ProcessConfig):
     worker_connect_timeout_s: Seconds = Field(
         5.0, description="how long a worker may take to answer the first call"
     )
+    heartbeat_interval_s: Seconds = Field(
+        0.5, description="how often a worker is asked for a sign of life"
+    )
+    heartbeat_timeout_s: Seconds = Field(
+        3.0, description="silence after which a worker counts as lost, and the router to it"
+    )
     max_retries_per_task: int = Field(
         3, ge=0, le=100, description="how often failed workers may make a task start again"
+    )
+    stream_coalesce_ms: float = Field(
+        50.0,
+        ge=0,
+        le=1000,
+        description="how long a busy router gathers tokens of a stream; an idle one never does",
     )
     tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise prompts")
     tls_cert: Path | None = Field(None, description="PEM file: certificate chain of the server")
@@ -126,6 +138,15 @@ class RouterConfig(ProcessConfig):
     auth_token: SecretStr | None = Field(
         None, description="clients must send this bearer token", examples=["s3cret"]
     )
+
+    @model_validator(mode="after")
+    def _heartbeats_fit_their_timeout(self) -> Self:
+        if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
+            raise ValueError(
+                "heartbeat_timeout_s is below two heartbeats; set it to at least twice "
+                "heartbeat_interval_s"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tls_files_belong_together(self) -> Self:
@@ -152,6 +173,11 @@ class WorkerConfig(ProcessConfig):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="type of weights and KV; auto takes the model's own"
     )
+    attention: Literal["auto", "torch", "native", "flashinfer"] = Field(
+        "auto",
+        description="attention kernels; auto: flashinfer on cuda, native where a C compiler is "
+        "installed, else torch. Workers that exchange KV need the same",
+    )
     block_size: int = Field(16, ge=1, le=1024, description="tokens in a KV block")
     kv_cache_mib: int = Field(
         256, ge=1, le=16_777_216, description="memory of the KV cache; num_blocks overrides it"
@@ -160,23 +186,57 @@ class WorkerConfig(ProcessConfig):
         None, ge=1, le=2**31 - 1, description="KV blocks; default: what fits in kv_cache_mib"
     )
     max_num_seqs: int = Field(64, ge=1, le=65_536, description="sequences in one iteration")
+    prefix_caching: bool = Field(
+        True, description="keep KV of prompts and answers for requests that begin alike"
+    )
     max_num_batched_tokens: int = Field(
         512, ge=1, le=1_048_576, description="tokens in one iteration"
     )
     num_threads: int | None = Field(
         None, ge=1, le=4096, description="CPU threads of the engine; default: the cores available"
     )
+    shared_cores: Path | None = Field(
+        None,
+        description="file through which engines of one machine divide its cores: one that is busy "
+        "alone takes them all; default: each keeps to num_threads",
+    )
     transports: tuple[Name, ...] = Field(
-        ("shared_memory",),
+        ("shared_memory", "tcp"),
         min_length=1,
-        description="ways to move KV, best first",
-        examples=["shared_memory,loopback"],
+        description="ways to move KV: offered by a decode worker, tried in this order by a prefill "
+        "worker",
+        examples=["shared_memory,tcp", "nixl,tcp"],
+    )
+    kv_host: str | None = Field(
+        None,
+        min_length=1,
+        description="address on which a decode worker listens for KV over the network; default: "
+        "host",
+        examples=["10.1.0.7"],
+    )
+    kv_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="port to listen on for KV, and with nixl the one after it; 0 picks free ones",
+    )
+    kv_advertise_host: str | None = Field(
+        None,
+        min_length=1,
+        description="address under which prefill workers reach kv_host; default: kv_host, or what "
+        "routers are told",
     )
     kv_checksum_fraction: float = Field(
         0.05, ge=0, le=1, description="share of moved KV blocks whose checksum is verified"
     )
     kv_arrival_timeout_s: Seconds = Field(
         10.0, description="how long admitted blocks wait for their KV after the start of decode"
+    )
+    engine_stall_s: Seconds = Field(
+        30.0, description="how long one turn of the engine may take before it counts as stuck"
+    )
+    engine_stall_per_token_s: float = Field(
+        0.5, ge=0, le=3600, description="on top of engine_stall_s, for each token of the turn"
     )
     push_timeout_s: Seconds = Field(10.0, description="how long one push of KV may take")
     max_push_backlog: int = Field(
@@ -188,11 +248,20 @@ class WorkerConfig(ProcessConfig):
         """The host part of the address that is registered."""
         return self.advertise_host or self.host
 
+    @property
+    def reachable_kv_host(self) -> str:
+        """The host part of the address to which prefill workers send KV."""
+        return self.kv_advertise_host or self.kv_host or self.reachable_host
+
     @model_validator(mode="after")
     def _address_can_be_dialled(self) -> Self:
         if self.reachable_host in WILDCARD_HOSTS:
             raise ValueError(
                 f"host {self.reachable_host} cannot be dialled; set advertise_host as well"
+            )
+        if self.reachable_kv_host in WILDCARD_HOSTS:
+            raise ValueError(
+                f"kv_host {self.reachable_kv_host} cannot be dialled; set kv_advertise_host as well"
             )
         return self
 
@@ -211,6 +280,14 @@ class DecodeConfig(WorkerConfig):
     process: ClassVar[str] = "decode"
     worker_id: Name = Field("decode-0", description="name of this worker, unique in the cluster")
     role: Literal["decode"] = Field("decode", description="what the worker computes")
+    preemption: Literal["auto", "swap", "recompute"] = Field(
+        "auto",
+        description="how a sequence makes room when none can grow: its KV moves to host memory "
+        "(auto: where that has room for the cheapest; swap: for any), or is computed again",
+    )
+    swap_mib: int = Field(
+        256, ge=0, le=16_777_216, description="host memory for KV of such sequences; 0: none"
+    )
 
 
 AnyConfig = TypeVar("AnyConfig", bound=ProcessConfig)

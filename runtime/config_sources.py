@@ -224,12 +224,25 @@ def parse_flags(cls: type[BaseModel], process: str, argv: Sequence[str]) -> Flag
         "--dump-config", action="store_true", help="print the effective settings and exit"
     )
     for field, info in cls.model_fields.items():
+        # A switch needs no value, and has a twin that turns it off.
+        switch: dict[str, Any] = {}
+        if bool in _types_of(info):
+            switch = {"nargs": "?", "const": "true"}
+            parser.add_argument(
+                f"--no-{_flag(field)[2:]}",
+                dest=f"field_{field}",
+                action="store_const",
+                const="false",
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
         parser.add_argument(
             _flag(field),
             dest=f"field_{field}",
             metavar=_metavar(info),
             default=argparse.SUPPRESS,
             help=_describe(info).replace("%", "%%"),
+            **switch,
         )
     known, unknown = parser.parse_known_args(list(argv))
     if unknown:
@@ -257,7 +270,8 @@ def _metavar(info: FieldInfo) -> str:
         return "{" + ",".join(choices) + "}"
     names = [kind.__name__ for kind in _types_of(info) if isinstance(kind, type)]
     kind = next((name for name in names if name != "NoneType"), "str")
-    known = {"int": "N", "float": "X", "Path": "PATH", "tuple": "LIST", "SecretStr": "SECRET"}
+    known = {"int": "N", "float": "X", "bool": "YES", "tuple": "LIST"}
+    known |= {"Path": "PATH", "SecretStr": "SECRET"}
     return known.get(kind, "TEXT")
 
 

@@ -32,11 +32,13 @@ class StatusRule:
 STATUS_BY_CODE: dict[str, StatusRule] = {
     "invalid_request": StatusRule(grpc.StatusCode.INVALID_ARGUMENT),
     "unknown_model": StatusRule(grpc.StatusCode.NOT_FOUND),
+    "unknown_name": StatusRule(grpc.StatusCode.NOT_FOUND),
     "context_too_long": StatusRule(grpc.StatusCode.INVALID_ARGUMENT),
     "duplicate_request": StatusRule(grpc.StatusCode.ALREADY_EXISTS),
     "can_never_fit": StatusRule(grpc.StatusCode.FAILED_PRECONDITION),
     "queue_full": StatusRule(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_s=1.0),
     "no_worker_available": StatusRule(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),
+    "last_worker": StatusRule(grpc.StatusCode.FAILED_PRECONDITION),
     "deadline_exceeded": StatusRule(grpc.StatusCode.DEADLINE_EXCEEDED),
     "cancelled": StatusRule(grpc.StatusCode.CANCELLED),
     "worker_failed": StatusRule(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),

@@ -21,6 +21,8 @@ from runtime.health import HEALTH_SERVICE, HealthBoard
 
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _KEEPALIVE_TIMEOUT_MS = 10_000
+# Calls that have arrived and wait for the event loop to take them.
+_MAX_PENDING_CALLS = 100_000
 # Peers may ping this often; less than any keepalive below, so that none is taken for abuse.
 _MIN_PING_INTERVAL_MS = 2_000
 
@@ -79,6 +81,10 @@ def build_server(options: ServerOptions, service_names: Sequence[str]) -> BoundS
             # Two servers on one port would share its connections at random.
             ("grpc.so_reuseport", 0),
             ("grpc.max_concurrent_streams", options.max_concurrent_streams),
+            # Above a thousand calls that nobody has begun to serve, gRPC would cancel some at
+            # random, without a reason that a caller could act on.
+            ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
             ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
             *_limits(options.max_message_bytes, options.keepalive_s),

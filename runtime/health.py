@@ -39,6 +39,10 @@ class HealthBoard:
             self._ready_by_service[service] = ready
             self._wake()
 
+    def is_ready(self, service: str) -> bool:
+        """What was last said of a service. Raises: KeyError for an unknown one."""
+        return self._ready_by_service[service]
+
     def close(self) -> None:
         """Take everything but liveness out of service for good, and let watchers go."""
         for service in self._ready_by_service:

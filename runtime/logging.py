@@ -8,12 +8,13 @@ import logging
 import sys
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 from runtime.clock import wall_time_ns
+from runtime.log_lines import LineWriter
 
 # Fields by which user text could slip into a line.
 WITHHELD_FIELDS = frozenset(
@@ -46,6 +47,8 @@ def configure_logging(
     `process` and `ids` (such as worker_id) are part of every line.
     """
     stream = sys.stderr if stream is None else stream
+    # Both kinds of loggers write one whole line at a time and need no more of a stream.
+    lines = cast(TextIO, LineWriter(stream))
     fields = {"process": process, **(ids or {})}
 
     def bind_process(_: Any, __: str, event: EventDict) -> EventDict:
@@ -72,10 +75,10 @@ def configure_logging(
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(lines),
         cache_logger_on_first_use=False,
     )
-    _route_standard_library(shared, renderer, stream, level)
+    _route_standard_library(shared, renderer, lines, level)
 
 
 def get_logger(**fields: Any) -> FilteringBoundLogger:

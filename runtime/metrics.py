@@ -52,6 +52,13 @@ class Metrics:
         self._output_tokens = meter.create_counter(
             "tandem_output_tokens_total", description="Tokens of ended answers"
         )
+        self._prefix_queries = meter.create_counter(
+            "tandem_prefix_cache_queries_total", description="Prompt tokens of ended answers"
+        )
+        self._prefix_hits = meter.create_counter(
+            "tandem_prefix_cache_hits_total",
+            description="Prompt tokens of ended answers whose KV existed already",
+        )
         self._preemptions = meter.create_counter(
             "tandem_preemptions_total",
             description="Sequences that gave their blocks back unfinished",
@@ -59,6 +66,11 @@ class Metrics:
         self._migrations = meter.create_counter(
             "tandem_migrations_total", description="Sequences that went on at another worker"
         )
+
+    def prefix_looked_up(self, num_prompt_tokens: int, num_cached_tokens: int) -> None:
+        """One answer's prompt, and what of it no worker had to compute."""
+        self._prefix_queries.add(num_prompt_tokens)
+        self._prefix_hits.add(num_cached_tokens)
 
     def request_ended(self, outcome: Outcome, request_class: str, num_output_tokens: int) -> None:
         """Count a request once, at its end."""

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from runtime.config import ProcessConfig, load_config
+from runtime.descriptor_limit import raise_descriptor_limit
 from runtime.errors import StartupError
 from runtime.logging import configure_logging, get_logger
 
@@ -47,6 +49,7 @@ def run_process(
             config.process, log_format=config.log_format, level=config.log_level, ids=ids
         )
         get_logger().info("process_starting", pid=os.getpid(), settings=config.masked())
+        raise_descriptor_limit()
         code = run_until_stopped(
             lambda stop: main(config, stop),
             name=config.process,
@@ -170,3 +173,5 @@ def _exit_within(seconds: float, code: int) -> None:
     watchdog = threading.Timer(seconds, os._exit, args=(code,))
     watchdog.daemon = True
     watchdog.start()
+    # The interpreter would look at every object once more before it gives all of them back.
+    gc.freeze()

@@ -3,11 +3,13 @@
 TandemError
 ├── InvalidRequest             the caller's fault; repeating it cannot help
 │   ├── UnknownModel
+│   ├── UnknownName            no request or worker of this cluster has the name
 │   └── ContextTooLong
 ├── DuplicateRequest           the id is in use by another request
 ├── CanNeverFit                larger than every worker; repeating it cannot help
 ├── QueueFull                  try again later
 ├── NoWorkerAvailable          no compatible worker is connected; try again later
+├── LastWorker                 nobody would be left to take new tasks; an operator may insist
 ├── StateUnavailable           the cluster's shared state gives no answer; serving goes on
 ├── DeadlineExceeded
 ├── RequestCancelled
@@ -51,6 +53,12 @@ class UnknownModel(InvalidRequest):
         super().__init__("model", problem)
 
 
+class UnknownName(InvalidRequest):
+    """An operator names a request or a worker that is not there."""
+
+    code = "unknown_name"
+
+
 class ContextTooLong(InvalidRequest):
     """Prompt and max_tokens together exceed the model's context."""
 
@@ -84,6 +92,12 @@ class NoWorkerAvailable(TandemError):
 
     code = "no_worker_available"
     retryable = True
+
+
+class LastWorker(TandemError):
+    """Closing this worker would leave nobody of its kind who takes new tasks."""
+
+    code = "last_worker"
 
 
 class StateUnavailable(TandemError):

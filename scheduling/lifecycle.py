@@ -32,9 +32,13 @@ class Change(StrEnum):
     DECODE_STARTED = "decode_started"
     SEQUENCE_ENDED = "sequence_ended"
     PREEMPTED = "preempted"
+    SWAPPED_OUT = "swapped_out"
+    SWAPPED_IN = "swapped_in"
     WORKER_LOST = "worker_lost"
+    EVACUATED = "evacuated"
     GAVE_UP = "gave_up"
     CALLER_LEFT = "caller_left"
+    OPERATOR_CANCELLED = "operator_cancelled"
 
 
 TERMINAL = frozenset({Phase.FINISHED, Phase.FAILED, Phase.CANCELLED})
@@ -43,6 +47,7 @@ NOBODY = "nobody"
 PREFILL = "prefill worker"
 BOTH = "prefill worker (source); decode worker (destination, unread until complete)"
 DECODE = "decode worker"
+HOST = "decode worker (host memory)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +70,28 @@ def _ways_out(source: Phase) -> tuple[Transition, ...]:
         Transition(
             source, Change.CALLER_LEFT, Phase.CANCELLED, NOBODY, "client gone or deadline passed"
         ),
+        Transition(
+            source, Change.OPERATOR_CANCELLED, Phase.CANCELLED, NOBODY, "an operator ended it"
+        ),
     )
 
 
-def _lost(source: Phase) -> Transition:
-    return Transition(
-        source,
-        Change.WORKER_LOST,
-        Phase.PROMPT_QUEUED,
-        NOBODY,
-        "a leg died or its transfer failed: recompute prompt and output so far",
+def _lost(source: Phase) -> tuple[Transition, ...]:
+    return (
+        Transition(
+            source,
+            Change.WORKER_LOST,
+            Phase.PROMPT_QUEUED,
+            NOBODY,
+            "a leg died or its transfer failed: recompute prompt and output so far",
+        ),
+        Transition(
+            source,
+            Change.EVACUATED,
+            Phase.PROMPT_QUEUED,
+            NOBODY,
+            "an operator empties a worker: recompute prompt and output so far elsewhere",
+        ),
     )
 
 
@@ -109,7 +126,7 @@ TRANSITIONS: tuple[Transition, ...] = (
         NOBODY,
         "the first token was the last",
     ),
-    _lost(Phase.PREFILLING),
+    *_lost(Phase.PREFILLING),
     *_ways_out(Phase.PREFILLING),
     Transition(
         Phase.GENERATION_QUEUED,
@@ -118,7 +135,21 @@ TRANSITIONS: tuple[Transition, ...] = (
         BOTH,
         "decode blocks granted; at once where binding was early (late binding: from the GT queue)",
     ),
-    _lost(Phase.GENERATION_QUEUED),
+    Transition(
+        Phase.GENERATION_QUEUED,
+        Change.SWAPPED_IN,
+        Phase.DECODING,
+        DECODE,
+        "its KV was in the decode worker's host memory and is back on its device",
+    ),
+    Transition(
+        Phase.GENERATION_QUEUED,
+        Change.PREEMPTED,
+        Phase.PROMPT_QUEUED,
+        NOBODY,
+        "swapped out, and other workers have room first: recompute prompt and output so far",
+    ),
+    *_lost(Phase.GENERATION_QUEUED),
     *_ways_out(Phase.GENERATION_QUEUED),
     Transition(
         Phase.TRANSFERRING,
@@ -127,7 +158,7 @@ TRANSITIONS: tuple[Transition, ...] = (
         DECODE,
         "every block arrived with the right generation and checksum",
     ),
-    _lost(Phase.TRANSFERRING),
+    *_lost(Phase.TRANSFERRING),
     *_ways_out(Phase.TRANSFERRING),
     Transition(
         Phase.DECODING,
@@ -143,7 +174,14 @@ TRANSITIONS: tuple[Transition, ...] = (
         NOBODY,
         "no KVC left to grow: recompute prompt and output so far",
     ),
-    _lost(Phase.DECODING),
+    Transition(
+        Phase.DECODING,
+        Change.SWAPPED_OUT,
+        Phase.GENERATION_QUEUED,
+        HOST,
+        "no KVC left to grow: KV parked in host memory until the same worker has room for it",
+    ),
+    *_lost(Phase.DECODING),
     *_ways_out(Phase.DECODING),
 )
 

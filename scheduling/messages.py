@@ -4,13 +4,15 @@ Commands go from router to worker, reports come back. Each names one task. The o
 messages of one session is kept; a broken session ends every task that it carried.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final, NamedTuple
 
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
-from scheduling.sampling import SamplingParams, StopParams, TokenLogprobs
+from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams, TokenLogprobs
 
 # Raised by one whenever an older peer could misread a message.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +24,28 @@ class SequenceSpec:
     output_token_ids: tuple[int, ...]
     sampling: SamplingParams
     stop: StopParams
+    # Cached KV is shared among sequences of equal salt only.
+    cache_salt: str = ""
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """The prompt must be computed even where its KV exists already."""
+        return self.sampling.num_prompt_logprobs is not None
 
     @property
     def num_tokens(self) -> int:
         """Prompt and output so far."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class KvDoor:
+    """One more transport by which a pool is reached; the fields are those of `KvExport`."""
+
+    transport: str
+    address: str
+    host: str
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,24 @@ class KvExport:
     incarnation: Incarnation
     # Identifies the machine; shared memory is refused across machines.
     host: str
+    # A sender shows it to a transport that strangers can reach as well; 32 hex digits or none.
+    token: str = field(default="", repr=False)
+    # Other ways into the same pool; the sender takes the one it likes best.
+    alternatives: tuple[KvDoor, ...] = ()
+
+    def by_transport(self) -> "dict[str, KvExport]":
+        """Each way into the pool as an export of its own, without alternatives."""
+        ways = {self.transport: replace(self, alternatives=())}
+        for door in self.alternatives:
+            ways[door.transport] = replace(
+                self,
+                transport=door.transport,
+                address=door.address,
+                host=door.host,
+                token=door.token,
+                alternatives=(),
+            )
+        return ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +89,31 @@ class KvTarget:
     export: KvExport
     block_ids: tuple[BlockId, ...]
     generations: tuple[Generation, ...]
+    # Which block of the sequence block_ids[0] is for: those before it are there already.
+    first_block_index: int = 0
 
+
+class Admission(StrEnum):
+    """What an operator lets a worker take on; its running tasks are its own in every state."""
+
+    OPEN = "open"
+    # No new tasks.
+    CORDONED = "cordoned"
+    # No new tasks, and every router moves its tasks elsewhere.
+    EVACUATING = "evacuating"
+
+
+# Of TaskFailed: blocks that another task's transfer was to fill will not come. Nobody's fault.
+PREFIX_LOST: Final = "prefix_lost"
 
 # --- router to worker -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SetAdmission:
+    """An operator's wish. The worker keeps it for its life and tells every router."""
+
+    admission: Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +142,9 @@ class AdmitGeneration:
     # Blocks [0, num_kv_blocks) are filled by the transfer.
     num_kv_blocks: int
     transfer_id: str
+    # The prefill worker that sends the KV. Tasks of one sender may wait for each other's blocks;
+    # empty: this one waits for nobody's.
+    source_worker_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +165,15 @@ class GrantGrowth:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumeGeneration:
+    """Go on with a task that was swapped out; answered by DecodeStarted or BlocksRefused."""
+
+    task_id: TaskId
+    # All that it may still need, what it had before included.
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class CancelTask:
     """Stop and give everything back; answered by TaskReleased, also for an unknown task."""
 
@@ -110,14 +181,24 @@ class CancelTask:
     reason: str
 
 
-Command = StartPrefill | PushTo | AdmitGeneration | StartDecode | GrantGrowth | CancelTask
+Command = (
+    StartPrefill
+    | PushTo
+    | AdmitGeneration
+    | StartDecode
+    | GrantGrowth
+    | ResumeGeneration
+    | CancelTask
+)
 
 # --- worker to router -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class TokensEmitted:
-    """Output of one sequence from one iteration, already checked for stop conditions."""
+class TokensEmitted(NamedTuple):
+    """Output of one sequence from one iteration, already checked for stop conditions.
+
+    A named tuple, because it is made for every token: a third of the time of a frozen dataclass.
+    """
 
     task_id: TaskId
     # Position of token_ids[0] in the output.
@@ -135,6 +216,16 @@ class PrefillStarted:
     """The first chunk of the prompt entered an iteration."""
 
     task_id: TaskId
+    # Tokens whose KV was here already; the first ones of the sequence.
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """Logprobs of prompt tokens, where asked for: from the second on, in order, before output."""
+
+    task_id: TaskId
+    logprobs: PromptLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +261,8 @@ class DecodeStarted:
     """The KV arrived and passed its checks; the sequence joined the batch."""
 
     task_id: TaskId
+    # By which the KV came; empty where none was moved.
+    transport: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +281,20 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True)
+class SwappedOut:
+    """The task's KV moved to the worker's host memory; it holds no block until it is resumed."""
+
+    task_id: TaskId
+    # That were copied; what lay there already was not.
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskFailed:
     """This worker cannot go on with the task. Followed by TaskReleased."""
 
     task_id: TaskId
-    # A code of scheduling/errors.py, or "transfer_failed".
+    # A code of scheduling/errors.py, "transfer_failed", or PREFIX_LOST.
     code: str
     message: str
 
@@ -207,12 +309,14 @@ class TaskReleased:
 Report = (
     TokensEmitted
     | PrefillStarted
+    | PromptScored
     | KvPushed
     | BlocksGranted
     | BlocksRefused
     | DecodeStarted
     | GrowthNeeded
     | Preempted
+    | SwappedOut
     | TaskFailed
     | TaskReleased
 )
@@ -229,6 +333,16 @@ class WorkerLoad:
     num_backlog_tokens: int
     # Goes on with its tasks and takes no new ones: it is about to leave.
     is_draining: bool = False
+    # Tasks that hold or await anything here, of all routers.
+    num_tasks: int = 0
+    admission: Admission = Admission.OPEN
+    # Tasks whose KV lies in host memory, of all routers: they go on before anything new starts.
+    num_parked: int = 0
+
+    @property
+    def takes_new_tasks(self) -> bool:
+        """Neither about to leave nor closed by an operator."""
+        return not self.is_draining and self.admission is Admission.OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,3 +363,7 @@ class WorkerHello:
     model_fingerprint: str
     # The pool that others may push into; None on a prefill worker.
     export: KvExport | None = None
+    # When the session opened; from then on the load says it.
+    admission: Admission = Admission.OPEN
+    # The largest that it takes; gRPC ends the session for a larger one.
+    max_message_bytes: int = 64 * 1024 * 1024

@@ -1,4 +1,9 @@
-"""Which worker gets a task: the least backlog for prefill, the most free KVC for decode."""
+"""Which worker gets a task: the soonest done for prefill, the most free KVC for decode.
+
+What is cached is work that need not be done, and never worth more than that: where the worker that
+has a prompt is further behind than computing it anew would cost, or fuller by more than the blocks
+that need not travel, another one gets it. So a prefix that everybody uses spreads by itself.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,12 +25,22 @@ class Candidate:
     # Prompt tokens that are dispatched to the worker and not yet computed.
     num_backlog_tokens: int
     num_running: int
+    # Full blocks of the prompt that are there, or will be.
+    num_hit_blocks: int = 0
+
+    def num_tokens_to_compute(self, num_tokens: int) -> int:
+        """What of a prompt of so many tokens is not there; the last token never is."""
+        num_hits = min(self.num_hit_blocks, (num_tokens - 1) // self.block_size)
+        return num_tokens - num_hits * self.block_size
 
 
 def prefill_preferences(
     candidates: Iterable[Candidate], num_tokens: int, max_backlog_tokens: int
 ) -> tuple[Candidate, ...]:
-    """Workers that may start a prompt now, the soonest free first; all of one block size.
+    """Workers that may start a prompt now, the best first; all of one block size.
+
+    The cost is the time until the prompt is computed plus the work that it makes, both in tokens:
+    a prompt that begins like one in work waits for that rather than keep a second worker busy.
 
     A worker whose backlog has reached the limit is left out: what waits in the router's queue can
     still be reordered, what waits in a worker cannot.
@@ -36,18 +51,24 @@ def prefill_preferences(
         if c.num_free_blocks >= num_blocks_for(num_tokens, c.block_size)
         and c.num_backlog_tokens < max_backlog_tokens
     ]
-    fitting.sort(key=lambda c: (c.num_backlog_tokens, -c.num_free_blocks, c.worker_id))
+
+    def order(c: Candidate) -> tuple[int, int, int, WorkerId]:
+        to_compute = c.num_tokens_to_compute(num_tokens)
+        cost = c.num_backlog_tokens + 2 * to_compute
+        return cost, to_compute, -c.num_free_blocks, c.worker_id
+
+    fitting.sort(key=order)
     return tuple(c for c in fitting if c.block_size == fitting[0].block_size)
 
 
 def decode_preferences(
     candidates: Iterable[Candidate], num_blocks: int, compatibility: str
 ) -> tuple[Candidate, ...]:
-    """Compatible workers with room, the one with most free KVC first."""
+    """Compatible workers with room: most free KVC first, blocks that need not travel included."""
     fitting = [
         c
         for c in candidates
         if c.compatibility == compatibility and c.num_free_blocks >= num_blocks
     ]
-    fitting.sort(key=lambda c: (-c.num_free_blocks, c.num_running, c.worker_id))
+    fitting.sort(key=lambda c: (-c.num_free_blocks - c.num_hit_blocks, c.num_running, c.worker_id))
     return tuple(fitting)

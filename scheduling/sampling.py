@@ -1,11 +1,16 @@
 """What a client asks of the next token and of the end of the answer, already resolved."""
 
+from array import array
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one sequence draws its tokens. The same seed gives the same tokens in any batch."""
+    """How one sequence draws its tokens. The same seed gives the same tokens in any batch.
+
+    Everything is a function of the tokens so far: whoever goes on with the sequence needs no more.
+    In which order the steps apply: docs/sampling.md.
+    """
 
     # 0 is greedy: the most likely token, the lowest id on a tie.
     temperature: float = 1.0
@@ -17,6 +22,20 @@ class SamplingParams:
     seed: int = 0
     # Report the logprob of each token and of this many alternatives; None reports nothing.
     num_logprobs: int | None = None
+    # Keep tokens at least this times as likely as the likeliest, in [0, 1]; 0 keeps all.
+    min_p: float = 0.0
+    # Divides the positive logits of tokens in prompt or output, multiplies the negative; above 0.
+    repetition_penalty: float = 1.0
+    # Taken from the logit of each token in the output: once, and once for each time it is there.
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    # (token id, what is added to its logit); no id twice.
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    # Before this many output tokens none of end_token_ids is drawn, and no stop string looked for.
+    min_tokens: int = 0
+    end_token_ids: tuple[int, ...] = ()
+    # As num_logprobs, of each prompt token but the first; computed with the prompt.
+    num_prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +57,43 @@ class TokenLogprobs:
     logprob: float
     # (token id, logprob), most likely first.
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Logprobs of consecutive prompt tokens, packed: a long prompt has millions of numbers."""
+
+    # Position of the first one in the prompt, at least 1.
+    first_token_index: int
+    # [tokens], type "f".
+    logprobs: "array[float]"
+    # [tokens * num_top], one token's alternatives after the other's, likeliest first; "I" and "f".
+    top_token_ids: "array[int]"
+    top_logprobs: "array[float]"
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.logprobs)
+
+    @property
+    def end_token_index(self) -> int:
+        """Position after the last one."""
+        return self.first_token_index + len(self.logprobs)
+
+    @property
+    def num_top(self) -> int:
+        """Alternatives of each token."""
+        return len(self.top_token_ids) // max(1, len(self.logprobs))
+
+    def starting_at(self, token_index: int) -> "PromptLogprobs":
+        """Without those before a position; empty where it lies behind the end."""
+        num_skipped = min(max(0, token_index - self.first_token_index), self.num_tokens)
+        if not num_skipped:
+            return self
+        num_skipped_top = num_skipped * self.num_top
+        return PromptLogprobs(
+            self.first_token_index + num_skipped,
+            self.logprobs[num_skipped:],
+            self.top_token_ids[num_skipped_top:],
+            self.top_logprobs[num_skipped_top:],
+        )

@@ -6,7 +6,7 @@ count that catches up with it. A chunk of one token at the end of the history is
 
 from dataclasses import dataclass
 
-from scheduling.sampling import SamplingParams, TokenLogprobs
+from scheduling.sampling import PromptLogprobs, SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +54,5 @@ class StepResult:
     token_ids: tuple[int, ...]
     # One entry a token where any sequence of the step asked for logprobs, else empty.
     logprobs: tuple[TokenLogprobs | None, ...] = ()
+    # (slot, logprobs) of the prompt tokens after those computed, where asked for; in order.
+    prompt_logprobs: tuple[tuple[int, PromptLogprobs], ...] = ()

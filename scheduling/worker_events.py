@@ -5,7 +5,8 @@ from typing import NewType
 
 from scheduling.ids import BlockId, Generation, TaskId
 from scheduling.messages import Command, KvTarget, Report
-from scheduling.sampling import StopParams, TokenLogprobs
+from scheduling.prefix_index import PrefixChanges
+from scheduling.sampling import PromptLogprobs, StopParams, TokenLogprobs
 from scheduling.step import SequenceStart
 
 # One router's session with this worker; never reused within a life.
@@ -46,6 +47,8 @@ class StepFinished:
     """The planned iteration ran; outputs in the order of its sampling chunks."""
 
     outputs: tuple[SampledOutput, ...]
+    # (slot, logprobs) of prompt tokens, where asked for.
+    prompt_logprobs: tuple[tuple[int, PromptLogprobs], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class PushFinished:
     copy_s: float
     # None when every block lies in the peer's memory; else what went wrong.
     error: str | None = None
+    # By which the blocks went; empty where none did.
+    transport: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,8 @@ class KvArrived:
     """Every awaited block carries its generation, and the sampled checksums are right."""
 
     task_id: TaskId
+    # By which the blocks came; empty where none was moved.
+    transport: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +180,36 @@ class RevokeKv:
 
 
 @dataclass(frozen=True, slots=True)
+class SwapOut:
+    """Copy blocks to host memory, the first to the first, before anything else uses them."""
+
+    block_ids: tuple[BlockId, ...]
+    swap_block_ids: tuple[BlockId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SwapIn:
+    """Copy blocks back from host memory, the first to the first, before the next iteration."""
+
+    swap_block_ids: tuple[BlockId, ...]
+    block_ids: tuple[BlockId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TellPrefixes:
+    """Tell every router which cached blocks came and went."""
+
+    changes: PrefixChanges
+
+
+@dataclass(frozen=True, slots=True)
 class SendReport:
     session_id: SessionId
     report: Report
 
 
+# What the side of a worker performs that moves KV.
+KvAction = Push | CancelPush | ExpectKv | AwaitKv | RevokeKv | SwapOut | SwapIn
 WorkerAction = (
     LoadSequence
     | ExtendSequence
@@ -187,5 +219,8 @@ WorkerAction = (
     | ExpectKv
     | AwaitKv
     | RevokeKv
+    | SwapOut
+    | SwapIn
+    | TellPrefixes
     | SendReport
 )

@@ -11,9 +11,17 @@ from decode_worker.core import DecodeCore
 from prefill_worker.core import PrefillCore
 from scheduling.ids import TaskId
 from scheduling.messages import WorkerHello
+from scheduling.prefix_index import PrefixJournal
 from scheduling.sampling import StopParams
 from scheduling.step import ScheduledChunk, SequenceStart
-from scheduling.worker_events import AwaitKv, SampledOutput, SessionId, WorkerEvent
+from scheduling.worker_events import (
+    AwaitKv,
+    SampledOutput,
+    SessionId,
+    SwapIn,
+    SwapOut,
+    WorkerEvent,
+)
 
 VOCAB_SIZE = 1000
 
@@ -61,9 +69,15 @@ class SimulatedWorker:
     sequence_by_slot: dict[int, SimulatedSequence] = field(default_factory=dict)
     # The tokens whose KV lies in (block, offset); what a wrong transfer would damage.
     kv: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    # The same of host memory.
+    swapped_kv: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    num_swapped_blocks: int = 0
     expected_generation: dict[int, int] = field(default_factory=dict)
     arrived_generation: dict[int, int] = field(default_factory=dict)
     awaited: dict[TaskId, AwaitKv] = field(default_factory=dict)
+    # Goes with the next frame.
+    untold_prefixes: PrefixJournal = field(default_factory=PrefixJournal)
+    num_computed_tokens: int = 0
 
     def compute(self, chunks: tuple[ScheduledChunk, ...]) -> tuple[SampledOutput, ...]:
         """Run one iteration. Raises: KvMismatch."""
@@ -75,12 +89,24 @@ class SimulatedWorker:
                 if self.kv.get(self._place(sequence, position)) != history[: position + 1]:
                     where = f"slot {chunk.slot} of {self.hello.worker_id} at {position}"
                     raise KvMismatch(where)
+            self.num_computed_tokens += chunk.num_tokens
             for position in range(chunk.start, chunk.start + chunk.num_tokens):
                 self.kv[self._place(sequence, position)] = history[: position + 1]
             if chunk.samples:
                 assert chunk.start + chunk.num_tokens == len(history)
                 outputs.append(_sample(chunk.slot, sequence, history))
         return tuple(outputs)
+
+    def swap(self, action: SwapOut | SwapIn) -> None:
+        """Copy whole blocks to host memory or back."""
+        if isinstance(action, SwapOut):
+            source, to, pairs = self.kv, self.swapped_kv, (action.block_ids, action.swap_block_ids)
+            self.num_swapped_blocks += len(action.block_ids)
+        else:
+            source, to, pairs = self.swapped_kv, self.kv, (action.swap_block_ids, action.block_ids)
+        for source_id, to_id in zip(*pairs, strict=True):
+            for offset in range(self.hello.block_size):
+                to[to_id, offset] = source.get((source_id, offset), ())
 
     def _place(self, sequence: SimulatedSequence, position: int) -> tuple[int, int]:
         block_size = self.hello.block_size

@@ -41,6 +41,17 @@ class Ask:
     num_end_ids: int = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Swapping:
+    """Host memory of each decode worker, and the router's patience with what lies there."""
+
+    num_blocks: int
+    max_parked_s: float = 1.0
+
+
+NO_SWAPPING = Swapping(0)
+
+
 def spec_of(number: int, ask: Ask) -> RequestSpec:
     """The request, checked and tokenised; its id is f"r{number}"."""
     return RequestSpec(
@@ -59,15 +70,27 @@ def spec_of(number: int, ask: Ask) -> RequestSpec:
 
 
 def new_cluster(
-    seed: int, policy: str, num_blocks: int, short_sighted: bool, num_decode: int = 2
+    seed: int,
+    policy: str,
+    num_blocks: int,
+    short_sighted: bool,
+    num_decode: int = 2,
+    swapping: Swapping = NO_SWAPPING,
 ) -> CoreCluster:
     """One prefill worker, some decode workers."""
     router = RouterCore(
         policy_named(policy, 0.5, 4),
         ShortSighted() if short_sighted else OnlineQuantiles(min_samples=4),
-        RouterSettings(max_backlog_tokens=24, max_retries_per_task=100),
+        RouterSettings(
+            max_backlog_tokens=24, max_retries_per_task=100, max_parked_s=swapping.max_parked_s
+        ),
     )
-    cluster = CoreCluster(router, MemoryLedger(ManualClock()), random.Random(seed))
+    cluster = CoreCluster(
+        router,
+        MemoryLedger(ManualClock()),
+        random.Random(seed),
+        num_swap_blocks=swapping.num_blocks,
+    )
     cluster.add_worker("prefill-0", "prefill", num_blocks)
     for number in range(num_decode):
         cluster.add_worker(f"decode-{number}", "decode", num_blocks)
@@ -109,6 +132,7 @@ def check_empty(cluster: CoreCluster) -> None:
     for worker in cluster.worker_by_id.values():
         assert worker.core.num_tasks == 0
         assert worker.core.pool.num_free_blocks == worker.core.pool.num_blocks
+        assert worker.core.load.num_parked == 0
         assert not worker.sequence_by_slot
     books: tuple[WorkerBook, ...] = run_now(cluster.ledger.snapshot()).workers
     assert [book.num_reserved for book in books] == [0] * len(books)

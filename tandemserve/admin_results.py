@@ -1,13 +1,21 @@
-"""What the admin calls return; fields mirror proto/tandemserve/api/v1/admin.proto."""
+"""What the admin calls take and return; fields mirror proto/tandemserve/api/v1/admin.proto."""
 
 from dataclasses import dataclass
 
 __all__ = [
+    "AnswerView",
+    "CancelOutcome",
     "ClusterStatus",
     "Holding",
     "QueuedTask",
     "Queues",
+    "RequestFilter",
+    "RequestHistory",
+    "RequestList",
+    "RequestView",
     "Reservations",
+    "Timeline",
+    "TimelineEvent",
     "WorkerReservations",
     "WorkerView",
 ]
@@ -58,6 +66,11 @@ class WorkerView:
     num_running: int
     num_waiting: int
     compatibility: str
+    # "open", "cordoned" (no new tasks), "evacuating" (its tasks move elsewhere, too) or "leaving";
+    # empty while it is not connected.
+    admission: str
+    # Tasks that hold or await anything there, of all routers.
+    num_tasks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +98,9 @@ class Queues:
     num_generation_tasks: int
     prompt_tasks: tuple[QueuedTask, ...]
     generation_tasks: tuple[QueuedTask, ...]
+    # Prompts that no pair of the present workers could hold: they wait aside for another worker.
+    num_stranded_tasks: int
+    stranded_tasks: tuple[QueuedTask, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +135,124 @@ class Reservations:
     holdings: tuple[Holding, ...]
     # More holdings exist than were listed.
     truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerView:
+    """One of the n answers of a request, as far as it has come."""
+
+    index: int
+    # Of docs/life-of-a-request.md.
+    phase: str
+    # How long it has been in it.
+    phase_s: float
+    num_output_tokens: int
+    # Of the present try, or the last ones; may be empty.
+    prefill_worker: str
+    decode_worker: str
+    # In words; empty where it runs.
+    waits_for: str
+    num_tries: int
+    num_preemptions: int
+    # Lost or failed workers, and workers that an operator emptied.
+    num_migrations: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """A request that runs or ended recently."""
+
+    request_id: str
+    tenant: str
+    request_class: str
+    session: str
+    # "running", "finished", "failed" or "cancelled".
+    state: str
+    # Since it arrived.
+    age_s: float
+    # None while it runs.
+    ended_ago_s: float | None
+    # None where the caller set none; negative once it has passed.
+    time_to_deadline_s: float | None
+    num_prompt_tokens: int
+    max_tokens: int
+    # Of a request that failed or was cancelled, else empty.
+    error_code: str
+    error_message: str
+    answers: tuple[AnswerView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFilter:
+    """Which requests to list; empty fields match all."""
+
+    # "running" or "ended".
+    state: str = ""
+    tenant: str = ""
+    request_class: str = ""
+    # Of at least one answer.
+    phase: str = ""
+    # Of at least one answer, on either leg.
+    worker_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestList:
+    """Requests of one router."""
+
+    # Running ones from the oldest on, then ended ones from the latest back.
+    requests: tuple[RequestView, ...]
+    # How many match, listed or not.
+    num_matching: int
+    num_running: int
+    # Ended ones that are still remembered.
+    num_ended: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEvent:
+    """One change of phase, a row of the table in docs/life-of-a-request.md."""
+
+    # Since the request arrived.
+    at_s: float
+    change: str
+    # The phase from then on.
+    phase: str
+    # Who works on it, or parks its KV, from then on.
+    worker_id: str
+    num_blocks: int
+    num_output_tokens: int
+    number_of_try: int
+    # Why, where the change does not say it all.
+    reason: str
+    # When the worker began, where it had a queue of its own.
+    started_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What happened to one answer."""
+
+    index: int
+    events: tuple[TimelineEvent, ...]
+    # Left out after the first ones.
+    num_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHistory:
+    """One request with everything that happened to it."""
+
+    request: RequestView
+    timelines: tuple[Timeline, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOutcome:
+    """What became of one request that was to be cancelled."""
+
+    request_id: str
+    # False where it had ended before.
+    cancelled: bool
+    # "cancelled", or how it had ended.
+    state: str

@@ -5,7 +5,16 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from tandemserve import queries
-from tandemserve.admin_results import ClusterStatus, Queues, Reservations, WorkerView
+from tandemserve.admin_results import (
+    CancelOutcome,
+    ClusterStatus,
+    Queues,
+    RequestFilter,
+    RequestHistory,
+    RequestList,
+    Reservations,
+    WorkerView,
+)
 from tandemserve.async_connection import AsyncConnection, AsyncSleep
 from tandemserve.async_stream import AsyncStream
 from tandemserve.options import DEFAULT_TARGET, GenerateOptions, TLSConfig
@@ -33,7 +42,8 @@ class AsyncClient:
         tls: TLSConfig | None = None,
         timeout_s: float | None = 600.0,
         query_timeout_s: float = 30.0,
-        max_retries: int = 2,
+        max_retries: int | None = None,
+        retry_for_s: float = 10.0,
         rng: random.Random | None = None,
         sleep: AsyncSleep | None = None,
     ) -> None:
@@ -43,7 +53,7 @@ class AsyncClient:
             tls=tls,
             timeout_s=timeout_s,
             query_timeout_s=query_timeout_s,
-            retry=RetryPolicy(max_retries=max_retries),
+            retry=RetryPolicy(max_retries=max_retries, retry_for_s=retry_for_s),
             rng=rng or random.Random(),
         )
         self._connection = AsyncConnection(settings, sleep)
@@ -118,3 +128,39 @@ class AsyncAdmin:
     async def reservations(self, *, max_holdings: int = 1000) -> Reservations:
         """Which blocks are promised to whom."""
         return await self._connection.query(queries.reservations(max_holdings))
+
+    async def requests(
+        self, wanted: RequestFilter | None = None, *, max_requests: int = 50
+    ) -> RequestList:
+        """Requests of this router that run or ended recently."""
+        return await self._connection.query(
+            queries.requests(wanted or RequestFilter(), max_requests)
+        )
+
+    async def request(self, request_id: str) -> RequestHistory:
+        """One request with everything that happened to it; the beginning of its id will do."""
+        return await self._connection.query(queries.request(request_id))
+
+    async def cancel(
+        self, *request_ids: str, operator: str = "", reason: str = ""
+    ) -> tuple[CancelOutcome, ...]:
+        """End requests on both workers at once; their callers are told who did it and why.
+
+        Raises: UnknownName, and then nothing was ended.
+        """
+        return await self._connection.query(queries.cancel(request_ids, operator, reason))
+
+    async def cordon(self, worker_id: str, *, force: bool = False) -> WorkerView:
+        """Let a worker take no new tasks, at any router; it keeps those that it has.
+
+        Raises: LastWorker without `force` where nobody of its kind would be left.
+        """
+        return await self._connection.query(queries.set_admission(worker_id, "cordoned", force))
+
+    async def uncordon(self, worker_id: str) -> WorkerView:
+        """Let a worker take new tasks again."""
+        return await self._connection.query(queries.set_admission(worker_id, "open", False))
+
+    async def evacuate(self, worker_id: str, *, force: bool = False) -> WorkerView:
+        """Like cordon; and all routers compute its tasks again on other workers."""
+        return await self._connection.query(queries.set_admission(worker_id, "evacuating", force))

@@ -37,7 +37,9 @@ class AsyncConnection:
     def __init__(self, settings: Settings, sleep: AsyncSleep | None) -> None:
         self.settings = settings
         self._sleep = sleep
-        self._channel: aio.Channel | None = None
+        # Which of the routers is spoken to, and a channel to each that was.
+        self.route = settings.route()
+        self._channel_by_target: dict[str, aio.Channel] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = asyncio.Event()
 
@@ -57,10 +59,10 @@ class AsyncConnection:
             return
 
     def generate(
-        self, request: inference_pb2.GenerateRequest, timeout_s: float | None
+        self, request: inference_pb2.GenerateRequest, timeout_s: float | None, target: str
     ) -> AsyncResponseStream:
         """Start a call. Raises: ClientClosed; RuntimeError outside of the client's event loop."""
-        method = self._open_channel().unary_stream(
+        method = self._open_channel(target).unary_stream(
             GENERATE_PATH,
             request_serializer=inference_pb2.GenerateRequest.SerializeToString,
             response_deserializer=inference_pb2.GenerateResponse.FromString,
@@ -79,7 +81,8 @@ class AsyncConnection:
         attempts = settings.query_attempts()
         while True:
             timeout_s = attempts.remaining_s(settings.now())
-            method: Any = self._open_channel().unary_unary(
+            target = self.route.target
+            method: Any = self._open_channel(target).unary_unary(
                 query.path,
                 request_serializer=type(query.request).SerializeToString,
                 response_deserializer=query.response_class.FromString,
@@ -98,32 +101,36 @@ class AsyncConnection:
             except aio.AioRpcError as failure:
                 if self.is_closed:
                     raise closed_error() from None
-                error = error_from_rpc(failure, target=settings.target)
-                await self.wait(attempts.delay_after(error, settings.now()), self._closed)
+                error = error_from_rpc(failure, target=target)
+                delay_s = attempts.delay_after(error, settings.now())
+                self.route.leave(target)
+                await self.wait(delay_s, self._closed)
             else:
                 return query.parse(response)
 
     async def close(self) -> None:
         """Cancel what runs and close the channel; closing twice is harmless."""
         self._closed.set()
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        channels, self._channel_by_target = self._channel_by_target, {}
+        for channel in channels.values():
             await channel.close()
 
-    def _open_channel(self) -> aio.Channel:
+    def _open_channel(self, target: str) -> aio.Channel:
         if self.is_closed:
             raise closed_error()
         loop = asyncio.get_running_loop()
-        if self._channel is None:
-            self._channel, self._loop = self._connect(), loop
+        if self._loop is None:
+            self._loop = loop
         elif self._loop is not loop:
             raise RuntimeError("an AsyncClient serves one event loop; make another one for this")
-        return self._channel
+        if target not in self._channel_by_target:
+            self._channel_by_target[target] = self._connect(target)
+        return self._channel_by_target[target]
 
-    def _connect(self) -> aio.Channel:
+    def _connect(self, target: str) -> aio.Channel:
         settings = self.settings
-        options = channel_options(settings.target)
+        options = channel_options(target)
         if settings.tls is None:
-            return aio.insecure_channel(settings.target, options=options)
+            return aio.insecure_channel(target, options=options)
         credentials = channel_credentials(settings.tls)
-        return aio.secure_channel(settings.target, credentials, options=options)
+        return aio.secure_channel(target, credentials, options=options)

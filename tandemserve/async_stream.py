@@ -117,6 +117,7 @@ class AsyncStream(AsyncIterator[Event]):
         delay_s = self._generation.fail(failure, self._connection.settings.now())
         if delay_s is None:
             return False
+        self._connection.route.leave(self._generation.target)
         await self._connection.wait(delay_s, self._cancelled)
         self._raise_if_left()
         self._start()
@@ -129,6 +130,7 @@ class AsyncStream(AsyncIterator[Event]):
             raise closed_error() from None
 
     def _start(self) -> None:
-        timeout_s = self._generation.begin(self._connection.settings.now())
-        self._call = self._connection.generate(self._generation.request, timeout_s)
+        target = self._connection.route.target
+        timeout_s = self._generation.begin(self._connection.settings.now(), target)
+        self._call = self._connection.generate(self._generation.request, timeout_s, target)
         self._responses = aiter(self._call)

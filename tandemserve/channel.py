@@ -21,15 +21,19 @@ def channel_options(target: str) -> list[tuple[str, int]]:
     """Settings of the gRPC channel: long quiet answers stay alive, broken ones reconnect soon."""
     options = [
         # Answers may be silent for long in a queue; routers in between drop silent connections.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        # A router that was stopped, or a host that is gone, is noticed by them as well.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", 64 * 1024 * 1024),
         ("grpc.max_send_message_length", 16 * 1024 * 1024),
         # gRPC's own waits between connection attempts, below those of RetryPolicy: else a retry
         # would fail without trying.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        # A name may have several addresses, and others once a router has moved.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         # Clients do not share connections, so closing one or waiting in one affects no other.
         ("grpc.use_local_subchannel_pool", 1),
         # Retries are ours: gRPC's know nothing of replays.

@@ -5,7 +5,16 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from tandemserve import queries
-from tandemserve.admin_results import ClusterStatus, Queues, Reservations, WorkerView
+from tandemserve.admin_results import (
+    CancelOutcome,
+    ClusterStatus,
+    Queues,
+    RequestFilter,
+    RequestHistory,
+    RequestList,
+    Reservations,
+    WorkerView,
+)
 from tandemserve.connection import Connection, Sleep
 from tandemserve.options import DEFAULT_TARGET, GenerateOptions, TLSConfig
 from tandemserve.results import Completion, ModelInfo
@@ -33,7 +42,8 @@ class Client:
         tls: TLSConfig | None = None,
         timeout_s: float | None = 600.0,
         query_timeout_s: float = 30.0,
-        max_retries: int = 2,
+        max_retries: int | None = None,
+        retry_for_s: float = 10.0,
         rng: random.Random | None = None,
         sleep: Sleep | None = None,
     ) -> None:
@@ -43,7 +53,7 @@ class Client:
             tls=tls,
             timeout_s=timeout_s,
             query_timeout_s=query_timeout_s,
-            retry=RetryPolicy(max_retries=max_retries),
+            retry=RetryPolicy(max_retries=max_retries, retry_for_s=retry_for_s),
             rng=rng or random.Random(),
         )
         self._connection = Connection(settings, sleep)
@@ -118,3 +128,37 @@ class Admin:
     def reservations(self, *, max_holdings: int = 1000) -> Reservations:
         """Which blocks are promised to whom."""
         return self._connection.query(queries.reservations(max_holdings))
+
+    def requests(
+        self, wanted: RequestFilter | None = None, *, max_requests: int = 50
+    ) -> RequestList:
+        """Requests of this router that run or ended recently."""
+        return self._connection.query(queries.requests(wanted or RequestFilter(), max_requests))
+
+    def request(self, request_id: str) -> RequestHistory:
+        """One request with everything that happened to it; the beginning of its id will do."""
+        return self._connection.query(queries.request(request_id))
+
+    def cancel(
+        self, *request_ids: str, operator: str = "", reason: str = ""
+    ) -> tuple[CancelOutcome, ...]:
+        """End requests on both workers at once; their callers are told who did it and why.
+
+        Raises: UnknownName, and then nothing was ended.
+        """
+        return self._connection.query(queries.cancel(request_ids, operator, reason))
+
+    def cordon(self, worker_id: str, *, force: bool = False) -> WorkerView:
+        """Let a worker take no new tasks, at any router; it keeps those that it has.
+
+        Raises: LastWorker without `force` where nobody of its kind would be left.
+        """
+        return self._connection.query(queries.set_admission(worker_id, "cordoned", force))
+
+    def uncordon(self, worker_id: str) -> WorkerView:
+        """Let a worker take new tasks again."""
+        return self._connection.query(queries.set_admission(worker_id, "open", False))
+
+    def evacuate(self, worker_id: str, *, force: bool = False) -> WorkerView:
+        """Like cordon; and all routers compute its tasks again on other workers."""
+        return self._connection.query(queries.set_admission(worker_id, "evacuating", force))

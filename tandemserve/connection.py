@@ -46,7 +46,9 @@ class Connection:
         # Replaces the wait between attempts; None waits really.
         self.sleep = sleep
         self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
+        # Which of the routers is spoken to, and a channel to each that was.
+        self.route = settings.route()
+        self._channel_by_target: dict[str, grpc.Channel] = {}
         self._pid: int | None = None
         self._is_closed = False
         # One for each query in progress: closing ends its wait for another attempt.
@@ -57,10 +59,10 @@ class Connection:
         return self._is_closed
 
     def generate(
-        self, request: inference_pb2.GenerateRequest, timeout_s: float | None
+        self, request: inference_pb2.GenerateRequest, timeout_s: float | None, target: str
     ) -> ResponseStream:
         """Start a call. Raises: ClientClosed."""
-        method = self._open_channel().unary_stream(
+        method = self._open_channel(target).unary_stream(
             GENERATE_PATH,
             request_serializer=inference_pb2.GenerateRequest.SerializeToString,
             response_deserializer=inference_pb2.GenerateResponse.FromString,
@@ -92,7 +94,8 @@ class Connection:
         attempts = settings.query_attempts()
         while True:
             timeout_s = attempts.remaining_s(settings.now())
-            method = self._open_channel().unary_unary(
+            target = self.route.target
+            method = self._open_channel(target).unary_unary(
                 query.path,
                 request_serializer=type(query.request).SerializeToString,
                 response_deserializer=query.response_class.FromString,
@@ -109,8 +112,10 @@ class Connection:
                 raise
             except grpc.RpcError as failure:
                 self.raise_if_closed()
-                error = error_from_rpc(cast(RpcFailure, failure), target=settings.target)
-                waiter.wait(attempts.delay_after(error, settings.now()))
+                error = error_from_rpc(cast(RpcFailure, failure), target=target)
+                delay_s = attempts.delay_after(error, settings.now())
+                self.route.leave(target)
+                waiter.wait(delay_s)
             else:
                 return query.parse(response)
 
@@ -121,17 +126,17 @@ class Connection:
         for waiter in list(self._waiters):
             waiter.wake()
         with self._lock:
-            channel, self._channel = self._channel, None
+            channels, self._channel_by_target = self._channel_by_target, {}
             is_inherited = self._pid not in (None, os.getpid())
         # A child must not touch the connection that its parent still uses.
-        if channel is not None and not is_inherited:
-            channel.close()
+        if not is_inherited:
+            for channel in channels.values():
+                channel.close()
 
-    def _open_channel(self) -> grpc.Channel:
+    def _open_channel(self, target: str) -> grpc.Channel:
         with self._lock:
             self.raise_if_closed()
-            if self._channel is None:
-                self._channel = self._connect()
+            if self._pid is None:
                 self._pid = os.getpid()
                 self._open.add(self)
             elif self._pid != os.getpid():
@@ -139,15 +144,17 @@ class Connection:
                     "the client was used before this process was forked from its parent; "
                     "make a new one after the fork"
                 )
-            return self._channel
+            if target not in self._channel_by_target:
+                self._channel_by_target[target] = self._connect(target)
+            return self._channel_by_target[target]
 
-    def _connect(self) -> grpc.Channel:
+    def _connect(self, target: str) -> grpc.Channel:
         settings = self.settings
-        options = channel_options(settings.target)
+        options = channel_options(target)
         if settings.tls is None:
-            return grpc.insecure_channel(settings.target, options=options)
+            return grpc.insecure_channel(target, options=options)
         credentials = channel_credentials(settings.tls)
-        return grpc.secure_channel(settings.target, credentials, options=options)
+        return grpc.secure_channel(target, credentials, options=options)
 
     def raise_if_closed(self) -> None:
         """Raises: ClientClosed."""

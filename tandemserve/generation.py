@@ -19,9 +19,11 @@ class Generation:
     def __init__(
         self, request: inference_pb2.GenerateRequest, attempts: Attempts, target: str
     ) -> None:
+        # Of the present attempt; a later one says what is there already.
         self.request = request
+        # The router that the present attempt goes to; for errors.
+        self.target = target
         self._attempts = attempts
-        self._target = target
         self._replay = Replay(request.request_id, request.n or 1)
 
     @property
@@ -33,14 +35,30 @@ class Generation:
         """None until the server has answered."""
         return self._replay.accepted
 
-    def begin(self, now: float) -> float | None:
-        """Start an attempt and return its deadline in seconds, None for none.
+    def begin(self, now: float, target: str) -> float | None:
+        """Start an attempt at a router and return its deadline in seconds, None for none.
 
         Raises: DeadlineExceeded.
         """
         timeout_s = self._attempts.remaining_s(now, self.request_id)
+        self.target = target
+        if self._replay.has_news:
+            # Another router, or the same after a restart, goes on from there.
+            self.request.resume.CopyFrom(self._resume())
         self._replay.begin_attempt()
         return timeout_s
+
+    def _resume(self) -> inference_pb2.Resume:
+        resume = inference_pb2.Resume()
+        accepted = self._replay.accepted
+        if accepted is not None:
+            resume.seed = accepted.seed
+            if accepted.max_tokens:
+                resume.max_tokens = accepted.max_tokens
+        for index, token_ids, is_finished in self._replay.received():
+            if token_ids or is_finished:
+                resume.choices.add(index=index, token_ids=token_ids, is_finished=is_finished)
+        return resume
 
     def receive(self, response: inference_pb2.GenerateResponse) -> Event | None:
         """The news in a message, None where there are none.
@@ -62,7 +80,7 @@ class Generation:
         """
         if self._replay.is_complete:
             return None
-        error = error_from_rpc(failure, target=self._target, request_id=self.request_id)
+        error = error_from_rpc(failure, target=self.target, request_id=self.request_id)
         return self._attempts.delay_after(error, now)
 
     def end(self) -> None:

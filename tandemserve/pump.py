@@ -136,8 +136,9 @@ class Pump:
             self._events.put(_Raised(error))
 
     def _start(self) -> None:
-        timeout_s = self._generation.begin(self._connection.settings.now())
-        self._call = self._connection.generate(self._generation.request, timeout_s)
+        target = self._connection.route.target
+        timeout_s = self._generation.begin(self._connection.settings.now(), target)
+        self._call = self._connection.generate(self._generation.request, timeout_s, target)
         if self._waiter.is_woken:
             self._call.cancel()
 
@@ -163,6 +164,7 @@ class Pump:
         delay_s = self._generation.fail(failure, self._connection.settings.now())
         if delay_s is None:
             return False
+        self._connection.route.leave(self._generation.target)
         self._waiter.wait(delay_s)
         self._raise_if_left()
         self._start()

@@ -3,7 +3,7 @@
 Both clients perform these values, so a call is described once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,11 +12,19 @@ from google.protobuf.message import Message
 
 from tandemserve import wire
 from tandemserve.admin_results import (
+    AnswerView,
+    CancelOutcome,
     ClusterStatus,
     Holding,
     QueuedTask,
     Queues,
+    RequestFilter,
+    RequestHistory,
+    RequestList,
+    RequestView,
     Reservations,
+    Timeline,
+    TimelineEvent,
     WorkerReservations,
     WorkerView,
 )
@@ -114,6 +122,7 @@ def queues(max_tasks: int) -> Query[Queues]:
             response,
             prompt_tasks=_all_mirrored(QueuedTask, response.prompt_tasks),
             generation_tasks=_all_mirrored(QueuedTask, response.generation_tasks),
+            stranded_tasks=_all_mirrored(QueuedTask, response.stranded_tasks),
         ),
     )
 
@@ -130,6 +139,78 @@ def reservations(max_holdings: int) -> Query[Reservations]:
             holdings=_all_mirrored(Holding, response.holdings),
         ),
     )
+
+
+def requests(wanted: RequestFilter, max_requests: int) -> Query[RequestList]:
+    return Query(
+        _admin("ListRequests"),
+        admin_pb2.ListRequestsRequest(
+            max_requests=max_requests,
+            state=wanted.state,
+            tenant=wanted.tenant,
+            request_class=wanted.request_class,
+            phase=wanted.phase,
+            worker_id=wanted.worker_id,
+        ),
+        admin_pb2.ListRequestsResponse,
+        lambda response: wire.mirrored(
+            RequestList, response, requests=tuple(map(_request_view, response.requests))
+        ),
+    )
+
+
+def request(request_id: str) -> Query[RequestHistory]:
+    return Query(
+        _admin("GetRequest"),
+        admin_pb2.GetRequestRequest(request_id=request_id),
+        admin_pb2.GetRequestResponse,
+        lambda response: RequestHistory(
+            _request_view(response.request), tuple(map(_timeline, response.timelines))
+        ),
+    )
+
+
+def cancel(
+    request_ids: Sequence[str], operator: str, reason: str
+) -> Query[tuple[CancelOutcome, ...]]:
+    return Query(
+        _admin("CancelRequests"),
+        admin_pb2.CancelRequestsRequest(request_ids=request_ids, operator=operator, reason=reason),
+        admin_pb2.CancelRequestsResponse,
+        lambda response: _all_mirrored(CancelOutcome, response.outcomes),
+    )
+
+
+def set_admission(worker_id: str, admission: str, force: bool) -> Query[WorkerView]:
+    return Query(
+        _admin("SetWorkerAdmission"),
+        admin_pb2.SetWorkerAdmissionRequest(worker_id=worker_id, admission=admission, force=force),
+        admin_pb2.SetWorkerAdmissionResponse,
+        lambda response: wire.mirrored(WorkerView, response.worker),
+    )
+
+
+def _request_view(message: admin_pb2.RequestView) -> RequestView:
+    return wire.mirrored(
+        RequestView,
+        message,
+        ended_ago_s=_optional(message, "ended_ago_s"),
+        time_to_deadline_s=_optional(message, "time_to_deadline_s"),
+        answers=_all_mirrored(AnswerView, message.answers),
+    )
+
+
+def _timeline(message: admin_pb2.Timeline) -> Timeline:
+    return wire.mirrored(Timeline, message, events=tuple(map(_timeline_event, message.events)))
+
+
+def _timeline_event(message: admin_pb2.TimelineEvent) -> TimelineEvent:
+    started_at_s = _optional(message, "started_at_s")
+    return wire.mirrored(TimelineEvent, message, started_at_s=started_at_s)
+
+
+def _optional(message: Message, field: str) -> object:
+    return getattr(message, field) if message.HasField(field) else None
 
 
 def _all_mirrored(result_class: Any, messages: Any) -> tuple[Any, ...]:

@@ -1,8 +1,9 @@
 """Turns the messages of one generation, over any number of attempts, into events without repeats.
 
-A repeated `Generate` replays the answer from its first token, cut into other deltas than before.
-This module skips what was already passed on, checks that it is the same answer, and checks every
-index, so that a wrong token never gets through. Pure: no I/O, no clock.
+A repeated `Generate` replays the answer, cut into other deltas than before, from its first token or
+from any place where a delta ended earlier. This module skips what was already passed on, checks
+that it is the same answer, and checks every index, so that a wrong token never gets through. Pure:
+no I/O, no clock.
 """
 
 from dataclasses import replace
@@ -15,6 +16,7 @@ from tandemserve.results import (
     Delta,
     Event,
     Finished,
+    PromptLogprobs,
     TokenLogprobs,
 )
 
@@ -28,9 +30,15 @@ class _Answer:
         self.token_ids: list[int] = []
         self.pieces: list[str] = []
         self.logprobs: list[TokenLogprobs] = []
+        # Characters before each token at which some delta began or ended: text is a function of
+        # the tokens, so an attempt may begin at any of these.
+        self.num_chars_before = {0: 0}
+        # Where the newest delta began: there the answer was not over.
+        self.checkpoint = 0
         self.begin_attempt()
 
     def begin_attempt(self) -> None:
+        self.has_begun = False
         self.num_replayed_tokens = 0
         self.num_replayed_chars = 0
         self.is_closed = False
@@ -42,6 +50,9 @@ class _Answer:
         """What is new in the delta; None when nothing is."""
         if self.is_closed:
             raise _violation(f"answer {self.index} goes on after its end")
+        if not self.has_begun and delta.first_token_index in self.num_chars_before:
+            self.num_replayed_tokens = delta.first_token_index
+            self.num_replayed_chars = self.num_chars_before[delta.first_token_index]
         if delta.first_token_index != self.num_replayed_tokens:
             raise _violation(
                 f"answer {self.index} jumps to token {delta.first_token_index} "
@@ -51,8 +62,11 @@ class _Answer:
             raise _violation(
                 f"{len(delta.logprobs)} logprobs came with {len(delta.token_ids)} tokens"
             )
+        self.has_begun = True
         num_known = self._skip_known_tokens(delta.token_ids)
         text = self._skip_known_text(delta.text)
+        self.checkpoint = max(self.checkpoint, delta.first_token_index)
+        self.num_chars_before[self.num_replayed_tokens] = self.num_replayed_chars
         token_ids = delta.token_ids[num_known:]
         if not token_ids and not text:
             return None
@@ -118,12 +132,32 @@ class _Answer:
         )
 
 
+class _Prompt:
+    """The logprobs of the prompt, where asked for: those of all answers and attempts are one."""
+
+    def __init__(self) -> None:
+        # Of the second prompt token and those that follow.
+        self.logprobs: list[TokenLogprobs] = []
+
+    def advance(self, event: PromptLogprobs) -> PromptLogprobs | None:
+        """What is new in the event; None when nothing is."""
+        due = len(self.logprobs) + 1
+        if not 1 <= event.first_token_index <= due:
+            raise _violation(
+                f"logprobs of prompt token {event.first_token_index} came where {due} was due"
+            )
+        new = event.logprobs[due - event.first_token_index :]
+        self.logprobs.extend(new)
+        return PromptLogprobs(due, new) if new else None
+
+
 class Replay:
     """The state of one generation across attempts."""
 
     def __init__(self, request_id: str, num_choices: int) -> None:
         self._request_id = request_id
         self._answers = tuple(_Answer(index) for index in range(num_choices))
+        self._prompt = _Prompt()
         self._is_accepted = False
         # None until the server has answered.
         self.accepted: Accepted | None = None
@@ -133,8 +167,25 @@ class Replay:
         """Whether every answer has ended; a connection that breaks now is no loss."""
         return all(answer.finished is not None for answer in self._answers)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether anything was received that the next attempt need not begin with."""
+        return self.accepted is not None
+
+    def received(self) -> tuple[tuple[int, tuple[int, ...], bool], ...]:
+        """Of each answer: its index, the tokens to go on from, and whether it has ended.
+
+        The newest delta is left out: whether it was the last is not known before its finish.
+        """
+        return tuple(
+            (answer.index, (), True)
+            if answer.finished is not None
+            else (answer.index, tuple(answer.token_ids[: answer.checkpoint]), False)
+            for answer in self._answers
+        )
+
     def begin_attempt(self) -> None:
-        """The call is made (again): the server starts over from the first token."""
+        """The call is made (again): the server begins where it likes, but not later than here."""
         self._is_accepted = False
         for answer in self._answers:
             answer.begin_attempt()
@@ -154,6 +205,8 @@ class Replay:
             return None
         if not self._is_accepted:
             raise _violation("an answer began before the request was accepted")
+        if isinstance(event, PromptLogprobs):
+            return self._prompt.advance(event)
         if event.index >= len(self._answers):
             raise _violation(f"answer {event.index} arrived, {len(self._answers)} were asked for")
         answer = self._answers[event.index]
@@ -164,7 +217,8 @@ class Replay:
 
         Raises: ProtocolViolation when an answer is not complete.
         """
-        if not all(answer.is_closed for answer in self._answers):
+        # One that had ended in an earlier attempt may be left out.
+        if not all(answer.is_closed or answer.finished for answer in self._answers):
             raise _violation("the stream ended before the answer did")
 
     def completion(self) -> Completion:
@@ -175,7 +229,14 @@ class Replay:
         choices = tuple(answer.choice() for answer in self._answers)
         if self.accepted is None:
             raise _violation("the request was never accepted")
-        return Completion(self._request_id, self.accepted.model, self.accepted.seed, choices)
+        logprobs = self._prompt.logprobs
+        return Completion(
+            request_id=self._request_id,
+            model=self.accepted.model,
+            seed=self.accepted.seed,
+            choices=choices,
+            prompt_logprobs=(None, *logprobs) if logprobs else (),
+        )
 
 
 def _violation(problem: str) -> ProtocolViolation:

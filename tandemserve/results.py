@@ -12,6 +12,7 @@ __all__ = [
     "FinishReason",
     "Finished",
     "ModelInfo",
+    "PromptLogprobs",
     "SamplingDefaults",
     "Timings",
     "TokenLogprobs",
@@ -40,7 +41,10 @@ class TopLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """The logprob of one output token and of the likeliest alternatives."""
+    """The logprob of one token and of the likeliest alternatives.
+
+    Natural logarithms, of the model's own distribution: before penalties, temperature and cuts.
+    """
 
     logprob: float
     top: tuple[TopLogprob, ...]
@@ -80,6 +84,10 @@ class Timings:
     num_preemptions: int
     # How often a lost or failed worker made the sequence go on elsewhere.
     num_migrations: int
+    # Blocks that the decode worker had already, so that they did not travel.
+    num_blocks_skipped: int = 0
+    # Of the preemptions, how often the KV was kept, in host memory.
+    num_swaps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,8 @@ class Accepted:
     attached: bool
     # The seed in use.
     seed: int
+    # The limit in use; 0 where the server is older and does not say.
+    max_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,15 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Logprobs of prompt tokens, where asked for: in order, before the first Delta."""
+
+    # Position of the first of these in the prompt, at least 1.
+    first_token_index: int
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The end of one answer."""
 
@@ -122,7 +141,7 @@ class Finished:
 
 
 # What a stream yields.
-Event = Delta | Finished
+Event = Delta | Finished | PromptLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +167,8 @@ class Completion:
     # Giving it again gives the same tokens.
     seed: int
     choices: tuple[Choice, ...]
+    # One for each prompt token, None for the first; empty where not asked for.
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
     @property
     def text(self) -> str:
@@ -183,6 +204,8 @@ class SamplingDefaults:
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

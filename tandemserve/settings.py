@@ -13,12 +13,14 @@ from tandemserve.errors import ClientClosed
 from tandemserve.generation import Generation
 from tandemserve.options import GenerateOptions, TLSConfig
 from tandemserve.retry import Attempts, RetryPolicy
+from tandemserve.route import Route
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything a client needs to know; nothing of it changes."""
 
+    # One router, or several replicas with commas between.
     target: str
     token: str | None
     tls: TLSConfig | None
@@ -33,7 +35,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
             raise TypeError(f"target must be a string, not {type(self.target).__name__}")
-        check_target(self.target)
+        for target in self.targets:
+            check_target(target)
         if self.tls is not None and not isinstance(self.tls, TLSConfig):
             raise TypeError(f"tls must be a TLSConfig, not {type(self.tls).__name__}")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
@@ -42,12 +45,21 @@ class Settings:
         _check_timeout(self.query_timeout_s)
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The routers, each host:port or unix:PATH."""
+        return tuple(part.strip() for part in self.target.split(","))
+
+    def route(self) -> Route:
+        """The choice among the routers, for one connection."""
+        return Route(self.targets, self.rng)
+
+    @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Sent with every call. Without TLS the token travels in clear text."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def query_attempts(self) -> Attempts:
-        return Attempts(self.retry, self.rng, timeout_s=self.query_timeout_s, now=self.now())
+        return self._attempts(self.query_timeout_s)
 
     def generation(self, prompt: wire.Prompt, options: GenerateOptions) -> Generation:
         """Raises: TypeError; InvalidRequest."""
@@ -75,8 +87,13 @@ class Settings:
         timeout_s = options.get("timeout_s")
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         _check_timeout(timeout_s)
-        attempts = Attempts(self.retry, self.rng, timeout_s=timeout_s, now=self.now())
-        return Generation(request, attempts, self.target)
+        return Generation(request, self._attempts(timeout_s), self.target)
+
+    def _attempts(self, timeout_s: float | None) -> Attempts:
+        num_others = len(self.targets) - 1
+        return Attempts(
+            self.retry, self.rng, timeout_s=timeout_s, now=self.now(), num_others=num_others
+        )
 
 
 def check_target(target: str) -> None:
@@ -88,7 +105,7 @@ def check_target(target: str) -> None:
     if not is_host or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ValueError(
             f"{target!r} is no target; give host:port with a port from 1 to 65535, such as "
-            "127.0.0.1:7700"
+            "127.0.0.1:7700, or several with commas between"
         )
 
 

@@ -18,7 +18,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
-from tandemserve.api.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from tandemserve.admin_testing import FakeAdmin
+from tandemserve.api.v1 import admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from tandemserve.rpc_errors import ERROR_DOMAIN
 
 __all__ = ["Fail", "FakeInferenceServer", "Hold", "Script", "accept", "answer", "finish", "say"]
@@ -94,9 +95,7 @@ def answer(text: str, index: int = 0) -> Script:
     return [accept(), *deltas, finish(len(text), index)]
 
 
-class FakeInferenceServer(
-    inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc.AdminServiceServicer
-):
+class FakeInferenceServer(FakeAdmin, inference_pb2_grpc.InferenceServiceServicer):
     """Plays one script per `Generate`, in order; without one it echoes the prompt.
 
     `failures` are used up first, one per call of any kind. What arrived is in `requests` and
@@ -106,6 +105,7 @@ class FakeInferenceServer(
     def __init__(
         self, *, token: str | None = None, tls: grpc.ServerCredentials | None = None
     ) -> None:
+        super().__init__()
         self.scripts: deque[Script] = deque()
         self.failures: deque[Fail] = deque()
         self.requests: list[Message] = []
@@ -176,7 +176,7 @@ class FakeInferenceServer(
                     self._changed.notify_all()
 
         context.add_callback(ended)
-        self._arrived(request, context, is_over)
+        self.arrived(request, context, is_over)
         script = self.scripts.popleft() if self.scripts else answer(_echo(request))
         for step in script:
             if isinstance(step, Hold):
@@ -199,13 +199,13 @@ class FakeInferenceServer(
     def ListModels(  # noqa: N802
         self, request: inference_pb2.ListModelsRequest, context: grpc.ServicerContext
     ) -> inference_pb2.ListModelsResponse:
-        self._arrived(request, context)
+        self.arrived(request, context)
         return inference_pb2.ListModelsResponse(models=["fake"])
 
     def GetModelInfo(  # noqa: N802
         self, request: inference_pb2.GetModelInfoRequest, context: grpc.ServicerContext
     ) -> inference_pb2.GetModelInfoResponse:
-        self._arrived(request, context)
+        self.arrived(request, context)
         return inference_pb2.GetModelInfoResponse(
             model="fake",
             architecture="LlamaForCausalLM",
@@ -220,53 +220,11 @@ class FakeInferenceServer(
     def Tokenize(  # noqa: N802
         self, request: inference_pb2.TokenizeRequest, context: grpc.ServicerContext
     ) -> inference_pb2.TokenizeResponse:
-        self._arrived(request, context)
+        self.arrived(request, context)
         text = request.text or "".join(message.content for message in request.chat.messages)
         return inference_pb2.TokenizeResponse(token_ids=[ord(char) for char in text])
 
-    # --- AdminService -------------------------------------------------------------------------
-
-    def GetStatus(  # noqa: N802
-        self, request: admin_pb2.GetStatusRequest, context: grpc.ServicerContext
-    ) -> admin_pb2.GetStatusResponse:
-        self._arrived(request, context)
-        return admin_pb2.GetStatusResponse(
-            router_id="router-0", version="0.1.0", uptime_s=1.5, model="fake", policy="default"
-        )
-
-    def ListWorkers(  # noqa: N802
-        self, request: admin_pb2.ListWorkersRequest, context: grpc.ServicerContext
-    ) -> admin_pb2.ListWorkersResponse:
-        self._arrived(request, context)
-        worker = admin_pb2.WorkerView(
-            worker_id="decode-0", role="decode", state="ready", num_blocks=64, num_free_blocks=60
-        )
-        return admin_pb2.ListWorkersResponse(workers=[worker])
-
-    def ListQueues(  # noqa: N802
-        self, request: admin_pb2.ListQueuesRequest, context: grpc.ServicerContext
-    ) -> admin_pb2.ListQueuesResponse:
-        self._arrived(request, context)
-        task = admin_pb2.QueuedTask(
-            task_id="r1/0", tenant="default", time_to_deadline_s=-1.0, waits_for="a decode worker"
-        )
-        return admin_pb2.ListQueuesResponse(
-            num_prompt_tasks=0, num_generation_tasks=1, generation_tasks=[task]
-        )
-
-    def ListReservations(  # noqa: N802
-        self, request: admin_pb2.ListReservationsRequest, context: grpc.ServicerContext
-    ) -> admin_pb2.ListReservationsResponse:
-        self._arrived(request, context)
-        worker = admin_pb2.WorkerReservations(
-            worker_id="decode-0", num_blocks=64, num_reserved_blocks=4
-        )
-        holding = admin_pb2.Holding(
-            task_id="r1/0", leg="decode", worker_id="decode-0", num_blocks=4, state="reserved"
-        )
-        return admin_pb2.ListReservationsResponse(workers=[worker], holdings=[holding])
-
-    def _arrived(
+    def arrived(
         self,
         request: Message,
         context: grpc.ServicerContext,

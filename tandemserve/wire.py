@@ -19,6 +19,7 @@ from tandemserve.results import (
     Finished,
     FinishReason,
     ModelInfo,
+    PromptLogprobs,
     SamplingDefaults,
     Timings,
     TokenLogprobs,
@@ -67,11 +68,7 @@ class _Arguments:
 
     def number(self, name: str) -> float | None:
         value = self._options.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise _wrong_type(name, "a number", value)
-        return float(value)
+        return None if value is None else _number(name, value)
 
     def text(self, name: str) -> str | None:
         value = self._options.get(name)
@@ -100,6 +97,17 @@ class _Arguments:
             return [_text("stop", stop)]
         return [_text("stop", item) for item in _iterated("stop", "strings", stop)]
 
+    def logit_bias(self) -> dict[int, float]:
+        biases = self._options.get("logit_bias")
+        if biases is None:
+            return {}
+        if not isinstance(biases, Mapping):
+            raise _wrong_type("logit_bias", "a mapping of token ids to numbers", biases)
+        return {
+            _integer("logit_bias", token_id, 0, 2**32 - 1): _number("logit_bias", bias)
+            for token_id, bias in biases.items()
+        }
+
     def stop_token_ids(self) -> list[int]:
         ids = self._options.get("stop_token_ids")
         return [] if ids is None else _token_ids("stop_token_ids", ids)
@@ -123,18 +131,26 @@ def generate_request(
             top_k=read.integer("top_k", -(2**31), 2**31 - 1),
             top_p=read.number("top_p"),
             seed=new_seed if seed is None else seed,
+            min_p=read.number("min_p"),
+            repetition_penalty=read.number("repetition_penalty"),
+            presence_penalty=read.number("presence_penalty"),
+            frequency_penalty=read.number("frequency_penalty"),
+            logit_bias=read.logit_bias(),
         ),
         stop=inference_pb2.StopConditions(
             max_tokens=read.count("max_tokens"),
             strings=read.stop_strings(),
             token_ids=read.stop_token_ids(),
             ignore_eos=read.flag("ignore_eos"),
+            min_tokens=read.count("min_tokens"),
         ),
         n=read.count("n"),
         num_logprobs=read.count("logprobs"),
+        num_prompt_logprobs=read.count("prompt_logprobs"),
         request_class=read.request_class(),
         tenant=read.text("tenant"),
         session=read.text("session"),
+        cache_salt=read.text("cache_salt"),
     )
     ttft_ms, tpot_ms = read.number("ttft_ms"), read.number("tpot_ms")
     if ttft_ms is not None or tpot_ms is not None:
@@ -184,6 +200,12 @@ def _integer(name: str, value: object, lowest: int, highest: int) -> int:
     if not lowest <= number <= highest:
         raise _invalid(name, f"{number} is outside {lowest} to {highest}")
     return number
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise _wrong_type(name, "a number", value)
+    return float(value)
 
 
 def _text(name: str, value: object) -> str:
@@ -239,6 +261,8 @@ def event_from(response: inference_pb2.GenerateResponse) -> Accepted | Event | N
             return _delta(response.delta)
         case "finished":
             return _finished(response.finished)
+        case "prompt_logprobs":
+            return _prompt_logprobs(response.prompt_logprobs)
         case _:
             return None
 
@@ -249,6 +273,10 @@ def model_info(message: inference_pb2.GetModelInfoResponse) -> ModelInfo:
         temperature=sampling.temperature if sampling.HasField("temperature") else None,
         top_k=sampling.top_k if sampling.HasField("top_k") else None,
         top_p=sampling.top_p if sampling.HasField("top_p") else None,
+        min_p=sampling.min_p if sampling.HasField("min_p") else None,
+        repetition_penalty=(
+            sampling.repetition_penalty if sampling.HasField("repetition_penalty") else None
+        ),
     )
     return mirrored(ModelInfo, message, default_sampling=defaults)
 
@@ -259,12 +287,20 @@ def _delta(delta: inference_pb2.Delta) -> Delta:
         first_token_index=delta.first_token_index,
         token_ids=tuple(delta.token_ids),
         text=delta.text,
-        logprobs=tuple(
-            TokenLogprobs(
-                logprob=token.logprob, top=tuple(mirrored(TopLogprob, top) for top in token.top)
-            )
-            for token in delta.logprobs
-        ),
+        logprobs=_token_logprobs(delta.logprobs),
+    )
+
+
+def _prompt_logprobs(message: inference_pb2.PromptLogprobs) -> PromptLogprobs:
+    return PromptLogprobs(message.first_token_index, _token_logprobs(message.logprobs))
+
+
+def _token_logprobs(tokens: Iterable[inference_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(
+            logprob=token.logprob, top=tuple(mirrored(TopLogprob, top) for top in token.top)
+        )
+        for token in tokens
     )
 
 

@@ -46,7 +46,8 @@ def transition_table() -> str:
 
 def state_diagram() -> str:
     """The same rows as a picture; failing and leaving are possible everywhere and left out."""
-    drawn = [row for row in TRANSITIONS if row.change not in (Change.GAVE_UP, Change.CALLER_LEFT)]
+    everywhere = (Change.GAVE_UP, Change.CALLER_LEFT, Change.OPERATOR_CANCELLED)
+    drawn = [row for row in TRANSITIONS if row.change not in everywhere]
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {Phase.RECEIVED.value}"]
     lines += [f"    {row.source.value} --> {row.target.value}: {row.change.value}" for row in drawn]
     targets = {row.target for row in drawn}

@@ -2,29 +2,42 @@
 
 import queue
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 
 import torch
 
+from engine.attention.backend import AttentionBackend
+from engine.attention.choice import AttentionShape, AttentionUnavailable, choose_attention
 from engine.kv_pool import KvLayout, KvPool
 from engine.loading import DeviceUnavailable, load_model, weights_fingerprint
 from engine.model_folder import ModelFolder, model_fingerprint, open_model_folder
 from engine.model_folder_errors import ModelFolderError
 from engine.model_runner import ModelRunner
+from engine.models.decoder import Decoder
+from engine.native.library import KernelsNotBuilt
+from engine.runner import Runner
 from engine.tokenizer import Tokenizer
+from kvtransfer import nixl, tcp
+from kvtransfer.batches import PushSettings
 from kvtransfer.errors import ExportUnavailable
+from kvtransfer.nixl import NixlTransport
+from kvtransfer.nixl_agent import require_nixl
 from kvtransfer.protocol import Transport
-from kvtransfer.sending import PushSettings
 from kvtransfer.shared_memory import SharedMemoryTransport
+from kvtransfer.tcp import TcpTransport
+from kvtransfer.tcp_door import DoorSettings
+from runtime.clock import MonotonicClock
 from runtime.config import WorkerConfig
-from runtime.cores import resolve_num_threads
+from runtime.core_sharing import CoreSharing, TooManyEngines
+from runtime.cores import available_cores, resolve_num_threads
 from runtime.errors import StartupError
 from runtime.logging import get_logger
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import PROTOCOL_VERSION, KvExport, WorkerHello
 from scheduling.worker_events import WorkerEvent
+from worker.core_sharing import CoreSharingRunner
 from worker.engine_loop import Core, EngineLoop, KvSide, ReportSink
 from worker.output_text import OutputText
 
@@ -76,7 +89,7 @@ class Worker:
     model_name: str
     parts: RoleParts
     inbox: Inbox
-    _runner: ModelRunner
+    _runner: Runner
     _tokenizer: Tokenizer
     _num_threads: int
 
@@ -112,6 +125,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
             "KV transfer between GPU pools is not available yet; start the worker with --device cpu"
         )
     layout = _layout(folder, config.block_size, dtype)
+    attention = _attention(config, model, layout)
     num_blocks = config.num_blocks or config.kv_cache_mib * 2**20 // layout.block_bytes
     if num_blocks < 1:
         raise StartupError(
@@ -126,7 +140,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         parts = build_role(workplace)
     except ExportUnavailable as error:
         raise StartupError(f"{error}; or lower kv_cache_mib") from error
-    runner = ModelRunner(model, parts.pool, config.max_num_seqs)
+    runner = ModelRunner(model, parts.pool, config.max_num_seqs, attention)
     hello = WorkerHello(
         protocol_version=PROTOCOL_VERSION,
         worker_id=WorkerId(config.worker_id),
@@ -138,6 +152,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         compatibility=_compatibility(weights, layout, runner.arithmetic),
         model_fingerprint=fingerprint,
         export=parts.export,
+        max_message_bytes=config.max_message_bytes,
     )
     log.info(
         "engine_ready",
@@ -148,7 +163,8 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         arithmetic=runner.arithmetic,
         compatibility=hello.compatibility,
     )
-    return Worker(hello, config.model.name, parts, inbox, runner, tokenizer, num_threads)
+    shared = _with_shared_cores(config, runner, layout)
+    return Worker(hello, config.model.name, parts, inbox, shared, tokenizer, num_threads)
 
 
 def _resolve_dtype(config: WorkerConfig, folder: ModelFolder) -> str:
@@ -163,19 +179,81 @@ def _layout(folder: ModelFolder, block_size: int, dtype: str) -> KvLayout:
     return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, block_size, dtype)
 
 
+def _attention(config: WorkerConfig, model: Decoder, layout: KvLayout) -> AttentionBackend:
+    shape = model.config
+    wanted = AttentionShape(layout, shape.num_heads, shape.layer_attention, model.device)
+    try:
+        return choose_attention(wanted, config.attention)
+    except (AttentionUnavailable, KernelsNotBuilt) as error:
+        raise StartupError(str(error)) from error
+
+
+def _with_shared_cores(config: WorkerConfig, runner: ModelRunner, layout: KvLayout) -> Runner:
+    """The runner, with as many threads as other engines leave where the setting asks for it."""
+    num_cores = available_cores()
+    if config.shared_cores is None or num_cores == 1 or config.device != "cpu":
+        return runner
+    before = torch.get_num_threads()
+    try:
+        # Every number of threads that a share may have.
+        is_same = all(
+            _computes_the_same(config, runner, layout, num_threads)
+            for num_threads in sorted({num_cores // busy for busy in range(1, num_cores + 1)})
+        )
+    finally:
+        torch.set_num_threads(before)
+    if not is_same:
+        log.warning("cores_not_shared", reason="results would depend on the number of threads")
+        return runner
+    try:
+        sharing = CoreSharing(config.shared_cores, num_cores)
+    except (OSError, TooManyEngines) as error:
+        raise StartupError(f"shared_cores {config.shared_cores}: {error}") from error
+    return CoreSharingRunner(runner, sharing, MonotonicClock())
+
+
+def _computes_the_same(
+    config: WorkerConfig, runner: ModelRunner, layout: KvLayout, num_threads: int
+) -> bool:
+    """Whether so many threads give the runner's bits at the runner's own row counts."""
+    torch.set_num_threads(num_threads)
+    model = runner.model
+    again = Decoder(model.config, model.weights)
+    same_rows = (again.row_tiles, again.head_tiles) == (model.row_tiles, model.head_tiles)
+    arithmetic = f"{again.arithmetic}-{_attention(config, model, layout).arithmetic}"
+    return same_rows and arithmetic == runner.arithmetic
+
+
 def _compatibility(weights: str, layout: KvLayout, arithmetic: str) -> str:
     # Arithmetic is part of it: a sequence that moves must go on with the very same bits.
-    facts: Sequence[object] = (PROTOCOL_VERSION, weights, layout, arithmetic)
+    # Elementwise kernels round as the build of torch and the processor have them.
+    build = (torch.__version__, torch.backends.cpu.get_cpu_capability())
+    facts: Sequence[object] = (PROTOCOL_VERSION, weights, layout, arithmetic, build)
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
 def _transports(config: WorkerConfig) -> dict[str, Transport]:
+    settings = PushSettings(checksum_fraction=config.kv_checksum_fraction)
+    door = DoorSettings(
+        host=config.kv_host or config.host,
+        port=config.kv_port,
+        advertise_host=config.reachable_kv_host,
+    )
+    # Each has a port of its own.
+    next_door = replace(door, port=door.port + 1) if door.port else door
     known: dict[str, Transport] = {
         SharedMemoryTransport.name: SharedMemoryTransport(
-            settings=PushSettings(checksum_fraction=config.kv_checksum_fraction)
-        )
+            settings=settings, cluster=config.cluster_name
+        ),
+        tcp.NAME: TcpTransport(door, settings),
+        nixl.NAME: NixlTransport(next_door, settings),
     }
     for name in config.transports:
         if name not in known:
             raise StartupError(f"transport {name!r} is unknown; use one of {', '.join(known)}")
+    if nixl.NAME in config.transports:
+        try:
+            require_nixl()
+        except ExportUnavailable as error:
+            raise StartupError(str(error)) from error
     return {name: known[name] for name in config.transports}

@@ -13,6 +13,7 @@ from typing import Protocol, assert_never
 from engine.runner import InvalidSequence, LogitsNotFinite, Runner
 from runtime.logging import get_logger
 from scheduling.messages import WorkerLoad
+from scheduling.prefix_index import PrefixChanges
 from scheduling.sampling import StopParams
 from scheduling.step import SequenceStart, StepPlan
 from scheduling.worker_events import (
@@ -21,15 +22,20 @@ from scheduling.worker_events import (
     DropSequence,
     ExpectKv,
     ExtendSequence,
+    KvAction,
     LoadSequence,
     Push,
     RevokeKv,
     SendReport,
     StepFailed,
     StepFinished,
+    SwapIn,
+    SwapOut,
+    TellPrefixes,
     WorkerAction,
     WorkerEvent,
 )
+from worker.engine_pulse import EnginePulse
 from worker.output_text import OutputText
 
 log = get_logger()
@@ -61,7 +67,7 @@ class KvSide(Protocol):
         """Something is awaited that only `poll` can notice."""
         ...
 
-    def perform(self, action: Push | CancelPush | ExpectKv | AwaitKv | RevokeKv) -> None: ...
+    def perform(self, action: KvAction) -> None: ...
 
     def poll(self) -> list[WorkerEvent]: ...
 
@@ -95,10 +101,13 @@ class EngineLoop:
         # Slots of sequences that the engine did not take; the core drops them at once.
         self._refused: set[int] = set()
         self._is_stopping = False
+        self.pulse = EnginePulse()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         # Set when the thread ended by itself: a defect, the worker cannot go on.
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        # Called on the engine thread when cached prefixes came or went; must not block.
+        self.on_prefixes: Callable[[PrefixChanges], None] = lambda changes: None
 
     def start(self) -> None:
         """Begin to take events."""
@@ -126,12 +135,15 @@ class EngineLoop:
             self._prepare_thread()
             has_work = False
             while not self._is_stopping:
-                for event in self._take_events(has_work):
+                events = self._take_events(has_work)
+                self.pulse.begin()
+                for event in events:
                     self._perform(self._core.handle(event))
                 for event in self._kv.poll():
                     self._perform(self._core.handle(event))
                 has_work = self._iterate()
                 self._flush()
+                self.pulse.end()
         except BaseException as error:
             # A defect in the core or its bookkeeping: nothing after it can be trusted.
             self.failure = error
@@ -162,15 +174,17 @@ class EngineLoop:
         if plan is None:
             return False
         self._flush()  # what is known before the step need not wait for it
+        self.pulse.begin(plan.num_tokens)
         try:
-            outputs = self._text.process(self._runner.step(plan))
+            result = self._runner.step(plan)
+            outputs = self._text.process(result)
         except Exception as error:  # the one place where a failing step becomes failed tasks
             log.exception("engine_step_failed", num_tokens=plan.num_tokens)
             message = f"the engine failed ({type(error).__name__}); see the worker's log"
             slots = error.slots if isinstance(error, LogitsNotFinite) else None
             self._perform(self._core.handle(StepFailed(message, slots)))
             return True
-        self._perform(self._core.handle(StepFinished(outputs)))
+        self._perform(self._core.handle(StepFinished(outputs, result.prompt_logprobs)))
         return True
 
     def _perform(self, actions: list[WorkerAction]) -> None:
@@ -178,6 +192,8 @@ class EngineLoop:
             match action:
                 case SendReport():
                     self._reports.append(action)
+                case TellPrefixes(changes):
+                    self.on_prefixes(changes)
                 case LoadSequence(start, stop):
                     self._load(start, stop)
                 case ExtendSequence(slot, block_ids):
@@ -188,7 +204,15 @@ class EngineLoop:
                         continue
                     self._runner.remove(slot)
                     self._text.drop(slot)
-                case Push() | CancelPush() | ExpectKv() | AwaitKv() | RevokeKv():
+                case (
+                    Push()
+                    | CancelPush()
+                    | ExpectKv()
+                    | AwaitKv()
+                    | RevokeKv()
+                    | SwapOut()
+                    | SwapIn()
+                ):
                     self._kv.perform(action)
                 case _:
                     assert_never(action)

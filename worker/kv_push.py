@@ -15,9 +15,12 @@ from scheduling.worker_events import (
     AwaitKv,
     CancelPush,
     ExpectKv,
+    KvAction,
     Push,
     PushFinished,
     RevokeKv,
+    SwapIn,
+    SwapOut,
     WorkerEvent,
 )
 
@@ -60,7 +63,7 @@ class KvPush:
         """Held-back copies are tried again at the next look."""
         return bool(self._held_back)
 
-    def perform(self, action: Push | CancelPush | ExpectKv | AwaitKv | RevokeKv) -> None:
+    def perform(self, action: KvAction) -> None:
         """Queue or cancel copies."""
         assert self._pusher is not None
         match action:
@@ -71,7 +74,7 @@ class KvPush:
             case CancelPush(task_id, transfer_id):
                 self._pusher.cancel(transfer_id)
                 self._give_up(task_id)
-            case ExpectKv() | AwaitKv() | RevokeKv():
+            case ExpectKv() | AwaitKv() | RevokeKv() | SwapOut() | SwapIn():
                 raise ValueError(f"a prefill worker receives no KV: {action}")
 
     def poll(self) -> list[WorkerEvent]:
@@ -92,7 +95,13 @@ class KvPush:
             self._post(PushFinished(task_id, 0, 0, 0.0, str(outcome)))
         else:
             self._post(
-                PushFinished(task_id, outcome.num_blocks, outcome.num_bytes, outcome.elapsed_s)
+                PushFinished(
+                    task_id,
+                    outcome.num_blocks,
+                    outcome.num_bytes,
+                    outcome.elapsed_s,
+                    transport=outcome.transport,
+                )
             )
 
     def _give_up(self, task_id: TaskId) -> None:

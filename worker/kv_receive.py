@@ -1,6 +1,8 @@
 """The decode side's hand on the KV transfer: grants blocks, watches arrivals, clears quarantine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from kvtransfer.protocol import KvReceiver
 from runtime.clock import Clock
@@ -11,15 +13,26 @@ from scheduling.worker_events import (
     AwaitKv,
     CancelPush,
     ExpectKv,
+    KvAction,
     KvArrived,
     KvRefused,
     Push,
     QuarantineCleared,
     RevokeKv,
+    SwapIn,
+    SwapOut,
     WorkerEvent,
 )
 
 log = get_logger()
+
+
+class KvCopies(Protocol):
+    """Host memory for KV blocks; see engine/kv_swap.py."""
+
+    def take_out(self, block_ids: Sequence[int], swap_block_ids: Sequence[int]) -> int: ...
+
+    def bring_back(self, swap_block_ids: Sequence[int], block_ids: Sequence[int]) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +45,16 @@ class _Awaited:
 class KvReceive:
     """Used by the engine thread only."""
 
-    def __init__(self, receiver: KvReceiver, arrival_timeout_s: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        receiver: KvReceiver,
+        arrival_timeout_s: float,
+        clock: Clock,
+        swap: KvCopies | None = None,
+    ) -> None:
         self._receiver = receiver
+        # None where there is no host memory for KV.
+        self._swap = swap
         self._arrival_timeout_s = arrival_timeout_s
         self._clock = clock
         self._awaited: dict[TaskId, _Awaited] = {}
@@ -44,8 +65,8 @@ class KvReceive:
         """Completion is by flags in memory: someone has to look."""
         return bool(self._awaited or self._quarantined)
 
-    def perform(self, action: Push | CancelPush | ExpectKv | AwaitKv | RevokeKv) -> None:
-        """Grant, watch or revoke blocks."""
+    def perform(self, action: KvAction) -> None:
+        """Grant, watch or revoke blocks; swap them."""
         match action:
             case ExpectKv(block_ids, generations):
                 self._receiver.expect(block_ids, generations)
@@ -56,6 +77,16 @@ class KvReceive:
                 self._awaited.pop(task_id, None)
                 self._receiver.revoke(block_ids)
                 self._quarantined[task_id] = block_ids
+            case SwapOut(block_ids, swap_block_ids):
+                assert self._swap is not None
+                started_s = self._clock.now()
+                num_copies = self._swap.take_out(block_ids, swap_block_ids)
+                self._log_copies("kv_swapped_out", len(block_ids), num_copies, started_s)
+            case SwapIn(swap_block_ids, block_ids):
+                assert self._swap is not None
+                started_s = self._clock.now()
+                num_copies = self._swap.bring_back(swap_block_ids, block_ids)
+                self._log_copies("kv_swapped_in", len(block_ids), num_copies, started_s)
             case Push() | CancelPush():
                 raise ValueError(f"a decode worker pushes no KV: {action}")
 
@@ -73,10 +104,14 @@ class KvReceive:
                 events.append(QuarantineCleared(task_id))
         return events
 
+    def _log_copies(self, event: str, num_blocks: int, num_copies: int, started_s: float) -> None:
+        copy_ms = round(1000 * (self._clock.now() - started_s), 3)
+        log.info(event, num_blocks=num_blocks, num_copies=num_copies, copy_ms=copy_ms)
+
     def _look_at(self, task_id: TaskId, awaited: _Awaited) -> WorkerEvent | None:
         arrival = self._receiver.poll(awaited.block_ids, awaited.generations)
         if arrival.is_complete:
-            return KvArrived(task_id)
+            return KvArrived(task_id, arrival.transport)
         bad = arrival.damaged_block_ids or arrival.stale_block_ids
         if bad:
             what = "a wrong checksum" if arrival.damaged_block_ids else "a stale generation"

@@ -15,7 +15,7 @@ from scheduling.worker_events import SampledOutput
 class _SequenceText:
     """Detokenisation and stop conditions of one sequence."""
 
-    __slots__ = ("_detokenizer", "_matcher", "_num_left", "_stop_token_ids")
+    __slots__ = ("_detokenizer", "_matcher", "_num_early", "_num_left", "_stop_token_ids")
 
     def __init__(self, tokenizer: Tokenizer, start: SequenceStart, stop: StopParams) -> None:
         prompt = start.token_ids[: start.num_prompt_tokens]
@@ -24,12 +24,17 @@ class _SequenceText:
         self._matcher = StopMatcher(stop.stop_strings) if stop.stop_strings else None
         self._stop_token_ids = frozenset(stop.stop_token_ids)
         self._num_left = stop.max_tokens
+        # Tokens still to come that end nothing; what they say is no part of a stop string.
+        self._num_early = start.sampling.min_tokens
         for token_id in output:
             self.advance(-1, token_id, None)
 
     def advance(self, slot: int, token_id: int, logprobs: TokenLogprobs | None) -> SampledOutput:
         """Take in the next token."""
         self._num_left -= 1
+        if self._num_early > 0:
+            self._num_early -= 1
+            return self._advance_early(slot, token_id, logprobs)
         if token_id in self._stop_token_ids:
             # The end token has no text of its own, but text may have been held back before it.
             text, held_back = self._rest(self._detokenizer.finish())
@@ -47,6 +52,14 @@ class _SequenceText:
             return SampledOutput(slot, token_id, text + rest, logprobs, reason, matched)
         reason = None if matched is None else "stop"
         return SampledOutput(slot, token_id, text, logprobs, reason, matched)
+
+    def _advance_early(
+        self, slot: int, token_id: int, logprobs: TokenLogprobs | None
+    ) -> SampledOutput:
+        text = self._detokenizer.step(token_id)
+        if self._num_left > 0:
+            return SampledOutput(slot, token_id, text, logprobs)
+        return SampledOutput(slot, token_id, text + self._detokenizer.finish(), logprobs, "length")
 
     def _rest(self, text: str) -> tuple[str, str | None]:
         """What is still held back at the end of the sequence."""

@@ -26,6 +26,7 @@ from tandemserve.internal.v1 import worker_pb2_grpc
 from worker.assembly import BuildRole, Worker, assemble
 from worker.engine_loop import EngineLoop
 from worker.session import SERVICE_NAME, WorkerSessions
+from worker.watchdog import StallSettings, Watchdog
 
 log = get_logger()
 
@@ -86,6 +87,12 @@ class WorkerProcess:
         self._life = WorkerLife(WorkerId(config.worker_id), hello.incarnation)
         self._sessions = WorkerSessions(hello, worker.inbox.put, worker.parts.prepare_peer)
         self._engine: EngineLoop = worker.engine_loop(self._sessions.deliver)
+        self._sessions.pulse = self._engine.pulse
+        self._engine.on_prefixes = self._sessions.deliver_prefixes
+        stall = StallSettings(config.engine_stall_s, config.engine_stall_per_token_s)
+        self._watchdog = Watchdog(
+            self._sessions, self._engine.pulse, server.health, stall, self._clock
+        )
         loop = asyncio.get_running_loop()
 
         def engine_failed() -> None:
@@ -109,8 +116,11 @@ class WorkerProcess:
             await self._set_capacity()
             await registration.start()
         except (ClusterError, StaleIncarnation) as error:
+            await self._leave(registration)
             raise StartupError(error.message) from error
         watcher = asyncio.create_task(self._stop_when_replaced(registration), name="registration")
+        watchdog = asyncio.create_task(self._watchdog.run(), name="watchdog")
+        watchdog.add_done_callback(self._watchdog_ended)
         self._server.health.set_ready(SERVICE_NAME, True)
         log.info("worker_listening", port=self._server.port)
         try:
@@ -119,8 +129,9 @@ class WorkerProcess:
             if self._engine.failure is None:
                 await self._drain()
         finally:
+            watchdog.cancel()
             await self._leave(registration)
-            await asyncio.wait([watcher], timeout=_CLOSE_TIMEOUT_S)
+            await asyncio.wait([watcher, watchdog], timeout=_CLOSE_TIMEOUT_S)
         if self._engine.failure is not None:
             raise RuntimeError("the engine thread failed; see the log above")
         if self._replaced_by is not None:
@@ -149,6 +160,13 @@ class WorkerProcess:
             self._replaced_by = error.message
             self._stop.set()
 
+    def _watchdog_ended(self, task: asyncio.Task[None]) -> None:
+        """Without it a stuck worker would look like a healthy one."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("watchdog_failed", exc_info=error)
+            self._stop.set()
+
     async def _set_capacity(self) -> None:
         num_blocks = self._worker.hello.num_blocks
         growth = growth_reserve_blocks(num_blocks) if self._config.role == "decode" else 0
@@ -163,6 +181,7 @@ class WorkerProcess:
         while now < deadline_at_s and (self._engine.num_tasks or now < settled_at_s):
             await asyncio.sleep(0.02)
             now = self._clock.now()
+        log.info("drained", num_tasks_handed_back=self._engine.num_tasks)
 
     async def _leave(self, registration: Registration) -> None:
         await registration.stop()

@@ -2,7 +2,7 @@
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('SET', KEYS[3], time[1] .. '.' .. time[2], 'NX')
-local members = { 'ok', redis.call('GET', KEYS[3]) }
+local members = { 'ok', redis.call('GET', KEYS[3]), now_ms }
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
   local expires, text = string.match(all[i + 1], '^%d+ (%d+) (.*)$')

@@ -203,7 +203,7 @@ class LocalCluster:
         running.redis = await (start_own(folder) if url is None else use_given(url))
         self._say(f"redis ready ({running.redis.about})")
         running.probe = RouterProbe(self.endpoint, configs.router)
-        plans = plan_processes(settings, configs, running.redis.url, running.port.port)
+        plans = plan_processes(settings, configs, running.redis.url, running.port.port, folder)
         for plan in plans:
             log_path = running.log_folder / f"{plan.name}.log"
             environ = child_environ(os.environ, plan)  # noqa: TID251  children inherit it

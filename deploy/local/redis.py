@@ -36,6 +36,10 @@ class OwnRedis:
         self._folder = folder
 
     @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    @property
     def is_running(self) -> bool:
         return self._server.is_running
 

@@ -86,9 +86,16 @@ def effective_configs(settings: ClusterSettings) -> EffectiveConfigs:
 
 
 def plan_processes(
-    settings: ClusterSettings, configs: EffectiveConfigs, redis_url: str, port: int
+    settings: ClusterSettings,
+    configs: EffectiveConfigs,
+    redis_url: str,
+    port: int,
+    run_folder: Path | None = None,
 ) -> tuple[ProcessPlan, ...]:
-    """The router first, then the prefill workers, then the decode workers."""
+    """The router first, then the prefill workers, then the decode workers.
+
+    With a folder, engines whose threads nobody chose share the cores through a file in it.
+    """
     plans = [_plan("router", ROUTER, configs.router, _router_values(settings, port), redis_url)]
     roles: tuple[tuple[str, int, PrefillConfig | DecodeConfig], ...] = (
         ("prefill", settings.num_prefill, configs.prefill),
@@ -98,8 +105,13 @@ def plan_processes(
         num_threads = resolve_num_threads(config.num_threads, settings.num_workers)
         # The two libraries under torch that would otherwise start a thread for each core.
         threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
+        # Waiting threads spin for about 0.1 ms: long enough to meet the next operation, short
+        # enough to leave the core to another engine.
+        threads["GOMP_SPINCOUNT"] = "3000"
         for number in range(count):
             values = _worker_values(settings, role, number) | {"num_threads": str(num_threads)}
+            if run_folder is not None and config.num_threads is None:
+                values.setdefault("shared_cores", str(run_folder / "cores"))
             plan = _plan(f"{role}_worker", values["worker_id"], config, values, redis_url)
             plans.append(ProcessPlan(plan.name, plan.command, {**plan.environ, **threads}))
     return tuple(plans)

@@ -45,6 +45,7 @@ def columns_of(outcomes: Sequence[Outcome]) -> tuple[tuple[Column, ...], tuple[C
         Column("TPOT\nms", cells(lambda timings: _ms(timings.tpot_ms))),
     )
     moves = (
+        Column("tokens\ncached", tuple(_num_cached(outcome) for outcome in outcomes)),
         Column("blocks\nmoved", cells(lambda timings: str(timings.num_blocks_moved))),
         Column("KiB\nmoved", cells(lambda timings: f"{timings.num_bytes_moved / 1024:.0f}")),
         Column("transport", cells(lambda timings: timings.transport or "-"), is_number=False),
@@ -79,6 +80,10 @@ def _table(outcomes: Sequence[Outcome], columns: Sequence[Column]) -> Table:
 
 def _num_prompt_tokens(outcome: Outcome) -> str:
     return "-" if outcome.finished is None else str(outcome.finished.usage.num_prompt_tokens)
+
+
+def _num_cached(outcome: Outcome) -> str:
+    return "-" if outcome.finished is None else str(outcome.finished.usage.num_cached_tokens)
 
 
 def _ms(value: float | None) -> str:

@@ -1,16 +1,23 @@
-"""The launcher as a process of its own, as a user starts it: for tests."""
+"""For tests: the launcher as a process of its own, and ways to harm what it started."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from deploy.local.child import ChildProcess
+from deploy.local.cluster import LocalCluster
+from deploy.local.port import reserve_port
+from deploy.local.redis import OwnRedis
 from deploy.local.settings import ROOT
 from kvtransfer.segment import segment_name
 from tandemserve import Client
@@ -18,6 +25,7 @@ from tandemserve import Client
 # Loading takes a few seconds on an idle machine; these are for one that is busy.
 START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 60.0
+REDIS = "redis"
 
 
 class LauncherProcess:
@@ -113,6 +121,91 @@ def kv_pools_of(endpoint: str) -> list[Path]:
     """The files in shared memory of the cluster's decode workers, as long as these live."""
     with Client(endpoint) as client:
         workers = client.admin.workers()
-    names = [segment_name(worker.worker_id, worker.incarnation) for worker in workers]
+    names = [segment_name("tandem", worker.worker_id, worker.incarnation) for worker in workers]
     paths = [Path("/dev/shm", name) for name in names]
     return [path for path in paths if path.exists()]
+
+
+class Saboteur:
+    """Harms the processes of a running cluster: router-0, prefill-0, ..., and "redis"."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self._cluster = cluster
+        self._frozen: set[str] = set()
+
+    def freeze(self, *names: str) -> None:
+        """Stop them without ending them, as a debugger, a full swap or a hung host would."""
+        for name in names:
+            os.kill(self._pid(name), signal.SIGSTOP)
+            self._frozen.add(name)
+
+    def thaw(self, *names: str) -> None:
+        """Let them go on; those that are not frozen do so anyway."""
+        for name in names:
+            if name in self._frozen:
+                self._frozen.remove(name)
+                os.kill(self._pid(name), signal.SIGCONT)
+
+    def thaw_all(self, *, but: str = "") -> None:
+        """Let everybody go on, except one."""
+        self.thaw(*(name for name in sorted(self._frozen) if name != but))
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, frozen or not; returns when the process is gone."""
+        self._frozen.discard(name)
+        if name == REDIS:
+            pid = self._pid(name)
+            os.kill(pid, signal.SIGKILL)
+            psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], 10.0)
+        else:
+            self._cluster.process(name).kill()
+
+    def start(self, name: str) -> None:
+        """Begin another life of a process that has ended; the caller waits until it is ready."""
+        self._cluster.process(name).start()
+
+    async def revive_redis(self) -> None:
+        """Start a killed Redis again: empty, at the same address."""
+        await self._own_redis().revive()
+
+    def _pid(self, name: str) -> int:
+        return self._own_redis().pid if name == REDIS else self._cluster.process(name).pid
+
+    def _own_redis(self) -> OwnRedis:
+        redis = self._cluster.redis
+        assert isinstance(redis, OwnRedis), "a given Redis belongs to others"
+        return redis
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraRouter:
+    """A replica beside the router of the cluster."""
+
+    child: ChildProcess
+    endpoint: str
+
+
+@asynccontextmanager
+async def extra_router(
+    cluster: LocalCluster, model: Path, router_id: str, **settings: str
+) -> AsyncIterator[ExtraRouter]:
+    """A router that joins a running cluster; it must end in order, unless it was killed."""
+    port = reserve_port("127.0.0.1", 0)
+    values = {"drain_timeout_s": "5"} | settings
+    values |= {"model": str(model), "router_id": router_id, "redis_url": cluster.redis.url}
+    values |= {"host": "127.0.0.1", "port": str(port.port)}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    command = (sys.executable, "-P", "-m", "router", *flags)
+    environ = dict(os.environ, PYTHONPATH=str(ROOT))  # noqa: TID251  children inherit it
+    log_path = cluster.log_folder / f"{router_id}.log"
+    child = ChildProcess(router_id, command, environ, log_path)
+    child.start()
+    try:
+        yield ExtraRouter(child, f"127.0.0.1:{port.port}")
+        if child.is_running:
+            child.terminate()
+            assert await child.wait_ended(END_TIMEOUT_S)
+            assert child.ended_well, log_path.read_text("utf-8")
+    finally:
+        child.kill()
+        port.release()

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBatch
+from engine.attention.kv_write import write_new, write_rows
 from engine.attention.tile_plan import TileGeometry, TilePlan, plan_tiles
 from engine.kv_pool import KvLayout, KvPool
+from engine.model_config import LayerAttention
 from engine.row_tiles import ProductShape, RowTiles, find_row_tiles
 
 # Tokens of a KV split, rounded to whole blocks.
@@ -29,11 +31,18 @@ _HIDDEN_SCORE = -1.0e30
 class SplitKvAttention:
     """Split attention for `num_heads` query heads over pools of one layout."""
 
-    def __init__(self, layout: KvLayout, num_heads: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: KvLayout,
+        num_heads: int,
+        layers: tuple[LayerAttention, ...],
+        device: torch.device,
+    ) -> None:
         """Find the row counts at which this machine's products agree (milliseconds).
 
         Raises: NoCommonRowCount.
         """
+        self._layers = layers
         group_size = num_heads // layout.num_kv_heads
         blocks_per_split = max(1, SPLIT_TOKENS // layout.block_size)
         dim, split, exact = layout.head_dim, blocks_per_split * layout.block_size, torch.float32
@@ -61,7 +70,7 @@ class SplitKvAttention:
         return f"split-{self.geometry.split_tokens}-{self.row_tiles.fingerprint}"
 
     def begin(self, batch: AttentionBatch, kv_pool: KvPool) -> "SplitKvStep":
-        return SplitKvStep(self.geometry, batch, kv_pool, self._workspace)
+        return SplitKvStep(self.geometry, self._layers, batch, kv_pool, self._workspace)
 
 
 class SplitKvStep:
@@ -70,6 +79,7 @@ class SplitKvStep:
     def __init__(
         self,
         geometry: TileGeometry,
+        layers: tuple[LayerAttention, ...],
         batch: AttentionBatch,
         kv_pool: KvPool,
         workspace: "Workspace",
@@ -77,26 +87,21 @@ class SplitKvStep:
         self._geometry = geometry
         self._pool = kv_pool
         self._workspace = workspace
-        self._scale = geometry.layout.head_dim**-0.5
-        self._write_rows = self._token_rows_of(batch)
-        self._plans = plan_tiles(batch, geometry)
+        self._layers = layers
+        self._new_rows = write_rows(batch, kv_pool)
+        # One set of plans for each window that the layers have.
+        self._plans = {
+            window: plan_tiles(batch, geometry, window)
+            for window in dict.fromkeys(layer.sliding_window for layer in layers)
+        }
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows = self._pool.token_rows(layer)
-        new = torch.stack((key, value)).to(rows.dtype)
-        rows.index_copy_(0, self._write_rows, new.view(-1, self._geometry.layout.head_dim))
-        scaled = (query * self._scale).view(-1, self._geometry.layout.head_dim)
-        parts = [self._attend_tiles(layer, plan, scaled) for plan in self._plans]
+        write_new(self._pool, layer, self._new_rows, key, value)
+        settings = self._layers[layer]
+        scaled = (query * settings.scale).view(-1, self._geometry.layout.head_dim)
+        plans = self._plans[settings.sliding_window]
+        parts = [self._attend_tiles(layer, plan, scaled) for plan in plans]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(query.shape)
-
-    def _token_rows_of(self, batch: AttentionBatch) -> Tensor:
-        """[2 * num_tokens * num_kv_heads] rows of the pool's token_rows, keys then values."""
-        layout = self._geometry.layout
-        heads, size = layout.num_kv_heads, layout.block_size
-        slots = torch.from_numpy(batch.slot_mapping)
-        first = (slots // size) * (self._pool.head_row_stride() * size) + slots % size
-        per_head = torch.arange(2 * heads).view(2, 1, heads) * size
-        return (first.view(1, -1, 1) + per_head).view(-1).to(self._geometry.device)
 
     def _attend_tiles(self, layer: int, plan: TilePlan, query: Tensor) -> Tensor:
         """[tokens of the plan * num_heads, head_dim] from the rows of all query tokens."""
@@ -109,6 +114,9 @@ class SplitKvStep:
         queries = query.index_select(0, plan.query_rows).view(products, rows, dim)
         scores = workspace.take("scores", products, rows, split)
         torch.bmm(queries, keys.transpose(1, 2), out=scores)
+        softcap = self._layers[layer].softcap
+        if softcap is not None:
+            scores.div_(softcap).tanh_().mul_(softcap)
         scores.view(num_items, heads, rows, split).masked_fill_(plan.hidden, _HIDDEN_SCORE)
         best = scores.amax(-1, keepdim=True)
         scores.sub_(best).exp_()

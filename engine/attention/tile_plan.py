@@ -58,7 +58,9 @@ class _Tiles:
     positions: IntArray
     # [n] tokens that are not padding.
     counts: IntArray
-    # [n] splits that the last token of the tile reads.
+    # [n] the first split that the first token of the tile reads, and how many follow up to the
+    # last one that its last token reads.
+    first_splits: IntArray
     num_splits: IntArray
 
     def part(self, start: int, end: int) -> "_Tiles":
@@ -68,6 +70,7 @@ class _Tiles:
             self.tokens[cut],
             self.positions[cut],
             self.counts[cut],
+            self.first_splits[cut],
             self.num_splits[cut],
         )
 
@@ -80,7 +83,7 @@ class TilePlan:
     num_items: int
     # Rows of a tile, padding included.
     rows: int
-    # Split j is read by the first tiles_per_split[j] tiles.
+    # The j-th split that a tile reads is there for the first tiles_per_split[j] tiles.
     tiles_per_split: tuple[int, ...]
     # [num_items * num_kv_heads * rows] rows of the query as [num_tokens * num_heads, head_dim].
     query_rows: Tensor
@@ -95,8 +98,13 @@ class TilePlan:
     result_rows: Tensor
 
 
-def plan_tiles(batch: AttentionBatch, geometry: TileGeometry) -> tuple[TilePlan, ...]:
-    """Plans whose tokens, one plan after the other, are the query tokens of the batch in order."""
+def plan_tiles(
+    batch: AttentionBatch, geometry: TileGeometry, sliding_window: int | None = None
+) -> tuple[TilePlan, ...]:
+    """Plans whose tokens, one plan after the other, are the query tokens of the batch in order.
+
+    With a window, splits that no token of a tile sees are not part of it.
+    """
     num_single = int((batch.num_queries == 1).sum())
     parts = (
         (0, num_single, 1, geometry.single_rows),
@@ -106,19 +114,24 @@ def plan_tiles(batch: AttentionBatch, geometry: TileGeometry) -> tuple[TilePlan,
     for start, end, queries, rows in parts:
         if start == end:
             continue
-        tiles = _cut_into_tiles(batch, start, end, queries, geometry)
+        tiles = _cut_into_tiles(batch, (start, end), queries, geometry, sliding_window)
         budget = max(1, MAX_PLAN_ELEMENTS // geometry.item_elements(rows))
         plans.extend(
-            _plan(batch, tiles.part(first, last), rows, geometry)
+            _plan(batch, tiles.part(first, last), rows, geometry, sliding_window)
             for first, last in _within_budget(tiles.num_splits, budget)
         )
     return tuple(plans)
 
 
 def _cut_into_tiles(
-    batch: AttentionBatch, start: int, end: int, queries: int, geometry: TileGeometry
+    batch: AttentionBatch,
+    part: tuple[int, int],
+    queries: int,
+    geometry: TileGeometry,
+    sliding_window: int | None,
 ) -> _Tiles:
-    """Tiles of at most `queries` tokens of the sequences [start, end) of the batch."""
+    """Tiles of at most `queries` tokens of the sequences [start, end) = `part` of the batch."""
+    start, end = part
     lengths = batch.num_queries[start:end]
     first_tokens = np.cumsum(batch.num_queries)[start:end] - lengths
     tiles_of = -(-lengths // queries)
@@ -130,12 +143,17 @@ def _cut_into_tiles(
     counts = np.minimum(queries, lengths[sequences] - offsets)
     within = offsets[:, None] + np.minimum(np.arange(queries), counts[:, None] - 1)
     positions = batch.starts[start:end][sequences][:, None] + within
+    first_splits = np.zeros_like(sequences)
+    if sliding_window is not None:
+        first_seen = np.maximum(0, positions[:, 0] - (sliding_window - 1))
+        first_splits = first_seen // geometry.split_tokens
     return _Tiles(
         sequences=sequences + start,
         tokens=first_tokens[sequences][:, None] + within,
         positions=positions,
         counts=counts,
-        num_splits=positions[:, -1] // geometry.split_tokens + 1,
+        first_splits=first_splits,
+        num_splits=positions[:, -1] // geometry.split_tokens + 1 - first_splits,
     )
 
 
@@ -150,20 +168,31 @@ def _within_budget(num_splits: IntArray, budget: int) -> Iterator[tuple[int, int
     yield first, len(num_splits)
 
 
-def _plan(batch: AttentionBatch, tiles: _Tiles, rows: int, geometry: TileGeometry) -> TilePlan:
+def _plan(
+    batch: AttentionBatch,
+    tiles: _Tiles,
+    rows: int,
+    geometry: TileGeometry,
+    sliding_window: int | None,
+) -> TilePlan:
     order = np.argsort(-tiles.num_splits, kind="stable")
     num_splits = tiles.num_splits[order]
     split_ids = np.arange(int(num_splits[0]))
     per_split = np.searchsorted(-num_splits, -split_ids, side="left")
-    item_splits = np.repeat(split_ids, per_split)
-    item_tiles = np.arange(len(item_splits)) - np.repeat(
+    item_tiles = np.arange(int(per_split.sum())) - np.repeat(
         np.cumsum(per_split) - per_split, per_split
     )
+    item_splits = np.repeat(split_ids, per_split) + tiles.first_splits[order][item_tiles]
     arrays = (
         _query_rows(tiles.tokens[order], item_tiles, rows, geometry),
         item_tiles,
         _read_rows(batch, tiles.sequences[order][item_tiles], item_splits, geometry),
-        _hidden_positions(tiles.positions[order], item_tiles, item_splits, rows, geometry),
+        _hidden_positions(
+            _last_seen(tiles.positions[order], rows, geometry)[item_tiles]
+            - item_splits[:, None] * geometry.split_tokens,
+            geometry.split_tokens,
+            sliding_window,
+        ),
         _result_rows(tiles, order, rows, geometry),
     )
     tensors = [torch.from_numpy(array).to(geometry.device) for array in arrays]
@@ -193,18 +222,20 @@ def _result_rows(tiles: _Tiles, order: IntArray, rows: int, geometry: TileGeomet
     return (first[is_real][:, None, None] + in_token).reshape(-1)
 
 
-def _hidden_positions(
-    positions: IntArray,
-    item_tiles: IntArray,
-    item_splits: IntArray,
-    rows: int,
-    geometry: TileGeometry,
-) -> npt.NDArray[np.bool_]:
-    """[num_items, 1, rows, split_tokens]; padding rows see what the last token sees."""
+def _last_seen(positions: IntArray, rows: int, geometry: TileGeometry) -> IntArray:
+    """[num_tiles, rows] position of each row's token; padding rows repeat the last token's."""
     token_of_row = np.minimum(np.arange(rows) // geometry.group_size, positions.shape[1] - 1)
-    # Relative to the split, so that the comparison below stays small.
-    last_seen = positions[item_tiles] - item_splits[:, None] * geometry.split_tokens
-    hidden = last_seen[:, token_of_row, None] < np.arange(geometry.split_tokens)
+    return positions[:, token_of_row]
+
+
+def _hidden_positions(
+    last_seen: IntArray, split_tokens: int, sliding_window: int | None
+) -> npt.NDArray[np.bool_]:
+    """[num_items, 1, rows, split_tokens] from [num_items, rows], which counts from the split."""
+    offsets = np.arange(split_tokens)
+    hidden = last_seen[:, :, None] < offsets
+    if sliding_window is not None:
+        hidden |= last_seen[:, :, None] - sliding_window >= offsets
     return hidden[:, None]
 
 

@@ -1,4 +1,4 @@
-"""The forward pass of Llama and Qwen2: the same decoder, told apart by its biases.
+"""The forward pass of every family: one decoder, whose parts the configuration chooses.
 
 Every operation gives a token the same bits whatever else is in the batch: products run at row
 counts that agree (engine/row_tiles.py), and elementwise work avoids kernels whose vector body and
@@ -6,14 +6,15 @@ scalar tail differ (docs/decisions/batch-invariance.md).
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
 from torch import Tensor
 
 from engine.attention.backend import StepAttention
 from engine.model_config import ModelConfig
 from engine.models.decoder_weights import DecoderWeights, LayerWeights
-from engine.models.rope import build_rope_table, rotate
-from engine.row_tiles import ProductShape, RowTiles, find_row_tiles, matmul_in_tiles
+from engine.models.gated import softcapped
+from engine.models.rope import RopeTable, Rotation, build_rope_table, rotate
+from engine.models.step_rows import StepRows
+from engine.row_tiles import RowTiles, find_row_tiles
 
 
 class Decoder:
@@ -29,87 +30,68 @@ class Decoder:
         self.weights = weights
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
+        # The output matrix has tiles of its own: its many columns are tried at few row counts.
         self.row_tiles: RowTiles = find_row_tiles(
-            ProductShape(matrix.shape[0], matrix.shape[1], matrix.dtype, matrix.device)
-            for matrix in _matrices(weights)
+            linear.product_shape for linear in weights.layer_linears
         )
-        self._rope = build_rope_table(config, self.device)
+        self.head_tiles: RowTiles = find_row_tiles((weights.lm_head.product_shape,))
+        ropes = tuple(dict.fromkeys(config.layer_ropes))
+        self._rope_tables: tuple[RopeTable, ...] = tuple(
+            build_rope_table(rope, config.max_position_embeddings, self.device) for rope in ropes
+        )
+        # Which of them each layer rotates with.
+        self._rope_indices = tuple(ropes.index(rope) for rope in config.layer_ropes)
+        # In the dtype of the model, which rounds it.
+        scale = torch.tensor(config.hidden_size**0.5, dtype=self.dtype, device=self.device)
+        self._embedding_scale = scale if config.is_gemma else None
 
-    def forward(
-        self, token_ids: Tensor, positions: Tensor, attention: StepAttention, score_rows: Tensor
-    ) -> Tensor:
-        """Logits [len(score_rows), vocab_size] float32, of the tokens at `score_rows`.
+    @property
+    def arithmetic(self) -> str:
+        """Names the order of summation of every product."""
+        return f"{self.row_tiles.fingerprint}-{self.head_tiles.fingerprint}"
 
-        Shapes: token_ids, positions [num_tokens] int64; score_rows [m] int64, m may be 0.
+    def hidden(self, token_ids: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
+        """What `logits` makes scores of, [num_tokens or more, hidden_size] in the model's dtype.
+
+        Shapes: token_ids, positions [num_tokens] int64. Rows behind num_tokens mean nothing.
         """
-        num_tokens = token_ids.shape[0]
-        bounds = self.row_tiles.cut(num_tokens)
-        hidden = _pad_rows(self.weights.embedding.index_select(0, token_ids), bounds[-1])
-        rope = self._rope.at(positions)
+        step = StepRows.of(token_ids.shape[0], self.row_tiles)
+        hidden = step.pad(self._embed(token_ids))
+        rotations = [table.at(positions) for table in self._rope_tables]
         for index, layer in enumerate(self.weights.layers):
-            normed = self._norm(hidden, layer.input_norm)
-            query, key, value = self._project(normed, layer, bounds, rope)
+            rotation = rotations[self._rope_indices[index]]
+            query, key, value = self._project(layer.input_norm(hidden), layer, step, rotation)
             attended = attention.attend(index, query, key, value)
-            rows = _pad_rows(attended.view(num_tokens, -1).to(self.dtype), bounds[-1])
-            hidden = hidden + _linear(rows, layer.attention_out, layer.attention_out_bias, bounds)
-            normed = self._norm(hidden, layer.mlp_norm)
-            gated = gated_silu(_linear(normed, layer.gate_up, layer.gate_up_bias, bounds))
-            hidden = hidden + _linear(gated, layer.down, layer.down_bias, bounds)
-        return self._logits(hidden.index_select(0, score_rows))
+            rows = step.pad(attended.view(step.num_rows, -1).to(self.dtype))
+            out = layer.attention_out(rows, step.bounds)
+            hidden = hidden + (layer.attention_out_norm(out) if layer.attention_out_norm else out)
+            out = layer.mlp(layer.mlp_norm(hidden), step)
+            hidden = hidden + (layer.mlp_out_norm(out) if layer.mlp_out_norm else out)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, vocab_size] float32 of hidden states [n, hidden_size]; n may be 0."""
+        step = StepRows.of(hidden.shape[0], self.head_tiles)
+        normed = step.pad(self.weights.final_norm(hidden))
+        logits = self.weights.lm_head(normed, step.bounds)[: step.num_rows].float()
+        cap = self.config.logit_softcap
+        return logits if cap is None else softcapped(logits, cap)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        embedded = self.weights.embedding.index_select(0, token_ids)
+        return embedded if self._embedding_scale is None else embedded.mul_(self._embedding_scale)
 
     def _project(
-        self, normed: Tensor, layer: LayerWeights, bounds: tuple[int, ...], rope: tuple[Tensor, ...]
+        self, normed: Tensor, layer: LayerWeights, step: StepRows, rotation: Rotation
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated query and key, and value, float32 [num_tokens, heads, head_dim]."""
-        config = self.config
-        num_tokens = rope[0].shape[0]
-        fused = _linear(normed, layer.qkv, layer.qkv_bias, bounds)[:num_tokens].float()
-        heads = fused.view(num_tokens, -1, config.head_dim)
-        num_rotated = config.num_heads + config.num_kv_heads
-        rotated = rotate(heads[:, :num_rotated], (rope[0], rope[1]))
-        return (
-            rotated[:, : config.num_heads],
-            rotated[:, config.num_heads :],
-            heads[:, num_rotated:],
-        )
-
-    def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(hidden, weight.shape, weight, self.config.rms_norm_eps)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        num_rows = hidden.shape[0]
-        bounds = self.row_tiles.cut(num_rows)
-        normed = _pad_rows(self._norm(hidden, self.weights.final_norm), bounds[-1])
-        return matmul_in_tiles(normed, self.weights.lm_head, bounds)[:num_rows].float()
-
-
-def gated_silu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of rows [gate, up], in the dtype given, computed in float32.
-
-    Spelt out, because the tail of torch's silu kernel rounds differently from its body, and with
-    several threads the tails lie where the number of rows puts them.
-    """
-    size = gate_up.shape[1] // 2
-    gate = gate_up[:, :size].float()
-    denominator = torch.neg(gate).exp_().add_(1.0)
-    gated = torch.div(gate, denominator, out=denominator).mul_(gate_up[:, size:])
-    return gated.to(gate_up.dtype)
-
-
-def _matrices(weights: DecoderWeights) -> list[Tensor]:
-    """Every matrix that rows are multiplied with."""
-    found = [weights.lm_head]
-    for layer in weights.layers:
-        found += [layer.qkv, layer.attention_out, layer.gate_up, layer.down]
-    return found
-
-
-def _linear(rows: Tensor, matrix: Tensor, bias: Tensor | None, bounds: tuple[int, ...]) -> Tensor:
-    out = matmul_in_tiles(rows, matrix, bounds)
-    return out if bias is None else out.add_(bias)
-
-
-def _pad_rows(rows: Tensor, total: int) -> Tensor:
-    """[total, width]: zero rows behind the given ones."""
-    missing = total - rows.shape[0]
-    return torch.cat((rows, rows.new_zeros(missing, rows.shape[1]))) if missing else rows
+        num_heads, head_dim = self.config.num_heads, self.config.head_dim
+        num_rotated = num_heads + self.config.num_kv_heads
+        fused = layer.qkv(normed, step.bounds)[: step.num_rows].float()
+        heads = fused.view(step.num_rows, -1, head_dim)
+        turning, value = heads[:, :num_rotated], heads[:, num_rotated:]
+        if layer.query_norm and layer.key_norm:
+            query, key = turning[:, :num_heads], turning[:, num_heads:]
+            turning = torch.cat((layer.query_norm(query), layer.key_norm(key)), dim=1)
+        rotated = rotate(turning, rotation)
+        return rotated[:, :num_heads], rotated[:, num_heads:], value

@@ -1,34 +1,35 @@
-"""The tensors of a decoder in the form the forward pass wants them.
+"""The parts of a decoder in the form the forward pass wants them.
 
-Matrices are stored [inputs, outputs], contiguous: with this order more row counts agree bit for bit
-(docs/decisions/batch-invariance.md). Query, key and value are one matrix, gate and up another.
+Query, key and value are one matrix, gate and up another.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from engine.linear import Linear
+from engine.models.mlp import Mlp
+from engine.models.norm import RmsNorm
+
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer. Biases are None where the model has none."""
+    """One layer. Norms are over hidden_size, those of query and key over head_dim."""
 
-    # [hidden_size]
-    input_norm: Tensor
-    # [hidden_size, (num_heads + 2 * num_kv_heads) * head_dim], columns: queries, keys, values.
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    # [num_heads * head_dim, hidden_size]
-    attention_out: Tensor
-    attention_out_bias: Tensor | None
-    # [hidden_size]
-    mlp_norm: Tensor
-    # [hidden_size, 2 * intermediate_size], columns: gate, up.
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    # [intermediate_size, hidden_size]
-    down: Tensor
-    down_bias: Tensor | None
+    input_norm: RmsNorm
+    # hidden_size -> (num_heads + 2 * num_kv_heads) * head_dim: queries, keys, values.
+    qkv: Linear
+    # num_heads * head_dim -> hidden_size
+    attention_out: Linear
+    mlp_norm: RmsNorm
+    mlp: Mlp
+    # None where the family has none.
+    query_norm: RmsNorm | None = None
+    key_norm: RmsNorm | None = None
+    # Of what attention and MLP give, before it is added (Gemma).
+    attention_out_norm: RmsNorm | None = None
+    mlp_out_norm: RmsNorm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,14 @@ class DecoderWeights:
     # [vocab_size, hidden_size]
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
-    # [hidden_size]
-    final_norm: Tensor
-    # [hidden_size, vocab_size]; with tied weights a transposed copy of the embedding.
-    lm_head: Tensor
+    final_norm: RmsNorm
+    # hidden_size -> vocab_size; with tied weights a copy of the embedding.
+    lm_head: Linear
+
+    @property
+    def layer_linears(self) -> Iterator[Linear]:
+        """Every matrix of the layers."""
+        for layer in self.layers:
+            yield layer.qkv
+            yield layer.attention_out
+            yield from layer.mlp.linears

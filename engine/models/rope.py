@@ -1,70 +1,54 @@
-"""Rotary position embeddings as a table, built once per model.
+"""Rotary position embeddings as tables, built once per model."""
 
-Source: RoFormer, Su et al. 2021; the scalings as published with Llama 2 Long and Llama 3.1.
-"""
-
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.model_config import Llama3RopeScaling, ModelConfig
+from engine.models.rope_frequencies import attention_factor, inverse_frequencies
+from engine.rope_config import Rope
+
+# What a layer rotates with: cosines and signed sines, [num_tokens, 1, rotary_dim].
+Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class RopeTable:
-    """Rows of the rotation by position. Both [max_position_embeddings, head_dim], float32."""
+    """Rows of the rotation by position. Both [max_position_embeddings, rotary_dim / 2], float32."""
 
     cos: Tensor
-    # The first half is negated: the rotation is then x * cos + swapped_halves(x) * sin.
-    signed_sin: Tensor
+    sin: Tensor
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos, signed_sin) [n, 1, head_dim] for positions [n]."""
+    def at(self, positions: Tensor) -> Rotation:
+        """(cos, signed_sin) [n, 1, rotary_dim] for positions [n]."""
+        cos = self.cos.index_select(0, positions)
+        sin = self.sin.index_select(0, positions)
+        # The first half is negated: the rotation is then x * cos + swapped_halves(x) * sin.
         return (
-            self.cos.index_select(0, positions).unsqueeze(1),
-            self.signed_sin.index_select(0, positions).unsqueeze(1),
+            torch.cat((cos, cos), dim=1).unsqueeze(1),
+            torch.cat((-sin, sin), dim=1).unsqueeze(1),
         )
 
 
-def build_rope_table(config: ModelConfig, device: torch.device) -> RopeTable:
+def build_rope_table(rope: Rope, num_positions: int, device: torch.device) -> RopeTable:
     """The table for every position of the model's context."""
-    frequencies = _inverse_frequencies(config)
-    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
-    angles = torch.outer(positions, frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return RopeTable(
-        cos=torch.cat((cos, cos), dim=1).to(device),
-        signed_sin=torch.cat((-sin, sin), dim=1).to(device),
-    )
+    positions = torch.arange(num_positions, dtype=torch.float32)
+    angles = torch.outer(positions, inverse_frequencies(rope))
+    factor = attention_factor(rope)
+    return RopeTable((angles.cos() * factor).to(device), (angles.sin() * factor).to(device))
 
 
-def rotate(heads: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate [n, num_heads, head_dim] float32. Separate products and sum: nothing is fused."""
-    cos, signed_sin = rope
+def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate [n, num_heads, head_dim] float32; numbers behind rotary_dim stay as they are.
+
+    Separate products and sum: nothing is fused.
+    """
+    cos, signed_sin = rotation
+    rotary_dim = cos.shape[-1]
+    if rotary_dim < heads.shape[-1]:
+        turned = rotate(heads[..., :rotary_dim], rotation)
+        return torch.cat((turned, heads[..., rotary_dim:]), dim=-1)
     rotated = heads * cos
-    halves = heads.view(*heads.shape[:-1], 2, -1)
+    halves = heads.reshape(*heads.shape[:-1], 2, -1)
     swapped = halves.flip(-2).view(rotated.shape)
     return rotated.add_(swapped.mul_(signed_sin))
-
-
-def _inverse_frequencies(config: ModelConfig) -> Tensor:
-    """[head_dim / 2] radians per position, float32."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if isinstance(scaling, Llama3RopeScaling):
-        return _stretched(frequencies, scaling)
-    return frequencies / scaling.factor
-
-
-def _stretched(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:
-    """Frequencies with few turns in the original context are slowed down, the others kept."""
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept_fraction = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    slowed = frequencies / scaling.factor
-    return (1 - kept_fraction) * slowed + kept_fraction * frequencies

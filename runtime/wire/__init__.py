@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.wire.commands import command_from_proto, command_to_proto
+from runtime.wire.prefixes import in_parts, prefixes_from_proto, prefixes_to_proto
 from runtime.wire.reports import (
     report_from_proto,
     report_to_proto,
@@ -16,7 +17,10 @@ from runtime.wire.reports import (
 )
 from runtime.wire.values import (
     ProtocolError,
+    admission_from_proto,
+    admission_to_proto,
     checked_count,
+    checked_float,
     checked_name,
     export_from_proto,
     export_to_proto,
@@ -24,16 +28,30 @@ from runtime.wire.values import (
     load_to_proto,
 )
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
-from scheduling.messages import Command, KvExport, Report, TokensEmitted, WorkerHello, WorkerLoad
+from scheduling.messages import (
+    Command,
+    KvExport,
+    Report,
+    SetAdmission,
+    TokensEmitted,
+    WorkerHello,
+    WorkerLoad,
+)
+from scheduling.prefix_index import PrefixChanges
 from tandemserve.internal.v1 import worker_pb2 as pb
 
 __all__ = [
+    "Heartbeat",
+    "HeartbeatAnswer",
     "ProtocolError",
     "ReportBatch",
     "RouterHello",
     "decode_request",
     "decode_response",
+    "encode_admission",
     "encode_commands",
+    "encode_heartbeat",
+    "encode_heartbeat_answer",
     "encode_peer",
     "encode_reports",
     "encode_router_hello",
@@ -51,6 +69,28 @@ class RouterHello:
     router_id: RouterId
     router_incarnation: Incarnation
     worker_incarnation: Incarnation
+    # Grows with every session that this life of the router opens to the worker.
+    session_number: int = 0
+    # How long the router may be silent before the worker gives the session up; 0: for ever.
+    heartbeat_timeout_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The router asks for a sign of life."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatAnswer:
+    """The worker's event loop runs; what it knows of its engine."""
+
+    number: int
+    # Turns of the engine's loop that have ended.
+    num_turns: int
+    # How long the present turn has taken; 0 while the engine waits for work.
+    turn_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +99,8 @@ class ReportBatch:
 
     reports: tuple[Report, ...]
     load: WorkerLoad
+    # What has changed of the prefixes that the worker keeps.
+    prefixes: PrefixChanges | None = None
 
 
 def encode_commands(commands: Sequence[Command]) -> pb.SessionRequest:
@@ -67,25 +109,54 @@ def encode_commands(commands: Sequence[Command]) -> pb.SessionRequest:
     return pb.SessionRequest(commands=frame)
 
 
+def encode_heartbeat(heartbeat: Heartbeat) -> pb.SessionRequest:
+    """The router's question."""
+    return pb.SessionRequest(heartbeat=pb.Heartbeat(number=heartbeat.number))
+
+
+def encode_heartbeat_answer(answer: HeartbeatAnswer) -> pb.SessionResponse:
+    """The worker's answer."""
+    return pb.SessionResponse(
+        heartbeat=pb.HeartbeatAnswer(
+            number=answer.number, num_turns=answer.num_turns, turn_s=answer.turn_s
+        )
+    )
+
+
 def encode_peer(export: KvExport) -> pb.SessionRequest:
     """A pool that the worker will push into."""
     return pb.SessionRequest(peer=export_to_proto(export))
 
 
-def decode_request(message: pb.SessionRequest) -> RouterHello | KvExport | tuple[Command, ...]:
+def encode_admission(wish: SetAdmission) -> pb.SessionRequest:
+    """What an operator lets the worker take on."""
+    return pb.SessionRequest(
+        set_admission=pb.SetAdmission(admission=admission_to_proto(wish.admission))
+    )
+
+
+def decode_request(
+    message: pb.SessionRequest,
+) -> RouterHello | KvExport | SetAdmission | Heartbeat | tuple[Command, ...]:
     """What a worker reads. Raises: ProtocolError."""
     match message.WhichOneof("frame"):
         case "hello":
             return _router_hello_from_proto(message.hello)
         case "peer":
             return export_from_proto(message.peer)
+        case "set_admission":
+            return SetAdmission(admission_from_proto(message.set_admission.admission))
+        case "heartbeat":
+            return Heartbeat(message.heartbeat.number)
         case "commands":
             return tuple(command_from_proto(command) for command in message.commands.commands)
         case _:
             raise ProtocolError("frame", "is missing or of an unknown kind")
 
 
-def encode_reports(reports: Sequence[Report], load: WorkerLoad) -> list[pb.SessionResponse]:
+def encode_reports(
+    reports: Sequence[Report], load: WorkerLoad, prefixes: PrefixChanges | None = None
+) -> list[pb.SessionResponse]:
     """As few frames as keep the order of each task's reports: nearly always one.
 
     Inside a frame tokens come before all other reports, so tokens that follow another report of
@@ -106,21 +177,37 @@ def encode_reports(reports: Sequence[Report], load: WorkerLoad) -> list[pb.Sessi
             tasks_with_state.add(report.task_id)
             frame.reports.append(report_to_proto(report))
     frame.load.CopyFrom(load_to_proto(load))
+    if prefixes is not None:
+        # A part too many for one frame gets one of its own.
+        for number, part in enumerate(in_parts(prefixes)):
+            if number == len(responses):
+                responses.append(pb.SessionResponse())
+                responses[-1].reports.load.CopyFrom(load_to_proto(load))
+            responses[number].reports.prefixes.CopyFrom(prefixes_to_proto(part))
     return responses
 
 
-def decode_response(message: pb.SessionResponse) -> WorkerHello | ReportBatch:
+def decode_response(
+    message: pb.SessionResponse,
+) -> WorkerHello | ReportBatch | HeartbeatAnswer:
     """What a router reads. Raises: ProtocolError."""
     match message.WhichOneof("frame"):
         case "hello":
             return _worker_hello_from_proto(message.hello)
+        case "heartbeat":
+            answer = message.heartbeat
+            turn_s = checked_float("heartbeat.turn_s", answer.turn_s, least=0.0)
+            return HeartbeatAnswer(answer.number, answer.num_turns, turn_s)
         case "reports":
             frame = message.reports
             if not frame.HasField("load"):
                 raise ProtocolError("load", "is missing")
             tokens = [tokens_from_proto(report) for report in frame.tokens]
             states = [report_from_proto(report) for report in frame.reports]
-            return ReportBatch((*tokens, *states), load_from_proto(frame.load))
+            prefixes = None
+            if frame.HasField("prefixes"):
+                prefixes = prefixes_from_proto(frame.prefixes)
+            return ReportBatch((*tokens, *states), load_from_proto(frame.load), prefixes)
         case _:
             raise ProtocolError("frame", "is missing or of an unknown kind")
 
@@ -133,6 +220,8 @@ def encode_router_hello(hello: RouterHello) -> pb.SessionRequest:
             router_id=hello.router_id,
             router_incarnation=hello.router_incarnation,
             worker_incarnation=hello.worker_incarnation,
+            session_number=hello.session_number,
+            heartbeat_timeout_s=hello.heartbeat_timeout_s,
         )
     )
 
@@ -143,6 +232,10 @@ def _router_hello_from_proto(message: pb.RouterHello) -> RouterHello:
         router_id=RouterId(checked_name("router_id", message.router_id)),
         router_incarnation=Incarnation(message.router_incarnation),
         worker_incarnation=Incarnation(message.worker_incarnation),
+        session_number=message.session_number,
+        heartbeat_timeout_s=checked_float(
+            "heartbeat_timeout_s", message.heartbeat_timeout_s, least=0.0
+        ),
     )
 
 
@@ -160,6 +253,8 @@ def encode_worker_hello(hello: WorkerHello) -> pb.SessionResponse:
             compatibility=hello.compatibility,
             model_fingerprint=hello.model_fingerprint,
             export=None if hello.export is None else export_to_proto(hello.export),
+            admission=admission_to_proto(hello.admission),
+            max_message_bytes=hello.max_message_bytes,
         )
     )
 
@@ -178,4 +273,6 @@ def _worker_hello_from_proto(message: pb.WorkerHello) -> WorkerHello:
         compatibility=message.compatibility,
         model_fingerprint=message.model_fingerprint,
         export=export_from_proto(message.export) if message.HasField("export") else None,
+        admission=admission_from_proto(message.admission),
+        max_message_bytes=message.max_message_bytes,
     )

@@ -2,13 +2,13 @@
 
 from typing import assert_never
 
+from runtime.wire.sequences import sequence_from_proto, sequence_to_proto
 from runtime.wire.values import (
     ProtocolError,
     checked_count,
     checked_name,
+    checked_text,
     checked_token_ids,
-    sequence_from_proto,
-    sequence_to_proto,
     target_fields,
     target_from_proto,
     task_id_from_proto,
@@ -19,6 +19,7 @@ from scheduling.messages import (
     Command,
     GrantGrowth,
     PushTo,
+    ResumeGeneration,
     StartDecode,
     StartPrefill,
 )
@@ -41,6 +42,7 @@ def command_to_proto(command: Command) -> pb.Command:
                 num_blocks=command.num_blocks,
                 num_kv_blocks=command.num_kv_blocks,
                 transfer_id=command.transfer_id,
+                source_worker_id=command.source_worker_id,
             )
             return pb.Command(task_id=task_id, admit_generation=admission)
         case StartDecode():
@@ -49,6 +51,9 @@ def command_to_proto(command: Command) -> pb.Command:
         case GrantGrowth():
             growth = pb.GrantGrowth(num_blocks=command.num_blocks)
             return pb.Command(task_id=task_id, grant_growth=growth)
+        case ResumeGeneration():
+            resume = pb.ResumeGeneration(num_blocks=command.num_blocks)
+            return pb.Command(task_id=task_id, resume_generation=resume)
         case CancelTask():
             return pb.Command(task_id=task_id, cancel=pb.CancelTask(reason=command.reason))
         case _:
@@ -72,6 +77,7 @@ def command_from_proto(message: pb.Command) -> Command:
                 num_blocks,
                 checked_count("num_kv_blocks", admission.num_kv_blocks, most=num_blocks),
                 checked_name("transfer_id", admission.transfer_id),
+                checked_text("source_worker_id", admission.source_worker_id),
             )
         case "start_decode":
             token_ids = checked_token_ids("output_token_ids", message.start_decode.output_token_ids)
@@ -81,6 +87,9 @@ def command_from_proto(message: pb.Command) -> Command:
         case "grant_growth":
             num_blocks = checked_count("num_blocks", message.grant_growth.num_blocks)
             return GrantGrowth(task_id, num_blocks)
+        case "resume_generation":
+            num_blocks = checked_count("num_blocks", message.resume_generation.num_blocks, least=1)
+            return ResumeGeneration(task_id, num_blocks)
         case "cancel":
             return CancelTask(task_id, message.cancel.reason)
         case _:

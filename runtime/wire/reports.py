@@ -2,18 +2,25 @@
 
 from typing import assert_never
 
+from runtime.wire.sequences import (
+    logprobs_from_proto,
+    logprobs_to_proto,
+    prompt_logprobs_from_proto,
+    prompt_logprobs_to_proto,
+)
 from runtime.wire.values import (
+    MAX_INT32,
+    MAX_NAME_CHARS,
     ProtocolError,
     checked_count,
     checked_float,
     checked_name,
     checked_token_ids,
-    logprobs_from_proto,
-    logprobs_to_proto,
     target_fields,
     target_from_proto,
     task_id_from_proto,
 )
+from scheduling.ids import TaskId
 from scheduling.messages import (
     BlocksGranted,
     BlocksRefused,
@@ -22,6 +29,8 @@ from scheduling.messages import (
     KvPushed,
     Preempted,
     PrefillStarted,
+    PromptScored,
+    SwappedOut,
     TaskFailed,
     TaskReleased,
     TokensEmitted,
@@ -33,12 +42,14 @@ _FINISH_REASONS = {"": None, "stop": "stop", "length": "length"}
 # Every report that is no TokensEmitted.
 StateReport = (
     PrefillStarted
+    | PromptScored
     | KvPushed
     | BlocksGranted
     | BlocksRefused
     | DecodeStarted
     | GrowthNeeded
     | Preempted
+    | SwappedOut
     | TaskFailed
     | TaskReleased
 )
@@ -64,7 +75,21 @@ def write_tokens(report: TokensEmitted, message: pb.TokenReport) -> None:
 
 
 def tokens_from_proto(message: pb.TokenReport) -> TokensEmitted:
-    """Inverse of `write_tokens`. Raises: ProtocolError."""
+    """Inverse of `write_tokens`. Raises: ProtocolError.
+
+    It runs for every token, and every look at a message costs: the plain case comes first.
+    """
+    task_id, index, token_ids = message.task_id, message.first_token_index, message.token_ids
+    if (
+        len(token_ids) == 1
+        and not message.finish_reason
+        and not message.logprobs
+        and not message.HasField("matched_token_id")
+        and token_ids[0] <= MAX_INT32
+        and index <= MAX_INT32
+        and 0 < len(task_id) <= MAX_NAME_CHARS
+    ):
+        return TokensEmitted(TaskId(task_id), index, (token_ids[0],), message.text)
     if message.finish_reason not in _FINISH_REASONS:
         raise ProtocolError("finish_reason", f"{message.finish_reason!r} is unknown")
     logprobs: tuple[TokenLogprobs, ...] = ()
@@ -97,7 +122,11 @@ def report_to_proto(report: StateReport) -> pb.Report:
     task_id = report.task_id
     match report:
         case PrefillStarted():
-            return pb.Report(task_id=task_id, prefill_started=pb.PrefillStarted())
+            prefill = pb.PrefillStarted(num_cached_tokens=report.num_cached_tokens)
+            return pb.Report(task_id=task_id, prefill_started=prefill)
+        case PromptScored():
+            scored = prompt_logprobs_to_proto(report.logprobs)
+            return pb.Report(task_id=task_id, prompt_logprobs=scored)
         case KvPushed():
             pushed = pb.KvPushed(
                 num_blocks=report.num_blocks,
@@ -113,12 +142,16 @@ def report_to_proto(report: StateReport) -> pb.Report:
             refused = pb.BlocksRefused(num_free_blocks=report.num_free_blocks)
             return pb.Report(task_id=task_id, blocks_refused=refused)
         case DecodeStarted():
-            return pb.Report(task_id=task_id, decode_started=pb.DecodeStarted())
+            started = pb.DecodeStarted(transport=report.transport)
+            return pb.Report(task_id=task_id, decode_started=started)
         case GrowthNeeded():
             growth = pb.GrowthNeeded(num_blocks=report.num_blocks)
             return pb.Report(task_id=task_id, growth_needed=growth)
         case Preempted():
             return pb.Report(task_id=task_id, preempted=pb.Preempted())
+        case SwappedOut():
+            swapped = pb.SwappedOut(num_blocks=report.num_blocks)
+            return pb.Report(task_id=task_id, swapped_out=swapped)
         case TaskFailed():
             failed = pb.TaskFailed(code=report.code, message=report.message)
             return pb.Report(task_id=task_id, failed=failed)
@@ -133,7 +166,10 @@ def report_from_proto(message: pb.Report) -> StateReport:
     task_id = task_id_from_proto(message.task_id)
     match message.WhichOneof("report"):
         case "prefill_started":
-            return PrefillStarted(task_id)
+            num_cached_tokens = message.prefill_started.num_cached_tokens
+            return PrefillStarted(task_id, checked_count("num_cached_tokens", num_cached_tokens))
+        case "prompt_logprobs":
+            return PromptScored(task_id, prompt_logprobs_from_proto(message.prompt_logprobs))
         case "kv_pushed":
             pushed = message.kv_pushed
             return KvPushed(
@@ -149,12 +185,15 @@ def report_from_proto(message: pb.Report) -> StateReport:
             num_free_blocks = message.blocks_refused.num_free_blocks
             return BlocksRefused(task_id, checked_count("num_free_blocks", num_free_blocks))
         case "decode_started":
-            return DecodeStarted(task_id)
+            return DecodeStarted(task_id, message.decode_started.transport)
         case "growth_needed":
             num_blocks = checked_count("num_blocks", message.growth_needed.num_blocks, least=1)
             return GrowthNeeded(task_id, num_blocks)
         case "preempted":
             return Preempted(task_id)
+        case "swapped_out":
+            num_blocks = checked_count("num_blocks", message.swapped_out.num_blocks)
+            return SwappedOut(task_id, num_blocks)
         case "failed":
             code = checked_name("failed.code", message.failed.code)
             return TaskFailed(task_id, code, message.failed.message)

@@ -8,15 +8,20 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
-from scheduling.messages import KvExport, KvTarget, SequenceSpec, WorkerLoad
-from scheduling.sampling import SamplingParams, StopParams, TokenLogprobs
+from scheduling.messages import Admission, KvDoor, KvExport, KvTarget, WorkerLoad
 from tandemserve.internal.v1 import worker_pb2 as pb
 
 MAX_NAME_CHARS: Final = 512
-MAX_LOGPROBS: Final = 20
-MAX_STOP_STRINGS: Final = 64
+# Ways into one pool besides the first.
+MAX_KV_DOORS: Final = 8
 # Token ids and counts that later become 32-bit signed integers in tensors.
 MAX_INT32: Final = 2**31 - 1
+_PROTO_BY_ADMISSION = {
+    Admission.OPEN: pb.WORKER_ADMISSION_OPEN,
+    Admission.CORDONED: pb.WORKER_ADMISSION_CORDONED,
+    Admission.EVACUATING: pb.WORKER_ADMISSION_EVACUATING,
+}
+_ADMISSION_BY_PROTO = {number: admission for admission, number in _PROTO_BY_ADMISSION.items()}
 
 
 class ProtocolError(Exception):
@@ -34,6 +39,13 @@ def checked_name(field: str, value: str) -> str:
     """A name that is there and of sane length."""
     if not 0 < len(value) <= MAX_NAME_CHARS:
         raise ProtocolError(field, f"needs 1 to {MAX_NAME_CHARS} characters, has {len(value)}")
+    return value
+
+
+def checked_text(field: str, value: str) -> str:
+    """A text of sane length, perhaps empty."""
+    if len(value) > MAX_NAME_CHARS:
+        raise ProtocolError(field, f"needs at most {MAX_NAME_CHARS} characters, has {len(value)}")
     return value
 
 
@@ -64,63 +76,6 @@ def checked_token_ids(field: str, values: Sequence[int]) -> tuple[int, ...]:
 # --- values -----------------------------------------------------------------------------------
 
 
-def sequence_to_proto(sequence: SequenceSpec) -> pb.SequenceSpec:
-    """Sampling floats travel in 32 bits, as clients send them."""
-    sampling, stop = sequence.sampling, sequence.stop
-    return pb.SequenceSpec(
-        prompt_token_ids=sequence.prompt_token_ids,
-        output_token_ids=sequence.output_token_ids,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        num_logprobs=sampling.num_logprobs,
-        max_tokens=stop.max_tokens,
-        stop_token_ids=stop.stop_token_ids,
-        stop_strings=stop.stop_strings,
-    )
-
-
-def sequence_from_proto(owner: Any) -> SequenceSpec:
-    """Take the sequence out of a command that must carry one."""
-    if not owner.HasField("sequence"):
-        raise ProtocolError("sequence", "is missing")
-    message: pb.SequenceSpec = owner.sequence
-    if not message.prompt_token_ids:
-        raise ProtocolError("sequence.prompt_token_ids", "is empty")
-    if len(message.stop_strings) > MAX_STOP_STRINGS or not all(message.stop_strings):
-        raise ProtocolError("sequence.stop_strings", f"more than {MAX_STOP_STRINGS}, or one empty")
-    num_logprobs = None
-    if message.HasField("num_logprobs"):
-        num_logprobs = checked_count(
-            "sequence.num_logprobs", message.num_logprobs, most=MAX_LOGPROBS
-        )
-    sampling = SamplingParams(
-        temperature=checked_float("sequence.temperature", message.temperature, least=0.0),
-        top_k=checked_count("sequence.top_k", message.top_k),
-        top_p=_checked_top_p(message.top_p),
-        seed=message.seed,
-        num_logprobs=num_logprobs,
-    )
-    stop = StopParams(
-        max_tokens=checked_count("sequence.max_tokens", message.max_tokens, least=1),
-        stop_token_ids=checked_token_ids("sequence.stop_token_ids", message.stop_token_ids),
-        stop_strings=tuple(message.stop_strings),
-    )
-    return SequenceSpec(
-        prompt_token_ids=checked_token_ids("sequence.prompt_token_ids", message.prompt_token_ids),
-        output_token_ids=checked_token_ids("sequence.output_token_ids", message.output_token_ids),
-        sampling=sampling,
-        stop=stop,
-    )
-
-
-def _checked_top_p(value: float) -> float:
-    if value <= 0.0:
-        raise ProtocolError("sequence.top_p", f"must be above 0, is {value}")
-    return checked_float("sequence.top_p", value, most=1.0)
-
-
 def export_to_proto(export: KvExport) -> pb.KvExport:
     """A pool's address, as it travels."""
     return pb.KvExport(
@@ -131,6 +86,13 @@ def export_to_proto(export: KvExport) -> pb.KvExport:
         worker_id=export.worker_id,
         incarnation=export.incarnation,
         host=export.host,
+        token=export.token,
+        alternatives=[
+            pb.KvDoor(
+                transport=door.transport, address=door.address, host=door.host, token=door.token
+            )
+            for door in export.alternatives
+        ],
     )
 
 
@@ -146,6 +108,22 @@ def export_from_proto(message: pb.KvExport) -> KvExport:
             checked_count("export.incarnation", message.incarnation, most=2**63 - 1)
         ),
         host=message.host,
+        token=message.token,
+        alternatives=_doors_from_proto(message.alternatives),
+    )
+
+
+def _doors_from_proto(messages: Sequence[pb.KvDoor]) -> tuple[KvDoor, ...]:
+    if len(messages) > MAX_KV_DOORS:
+        raise ProtocolError("export.alternatives", f"more than {MAX_KV_DOORS}")
+    return tuple(
+        KvDoor(
+            transport=checked_name("export.alternatives.transport", door.transport),
+            address=door.address,
+            host=door.host,
+            token=door.token,
+        )
+        for door in messages
     )
 
 
@@ -156,6 +134,7 @@ def target_fields(target: KvTarget) -> dict[str, Any]:
         "export": export_to_proto(target.export),
         "block_ids": target.block_ids,
         "generations": target.generations,
+        "first_block_index": target.first_block_index,
     }
 
 
@@ -180,30 +159,7 @@ def target_from_proto(message: pb.PushTo | pb.BlocksGranted) -> KvTarget:
         export=export,
         block_ids=block_ids,
         generations=tuple(Generation(value) for value in message.generations),
-    )
-
-
-def logprobs_to_proto(logprobs: TokenLogprobs) -> pb.TokenLogprobs:
-    """The alternatives travel as two parallel lists."""
-    return pb.TokenLogprobs(
-        logprob=logprobs.logprob,
-        top_token_ids=[token_id for token_id, _ in logprobs.top],
-        top_logprobs=[logprob for _, logprob in logprobs.top],
-    )
-
-
-def logprobs_from_proto(message: pb.TokenLogprobs) -> TokenLogprobs:
-    """Join the two lists again."""
-    token_ids = checked_token_ids("top_token_ids", message.top_token_ids)
-    if len(token_ids) != len(message.top_logprobs):
-        raise ProtocolError(
-            "top_logprobs", f"{len(message.top_logprobs)} for {len(token_ids)} token ids"
-        )
-    checked_count("top_token_ids", len(token_ids), most=MAX_LOGPROBS)
-    values = [checked_float("top_logprobs", value) for value in message.top_logprobs]
-    return TokenLogprobs(
-        logprob=checked_float("logprob", message.logprob),
-        top=tuple(zip(token_ids, values, strict=True)),
+        first_block_index=checked_count("first_block_index", message.first_block_index),
     )
 
 
@@ -215,6 +171,9 @@ def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
         num_waiting=load.num_waiting,
         num_backlog_tokens=load.num_backlog_tokens,
         is_draining=load.is_draining,
+        num_tasks=load.num_tasks,
+        admission=admission_to_proto(load.admission),
+        num_parked=load.num_parked,
     )
 
 
@@ -228,7 +187,22 @@ def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
             "load.num_backlog_tokens", message.num_backlog_tokens, most=2**63 - 1
         ),
         is_draining=message.is_draining,
+        num_tasks=checked_count("load.num_tasks", message.num_tasks),
+        admission=admission_from_proto(message.admission),
+        num_parked=checked_count("load.num_parked", message.num_parked),
     )
+
+
+def admission_to_proto(admission: Admission) -> pb.WorkerAdmission:
+    """What a worker takes on, as it travels."""
+    return _PROTO_BY_ADMISSION[admission]
+
+
+def admission_from_proto(value: pb.WorkerAdmission) -> Admission:
+    """Inverse of `admission_to_proto`. Raises: ProtocolError."""
+    if value not in _ADMISSION_BY_PROTO:
+        raise ProtocolError("admission", f"{value} is unknown")
+    return _ADMISSION_BY_PROTO[value]
 
 
 def task_id_from_proto(value: str) -> TaskId:

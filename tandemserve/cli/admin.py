@@ -1,15 +1,28 @@
-"""`tandem admin`: the live state of the cluster, for operators."""
+"""`tandem admin`: the live state of the cluster, for operators; assembles its commands."""
 
 from dataclasses import fields
 from typing import Annotated
 
 import typer
 
-from tandemserve.admin_results import Holding, QueuedTask, WorkerReservations, WorkerView
+from tandemserve.admin_results import Holding, QueuedTask, WorkerReservations
+from tandemserve.cli import admin_requests, admin_workers
+from tandemserve.cli.durations import brief
 from tandemserve.cli.option_groups import AsJson, ConnectionOptions, expanded
 from tandemserve.cli.output import note, print_json, print_table
 
-admin = typer.Typer(help="Look into a running cluster.", no_args_is_help=True, add_completion=False)
+admin = typer.Typer(
+    help="Look into a running cluster, and take requests and workers out of it.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+admin.command()(admin_requests.requests)
+admin.command()(admin_requests.request)
+admin.command()(admin_requests.cancel)
+admin.command()(admin_workers.workers)
+admin.command()(admin_workers.cordon)
+admin.command()(admin_workers.uncordon)
+admin.command()(admin_workers.drain)
 
 
 @admin.command()
@@ -36,32 +49,14 @@ def status(connection: ConnectionOptions, as_json: AsJson = False) -> None:
 
 @admin.command()
 @expanded
-def workers(connection: ConnectionOptions, as_json: AsJson = False) -> None:
-    """List the workers with their free KV blocks.
-
-    Examples:
-
-      tandem admin workers
-
-      tandem admin workers --json | jq '.[] | select(.state != "ready")'
-    """
-    with connection.open() as client:
-        found = client.admin.workers()
-    if as_json:
-        print_json(found)
-    else:
-        # A terminal has no room for them: --json has.
-        _print_all("Workers", WorkerView, found, without=("incarnation", "compatibility"))
-
-
-@admin.command()
-@expanded
 def queues(
     connection: ConnectionOptions,
     max_tasks: Annotated[int, typer.Option(min=1, max=100_000, help="Per queue.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List the waiting prompt and generation tasks in the order in which they would run.
+
+    Prompts that none of the present workers could hold wait aside and are listed last.
 
     Examples:
 
@@ -74,9 +69,14 @@ def queues(
     if as_json:
         print_json(found)
         return
-    _print_all(f"Prompt tasks ({found.num_prompt_tasks})", QueuedTask, found.prompt_tasks)
-    title = f"Generation tasks ({found.num_generation_tasks})"
-    _print_all(title, QueuedTask, found.generation_tasks)
+    queued = (
+        ("Prompt tasks", found.num_prompt_tasks, found.prompt_tasks),
+        ("Generation tasks", found.num_generation_tasks, found.generation_tasks),
+        ("Prompts that fit no pair of workers", found.num_stranded_tasks, found.stranded_tasks),
+    )
+    for title, number, tasks in queued:
+        if number or title != queued[-1][0]:
+            _print_queue(f"{title} ({number})", tasks)
 
 
 @admin.command()
@@ -103,6 +103,28 @@ def reservations(
     _print_all("Holdings", Holding, found.holdings)
     if found.truncated:
         note("more holdings exist; raise --max-holdings")
+
+
+def _print_queue(title: str, tasks: tuple[QueuedTask, ...]) -> None:
+    has_tenants = any(task.tenant != "default" for task in tasks)
+    columns = ["task", *(["tenant"] if has_tenants else []), "class", "waited", "due in"]
+    rows = [
+        [
+            task.task_id,
+            *([task.tenant] if has_tenants else []),
+            task.request_class,
+            brief(task.waited_s),
+            brief(task.time_to_deadline_s),
+            task.num_prompt_tokens,
+            task.num_predicted_tokens,
+            task.num_occupied_blocks,
+        ]
+        for task in tasks
+    ]
+    print_table(title, [*columns, "prompt", "answer", "blocks"], rows)
+    # The tasks of one queue wait for one thing; only some may have been asked for it.
+    for waits_for in dict.fromkeys(task.waits_for for task in tasks):
+        print(f"  waits for {waits_for}")
 
 
 def _print_all(

@@ -5,10 +5,24 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from tandemserve.cli.output import note, print_json, print_table
-from tandemserve.results import Completion, Delta, Timings, Usage
+from tandemserve.results import (
+    Completion,
+    Delta,
+    Event,
+    Finished,
+    PromptLogprobs,
+    Timings,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from tandemserve.stream import Stream
+
+_EVENT_NAMES: dict[type[Event], str] = {
+    Delta: "delta",
+    Finished: "finished",
+    PromptLogprobs: "prompt_logprobs",
+}
 
 
 def show_text(stream: "Stream", pieces: list[str]) -> None:
@@ -32,18 +46,17 @@ def show_each_answer(stream: "Stream") -> None:
     for event in stream:
         if isinstance(event, Delta):
             texts.setdefault(event.index, []).append(event.text)
-        else:
+        elif isinstance(event, Finished):
             print(
                 f"--- answer {event.index} ---\n{''.join(texts.get(event.index, []))}", flush=True
             )
 
 
 def show_json(stream: "Stream") -> None:
-    """Write one line per event: started, delta..., finished..."""
+    """Write one line per event: started, prompt_logprobs where asked for, delta, finished."""
     print_json({"event": "started", "request_id": stream.request_id})
     for event in stream:
-        kind = "delta" if isinstance(event, Delta) else "finished"
-        print_json({"event": kind} | asdict(event))
+        print_json({"event": _EVENT_NAMES[type(event)]} | asdict(event))
 
 
 def show_stats(completion: Completion) -> None:

@@ -39,6 +39,8 @@ def chat(
       tandem chat "What is a KV cache?" --max-tokens 100
 
       tandem chat --system "Answer in one word." --temperature 0
+
+      tandem chat --min-p 0.05 --presence-penalty 0.5 --seed 7
     """
     options = generation.as_options()
     options["session"] = options.get("session") or uuid.uuid4().hex

@@ -20,7 +20,15 @@ def generate(
         str | None, typer.Option(help="Repeating a call with the same id attaches to it.")
     ] = None,
     logprobs: Annotated[
-        int | None, typer.Option(help="Alternatives per token, 0 to 20; seen with --json.")
+        int | None,
+        typer.Option(
+            help="Logprobs and so many alternatives per token, 0 to 20; seen with --json.",
+            rich_help_panel="Logprobs",
+        ),
+    ] = None,
+    prompt_logprobs: Annotated[
+        int | None,
+        typer.Option(help="The same of the prompt's tokens.", rich_help_panel="Logprobs"),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Timings to stderr.")] = False,
     as_json: AsJson = False,
@@ -33,11 +41,21 @@ def generate(
 
       cat page.txt | tandem generate - --temperature 0 --stats
 
+      tandem generate "A list:" --min-p 0.05 --repetition-penalty 1.1 --seed 7
+
+      tandem generate "Dear" --stop "###" --min-tokens 20 --logit-bias 42:-100
+
+      tandem generate "2 + 2 =" -m 1 --logprobs 5 --prompt-logprobs 0 --json
+
       tandem generate --file page.txt --json | jq -j 'select(.event=="delta").text'
     """
     text = read_prompt(prompt, file)
     options = generation.as_options()
-    options |= {"request_id": request_id, "logprobs": logprobs}
+    options |= {
+        "request_id": request_id,
+        "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
+    }
     if n is not None:
         options["n"] = n
     with connection.open() as client, client.stream(text, **options) as stream:

@@ -29,8 +29,20 @@ def _connection(*names: str, about: str, **extra: Any) -> Any:
     return typer.Option(*names, help=about, rich_help_panel="Connection", **extra)
 
 
+def _sampling(*names: str, about: str, **extra: Any) -> Any:
+    return typer.Option(*names, help=about, rich_help_panel="Sampling", **extra)
+
+
+def _stopping(*names: str, about: str) -> Any:
+    return typer.Option(*names, help=about, rich_help_panel="Where the answer ends")
+
+
 def _pem(about: str) -> Any:
     return _connection(about=f"{about}, PEM.", exists=True, dir_okay=False)
+
+
+# A person at a terminal wants to hear at once that nobody answers.
+_RETRY_FOR_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +72,10 @@ class ConnectionOptions:
             if self.tls or self.tls_ca or self.tls_cert or self.tls_key:
                 tls = TLSConfig(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
             if self.timeout is None:
-                return Client(self.target, token=self.token, tls=tls)
+                return Client(self.target, token=self.token, tls=tls, retry_for_s=_RETRY_FOR_S)
             return Client(
                 self.target,
+                retry_for_s=_RETRY_FOR_S,
                 token=self.token,
                 tls=tls,
                 timeout_s=self.timeout,
@@ -77,15 +90,43 @@ class GenerationOptions:
     """What to generate and how; None leaves it to the model or the router."""
 
     model: Annotated[str | None, typer.Option(help="Model; the only one by default.")] = None
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-m", help="At most.")] = None
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", help="0 is greedy.")
+    temperature: Annotated[float | None, _sampling("--temperature", "-t", about="0 is greedy.")] = (
+        None
+    )
+    top_k: Annotated[int | None, _sampling(about="Keep the k likeliest; 0 keeps all.")] = None
+    top_p: Annotated[
+        float | None, _sampling(about="Keep the likeliest up to this probability, at most 1.")
     ] = None
-    top_k: Annotated[int | None, typer.Option(help="0 keeps all tokens.")] = None
-    top_p: Annotated[float | None, typer.Option(help="Above 0, at most 1.")] = None
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same tokens.")] = None
-    stop: Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")] = None
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end.")] = False
+    min_p: Annotated[
+        float | None, _sampling(about="Keep tokens this times as likely as the likeliest, 0 to 1.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, _sampling(about="Above 1 avoids tokens of prompt and answer.")
+    ] = None
+    presence_penalty: Annotated[
+        float | None, _sampling(about="Above 0 avoids tokens of the answer, -2 to 2.")
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, _sampling(about="The same for each time it was there, -2 to 2.")
+    ] = None
+    logit_bias: Annotated[
+        list[str] | None,
+        _sampling(about="ID:BIAS for a token id, -100 to 100; repeatable.", metavar="ID:BIAS"),
+    ] = None
+    seed: Annotated[int | None, _sampling(about="The same seed, the same tokens.")] = None
+    max_tokens: Annotated[
+        int | None, _stopping("--max-tokens", "-m", about="At most so many tokens.")
+    ] = None
+    min_tokens: Annotated[
+        int | None, _stopping(about="Neither end nor stop before so many tokens.")
+    ] = None
+    stop: Annotated[list[str] | None, _stopping(about="Stop string; repeatable.")] = None
+    stop_token_id: Annotated[
+        list[int] | None, _stopping(about="Token id that ends the answer; repeatable.")
+    ] = None
+    ignore_eos: Annotated[
+        bool, _stopping("--ignore-eos", about="Go on past the model's own end.")
+    ] = False
     ttft_ms: Annotated[float | None, typer.Option(help="Wanted time to first token.")] = None
     tpot_ms: Annotated[float | None, typer.Option(help="Wanted time per later token.")] = None
     request_class: Annotated[
@@ -93,11 +134,31 @@ class GenerationOptions:
     ] = None
     tenant: Annotated[str | None, typer.Option(help="Whom the work is done for.")] = None
     session: Annotated[str | None, typer.Option(help="Same for turns of a conversation.")] = None
+    cache_salt: Annotated[
+        str | None, typer.Option(help="Share cached prompts only where this is the same.")
+    ] = None
 
     def as_options(self) -> GenerateOptions:
-        """For the SDK."""
+        """For the SDK. Raises: typer.BadParameter."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["stop_token_ids"] = values.pop("stop_token_id")
+        values["logit_bias"] = _biases(self.logit_bias)
         return cast(GenerateOptions, values)
+
+
+def _biases(pairs: list[str] | None) -> dict[int, float] | None:
+    """ID:BIAS as the SDK takes them."""
+    if pairs is None:
+        return None
+    biases: dict[int, float] = {}
+    for pair in pairs:
+        token_id, _, bias = pair.partition(":")
+        try:
+            biases[int(token_id)] = float(bias)
+        except ValueError:
+            hint = f"{pair!r} is not ID:BIAS; write for example --logit-bias 42:-100"
+            raise typer.BadParameter(hint) from None
+    return biases
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:

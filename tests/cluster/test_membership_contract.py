@@ -245,6 +245,30 @@ def test_a_store_that_forgot_everything_ends_nobody_at_once() -> None:
     assert observed(tracker, clock, WORKER, epoch="b") == []
 
 
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0, 6.0])
+def test_nobody_leaves_because_the_clock_of_the_store_was_set(jump_s: float) -> None:
+    tracker, clock = MembershipTracker(5.0), ManualClock(100.0)
+
+    def look(*members: MemberRecord, ahead_s: float) -> list[MembershipChange]:
+        return tracker.observe(Listing(members, "a", clock.now() + ahead_s), clock.now())
+
+    look(WORKER, ROUTER, ahead_s=7.0)
+    clock.advance(1.0)
+    # All leases have ended by the new clock; whoever lives renews its own.
+    assert look(ahead_s=7.0 + jump_s) == []
+    clock.advance(2.0)
+    assert look(WORKER, ahead_s=7.0 + jump_s) == []
+    clock.advance(3.0)
+    assert look(WORKER, ahead_s=7.0 + jump_s) == [MemberLeft(ROUTER)]
+
+
+def test_a_slow_answer_is_no_set_clock() -> None:
+    tracker, clock = MembershipTracker(5.0), ManualClock(100.0)
+    tracker.observe(Listing((WORKER,), "a", 50.0), clock.now())
+    clock.advance(2.0)
+    assert tracker.observe(Listing((), "a", 51.0), clock.now()) == [MemberLeft(WORKER)]
+
+
 def test_records_survive_the_store_and_unknown_fields() -> None:
     for record in (WORKER, ROUTER):
         assert parse_member(member_text(record)) == record

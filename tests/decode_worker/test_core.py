@@ -51,7 +51,10 @@ def new_core(num_blocks: int = 8, max_num_seqs: int = 4, growth_blocks: int = 1)
 
 
 def admit(task_id: TaskId, num_prompt: int, num_blocks: int, max_tokens: int) -> AdmitGeneration:
-    spec = SequenceSpec(tuple(range(num_prompt)), (), SamplingParams(), StopParams(max_tokens))
+    # Every task has a prompt of its own; those that begin alike are in test_prefix_sharing.py.
+    first = 0 if task_id == TASK else 1000 * sum(task_id.encode())
+    prompt = tuple(range(first, first + num_prompt))
+    spec = SequenceSpec(prompt, (), SamplingParams(), StopParams(max_tokens))
     return AdmitGeneration(task_id, spec, num_blocks, -(-num_prompt // 4), f"{task_id}@d")
 
 
@@ -239,3 +242,16 @@ def test_a_ready_sequence_takes_the_slot_of_one_that_was_given_up_at_once() -> N
         isinstance(report, TokensEmitted) and report.task_id == "ready/0"
         for report in reports(actions)
     )
+
+
+def test_a_task_left_over_from_a_broken_session_is_refused_and_not_forgotten() -> None:
+    """A router that redials at once may admit it again before its blocks are out of quarantine."""
+    core = new_core()
+    core.handle(CommandArrived(SESSION, admit(TASK, 6, 2, 4)))
+    core.handle(SessionLost(SESSION))
+    again = CommandArrived(SessionId(2), admit(TASK, 6, 2, 4))
+    refused = SendReport(SessionId(2), BlocksRefused(TASK, 6))
+    assert core.handle(again) == [refused]
+    core.handle(QuarantineCleared(TASK))
+    granted = [a.report for a in core.handle(again) if isinstance(a, SendReport)]
+    assert [type(report) for report in granted] == [BlocksGranted]

@@ -20,6 +20,8 @@ WORKER = WorkerView(
     num_running=0,
     num_waiting=0,
     compatibility="x",
+    admission="open",
+    num_tasks=0,
 )
 BOOK = WorkerReservations("decode-0", 1, num_blocks=40, num_reserved_blocks=0)
 NOTHING = Reservations(workers=(BOOK,), holdings=(), truncated=False)

@@ -31,7 +31,7 @@ ANSWERED = Outcome(
     Question(1, "Why?", is_chat=True, max_tokens=8),
     "Because.",
     3,
-    Finished(0, FinishReason.STOP, None, Usage(11, 3, 0), TIMINGS),
+    Finished(0, FinishReason.STOP, None, Usage(11, 3, 4), TIMINGS),
     failure=None,
 )
 CANCELLED = Outcome(
@@ -63,6 +63,7 @@ def test_every_figure_has_its_column() -> None:
     }
     moved = {column.heading.replace("\n", " "): column.cells[0] for column in moves}
     assert moved == {
+        "tokens cached": "4",
         "blocks moved": "7",
         "KiB moved": "14",
         "transport": "shared_memory",
@@ -74,7 +75,7 @@ def test_every_figure_has_its_column() -> None:
 def test_a_cancelled_request_shows_its_tokens_and_no_times() -> None:
     times, moves = columns_of([ANSWERED, CANCELLED])
     second = [column.cells[1] for column in (*times, *moves)]
-    assert second == ["-", "2", *["-"] * 12]
+    assert second == ["-", "2", *["-"] * 13]
 
 
 def test_a_wide_terminal_gets_one_table_and_a_narrow_one_two() -> None:

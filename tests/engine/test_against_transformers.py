@@ -1,7 +1,10 @@
-"""Greedy tokens equal those of transformers' generate on the same weights, in float32."""
+"""Every family and variant computes what transformers computes on the same folder, in float32.
+
+One forward pass of transformers over prompt and answer tells both: how far the logprobs of the
+whole vocabulary are apart, and whether each token is the one that greedy generation would choose.
+"""
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,104 +14,197 @@ import transformers
 
 from engine.kv_pool import KvLayout, KvPool
 from engine.loading import load_model
-from engine.model_config import LinearRopeScaling, Llama3RopeScaling, ModelConfig
 from engine.model_runner import ModelRunner
 from engine.testing import (
+    FAMILIES,
     TrialRequest,
+    TrialResult,
+    family_fields,
     make_random_model_folder,
-    random_model_config,
     run_together,
 )
+from scheduling.sampling import SamplingParams
 
-NUM_OUTPUT = 24
-LLAMA3_SCALING = Llama3RopeScaling(
-    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
-)
-CONFIGS: dict[str, ModelConfig] = {
-    "llama": random_model_config("llama"),
-    "llama-tied-llama3-rope": random_model_config(
-        "llama", tie_word_embeddings=True, rope_scaling=LLAMA3_SCALING
-    ),
-    "llama-biases-linear-rope": random_model_config(
+NUM_OUTPUT = 12
+VOCAB = 320
+BLOCK_SIZE = 16
+ALL_LOGPROBS = SamplingParams(temperature=0.0, num_logprobs=VOCAB)
+# Natural logarithms; the largest difference that was seen is half of it.
+TOLERANCE = 1e-3
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LONG = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+    "long_factor": [1.0, 1.5, 2.5, 5.0, 9.0, 16.0],
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama, tied, llama3": family_fields("llama", tie_word_embeddings=True, rope_scaling=LLAMA3),
+    "llama, biases, linear": family_fields(
         "llama",
         attention_bias=True,
         mlp_bias=True,
-        num_heads=4,
-        num_kv_heads=4,
-        rope_scaling=LinearRopeScaling(2.0),
+        num_key_value_heads=4,
+        rope_scaling={"type": "linear", "factor": 2.0},
     ),
-    "llama-wide-heads": random_model_config("llama", head_dim=32, num_kv_heads=1),
-    "qwen2": random_model_config("qwen2", num_heads=4, num_kv_heads=2),
-    "qwen2-tied": random_model_config("qwen2", tie_word_embeddings=True, num_kv_heads=1),
+    "llama, wide heads, one of keys": family_fields("llama", head_dim=32, num_key_value_heads=1),
+    "llama, dynamic": family_fields("llama", rope_scaling={"type": "dynamic", "factor": 4.0}),
+    "llama, yarn": family_fields("llama", rope_scaling=YARN),
+    "llama, yarn, mscale": family_fields(
+        "llama", rope_scaling=YARN | {"mscale": 1.0, "mscale_all_dim": 0.7, "truncate": False}
+    ),
+    "llama, yarn, attention factor": family_fields(
+        "llama", rope_scaling=YARN | {"attention_factor": 0.8, "beta_fast": 16, "beta_slow": 2}
+    ),
+    "llama, rope_parameters": family_fields(
+        "llama", rope_theta=None, rope_parameters={**LLAMA3, "rope_theta": 5e5}
+    ),
+    "llama, gelu": family_fields("llama", hidden_act="gelu_pytorch_tanh"),
+    "mistral, no window": family_fields("mistral", sliding_window=None),
+    "mixtral, window": family_fields("mixtral", sliding_window=24, num_key_value_heads=4),
+    "qwen2, tied, one head of keys": family_fields(
+        "qwen2", tie_word_embeddings=True, num_key_value_heads=1
+    ),
+    "qwen2, window": family_fields(
+        "qwen2",
+        num_hidden_layers=3,
+        use_sliding_window=True,
+        sliding_window=24,
+        max_window_layers=1,
+    ),
+    "qwen3, layer types, biases": family_fields(
+        "qwen3",
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "qwen3_moe, window, every other layer": family_fields(
+        "qwen3_moe",
+        norm_topk_prob=False,
+        decoder_sparse_step=2,
+        mlp_only_layers=[],
+        use_sliding_window=True,
+        sliding_window=24,
+        attention_bias=True,
+    ),
+    "gemma2, layer types, no caps": family_fields(
+        "gemma2",
+        layer_types=["full_attention", "full_attention", "sliding_attention", "full_attention"],
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        attention_bias=True,
+    ),
+    "gemma3, rope by layer type, cap": family_fields(
+        "gemma3",
+        rope_scaling=None,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 2e5},
+        },
+        final_logit_softcapping=6.0,
+        tie_word_embeddings=False,
+    ),
+    "phi3, plain, window": family_fields(
+        "phi3", rope_scaling=None, partial_rotary_factor=1.0, sliding_window=24
+    ),
+    # Prompts are longer than 16 tokens: transformers takes the long factors.
+    "phi3, long": family_fields("phi3", rope_scaling=LONG, original_max_position_embeddings=16),
 }
+MODELS = {**FAMILIES, **VARIANTS}
+LENGTHS = (17, 26, 64, 150)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Our runner and transformers' model over the same folder."""
-
-    folder: Path
-    config: ModelConfig
-    reference: Any
-
-    def runner(self, num_blocks: int, block_size: int) -> ModelRunner:
-        layout = KvLayout(
-            self.config.num_layers,
-            self.config.num_kv_heads,
-            self.config.head_dim,
-            block_size,
-            "float32",
-        )
-        return ModelRunner(load_model(self.folder), KvPool(layout, num_blocks), max_num_seqs=32)
-
-    def expected(self, prompt: tuple[int, ...]) -> list[int]:
-        ids = torch.tensor([prompt])
-        output = self.reference.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NUM_OUTPUT,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-        )
-        tokens: list[int] = output[0, len(prompt) :].tolist()
-        return tokens
-
-
-@pytest.fixture(scope="module", params=list(CONFIGS.items()), ids=list(CONFIGS))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    name, config = request.param
-    folder = tmp_path_factory.mktemp(name)
-    make_random_model_folder(folder, seed=7, config=config, num_shards=2)
+    path = tmp_path_factory.mktemp("model")
+    make_random_model_folder(path, fields=MODELS[request.param], seed=7, num_shards=2)
+    return path
+
+
+def load_reference(folder: Path) -> Any:
     transformers.utils.logging.disable_progress_bar()
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
-    return Pair(folder, config, reference)
 
 
-def prompts(count: int, longest: int) -> list[tuple[int, ...]]:
-    rng = random.Random(5)
-    lengths = [1, 2, 16, 17, 64, longest] + [rng.randint(1, longest) for _ in range(count)]
-    return [tuple(rng.randrange(3, 320) for _ in range(length)) for length in lengths[:count]]
+def prompts(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
+    rng = random.Random(6)
+    return [tuple(rng.randrange(3, VOCAB) for _ in range(length)) for length in lengths]
 
 
-def test_a_mixed_batch_in_chunks_gives_the_tokens_of_generate(pair: Pair) -> None:
-    requests = [
-        TrialRequest(tokens, NUM_OUTPUT, chunk_tokens=30 + 10 * index)
-        for index, tokens in enumerate(prompts(8, 150))
+def run(folder: Path, requests: list[TrialRequest]) -> list[TrialResult]:
+    model = load_model(folder)
+    config = model.config
+    layout = KvLayout(
+        config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, "float32"
+    )
+    runner = ModelRunner(model, KvPool(layout, 100), max_num_seqs=8)
+    return run_together(runner, requests, BLOCK_SIZE, 100)
+
+
+@torch.inference_mode()
+def assert_is_greedy_in(reference: Any, prompt: tuple[int, ...], result: TrialResult) -> None:
+    """Each token is the likeliest after those before it, and the logprobs are close."""
+    ids = torch.tensor([prompt + tuple(result.token_ids[:-1])])
+    logits = reference(ids).logits[0, len(prompt) - 1 :].float()
+    assert result.token_ids == logits.argmax(-1).tolist()
+    for theirs, ours in zip(logits.log_softmax(-1), result.logprobs, strict=True):
+        assert ours is not None
+        by_id = torch.tensor([logprob for _, logprob in sorted(ours.top)])
+        torch.testing.assert_close(by_id, theirs, rtol=0, atol=TOLERANCE)
+
+
+def test_a_mixed_batch_in_odd_chunks_gives_the_logprobs_of_transformers(folder: Path) -> None:
+    asked = prompts(LENGTHS)
+    whole = [TrialRequest(asked[-1], NUM_OUTPUT, ALL_LOGPROBS)]
+    chunked = [
+        TrialRequest(prompt, NUM_OUTPUT, ALL_LOGPROBS, chunk_tokens=7 + 12 * index)
+        for index, prompt in enumerate(asked)
     ]
-    results = run_together(pair.runner(200, 16), requests, 16, 200)
-    for request, result in zip(requests, results, strict=True):
-        assert result.token_ids == pair.expected(request.prompt)
+    results = run(folder, whole + chunked)
+    assert results[0] == results[-1]
+    reference = load_reference(folder)
+    for prompt, result in zip(asked, results[1:], strict=True):
+        assert_is_greedy_in(reference, prompt, result)
     # A model that repeats itself would prove little.
-    assert len({token for result in results for token in result.token_ids}) > 40
+    assert len({token for result in results for token in result.token_ids}) > 20
 
 
-def test_other_block_sizes_change_nothing(pair: Pair) -> None:
-    requests = [TrialRequest(tokens, NUM_OUTPUT) for tokens in prompts(3, 90)]
-    for block_size in (4, 128):
-        results = run_together(pair.runner(100, block_size), requests, block_size, 100)
-        for request, result in zip(requests, results, strict=True):
-            assert result.token_ids == pair.expected(request.prompt)
+def test_the_text_part_of_a_vision_model_computes_what_the_whole_model_says(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    make_random_model_folder(tmp_path / "text", "gemma3", seed=7)
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(
+        text_config=family_fields("gemma3"),
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=VOCAB - 1,
+    )
+    reference = transformers.Gemma3ForConditionalGeneration(config).eval()
+    text = load_reference(tmp_path / "text")
+    reference.model.language_model.load_state_dict(text.model.state_dict())
+    reference.save_pretrained(tmp_path / "both")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "both" / name).write_bytes((tmp_path / "text" / name).read_bytes())
+    prompt = tuple(range(3, 60))
+    result = run(tmp_path / "both", [TrialRequest(prompt, NUM_OUTPUT, ALL_LOGPROBS)])[0]
+    assert_is_greedy_in(reference, prompt, result)

@@ -8,13 +8,14 @@ import pytest
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
 from engine.config_json import GenerationDefaults, read_model_config
-from engine.model_config import LinearRopeScaling, Llama3RopeScaling, ModelConfig
+from engine.model_config import ModelConfig
 from engine.model_folder_errors import (
     InvalidModelField,
     InvalidModelJson,
     UnsupportedArchitecture,
     UnsupportedModelOption,
 )
+from engine.rope_config import LinearRopeScaling, Llama3RopeScaling, Rope
 
 # The spelling of transformers 4, with everything left out that may be.
 FIELDS: dict[str, Any] = {
@@ -56,16 +57,15 @@ def test_absent_fields_have_the_values_that_transformers_gives_them(tmp_path: Pa
         num_kv_heads=4,
         head_dim=8,
         rms_norm_eps=1e-6,
-        rope_theta=10_000.0,
-        rope_scaling=None,
+        rope=Rope(theta=10_000.0, rotary_dim=8),
         max_position_embeddings=128,
         tie_word_embeddings=False,
         qkv_bias=False,
         o_bias=False,
         mlp_bias=False,
         torch_dtype="float32",
-        eos_token_ids=(),
-        bos_token_id=None,
+        eos_token_ids=(2,),
+        bos_token_id=1,
     )
     assert generation == GenerationDefaults(None, None, None)
 
@@ -90,8 +90,8 @@ def test_a_config_written_by_transformers_is_read_as_transformers_reads_it(
     assert config.architecture == architecture
     assert config.num_kv_heads == written.num_key_value_heads
     assert config.head_dim == (16 if is_llama else 8)
-    assert config.rope_theta == written.rope_parameters["rope_theta"]
-    assert config.rope_scaling == (Llama3RopeScaling(8.0, 1.0, 4.0, 64) if is_llama else None)
+    assert config.rope.theta == written.rope_parameters["rope_theta"]
+    assert config.rope.scaling == (Llama3RopeScaling(8.0, 1.0, 4.0, 64) if is_llama else None)
     assert config.eos_token_ids == ((2, 3) if is_llama else (2,))
     assert (config.qkv_bias, config.o_bias, config.mlp_bias) == (True, is_llama, is_llama)
     assert config.tie_word_embeddings == is_llama
@@ -105,13 +105,17 @@ def test_a_config_written_by_transformers_is_read_as_transformers_reads_it(
         ({"dtype": "torch.float16"}, "torch_dtype", "float16"),
         ({"eos_token_id": 7}, "eos_token_ids", (7,)),
         ({"eos_token_id": [7, 8]}, "eos_token_ids", (7, 8)),
-        ({"rope_theta": 5e5, "rope_scaling": None}, "rope_theta", 5e5),
-        ({"rope_theta": 1, "rope_parameters": {"rope_theta": 2.0}}, "rope_theta", 2.0),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling", LinearRopeScaling(2)),
+        ({"rope_theta": 5e5, "rope_scaling": None}, "rope", Rope(5e5, 8)),
+        ({"rope_theta": 1, "rope_parameters": {"rope_theta": 2.0}}, "rope", Rope(2.0, 8)),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}},
+            "rope",
+            Rope(10_000.0, 8, LinearRopeScaling(2)),
+        ),
         (
             {"rope_scaling": {"rope_type": "llama3", **LLAMA3}},
-            "rope_scaling",
-            Llama3RopeScaling(8.0, 1.0, 4.0, 64),
+            "rope",
+            Rope(10_000.0, 8, Llama3RopeScaling(8.0, 1.0, 4.0, 64)),
         ),
         ({"head_dim": None, "num_key_value_heads": None}, "head_dim", 8),
     ],
@@ -132,6 +136,9 @@ def test_generation_config_decides_where_a_sequence_ends_and_how_it_samples(
     config, defaults = read_model_config(tmp_path)
     assert config.eos_token_ids == (5, 6)
     assert defaults == GenerationDefaults(0.6, 20, 0.9)
+    more = {"min_p": 0.05, "repetition_penalty": 1.1, "do_sample": True}
+    (tmp_path / "generation_config.json").write_text(json.dumps(more))
+    assert read_model_config(tmp_path)[1] == GenerationDefaults(None, None, None, 0.05, 1.1)
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": False}))
     assert read_model_config(tmp_path)[1] == GenerationDefaults(0.0, None, None)
 
@@ -172,18 +179,22 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
     assert found.value.field == field
 
 
-def test_an_unknown_architecture_is_told_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArchitecture, match="LlamaForCausalLM, Qwen2ForCausalLM"):
-        read(tmp_path, architectures=["GPT2LMHeadModel"])
+@pytest.mark.parametrize(
+    "name", ["GPT2LMHeadModel", "DeepseekV3ForCausalLM", "Qwen2VLForConditionalGeneration"]
+)
+def test_an_unknown_architecture_is_told_the_known_ones(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=r"use a model of one of: .*LlamaForCausalLM"):
+        read(tmp_path, architectures=[name])
 
 
 @pytest.mark.parametrize(
     ("fields", "option"),
     [
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"compression_config": {}}, "compression_config"),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"layer_types": ["chunked_attention"] * 2}, "layer_types 'chunked_attention'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     ],
 )
 def test_an_option_that_would_be_computed_wrongly_is_refused(
@@ -192,37 +203,6 @@ def test_an_option_that_would_be_computed_wrongly_is_refused(
     with pytest.raises(UnsupportedModelOption, match="use") as found:
         read(tmp_path, **fields)
     assert found.value.option.startswith(option)
-
-
-QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 16}
-
-
-@pytest.mark.parametrize(
-    "window",
-    [
-        {"use_sliding_window": True, "max_window_layers": 1},
-        {"layer_types": ["full_attention", "sliding_attention"]},
-    ],
-)
-def test_a_sliding_window_in_effect_is_refused(tmp_path: Path, window: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedModelOption, match="sliding_window"):
-        read(tmp_path, **QWEN2, **window)
-
-
-@pytest.mark.parametrize(
-    "window",
-    [
-        {"use_sliding_window": False, "max_window_layers": 1},
-        {"use_sliding_window": True, "max_window_layers": 2},
-        {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 128},
-        {"layer_types": ["full_attention", "full_attention"]},
-    ],
-)
-def test_a_sliding_window_without_effect_is_accepted(
-    tmp_path: Path, window: dict[str, Any]
-) -> None:
-    config, _ = read(tmp_path, **{**QWEN2, **window})
-    assert (config.qkv_bias, config.o_bias) == (True, False)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])

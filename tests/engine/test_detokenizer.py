@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.detokenizer import IncrementalDetokenizer
@@ -57,6 +57,7 @@ def stream(tokenizer: Tokenizer, prompt_ids: Sequence[int], output_ids: Sequence
 
 
 @kinds
+@settings(deadline=None)
 @given(prompt=texts, output=texts, has_bos=st.booleans())
 def test_the_pieces_are_the_decoded_text_less_the_prompt(
     tokenizer: Tokenizer, prompt: str, output: str, has_bos: bool
@@ -68,6 +69,7 @@ def test_the_pieces_are_the_decoded_text_less_the_prompt(
     assert stream(tokenizer, prompt_ids, output_ids) == whole[len(tokenizer.decode(prompt_ids)) :]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, BYTE_LEVEL.vocab_size + 3), max_size=40), st.integers(0, 40))
 def test_any_tokens_at_all_give_the_text_of_the_library(ids: list[int], cut: int) -> None:
     prompt_ids, output_ids = ids[:cut], ids[cut:]
@@ -77,6 +79,7 @@ def test_any_tokens_at_all_give_the_text_of_the_library(ids: list[int], cut: int
 
 
 @kinds
+@settings(deadline=None)
 @given(data=st.data(), text=texts)
 def test_a_sequence_that_moves_loses_no_text_and_doubles_none(
     tokenizer: Tokenizer, data: st.DataObject, text: str
@@ -91,6 +94,7 @@ def test_a_sequence_that_moves_loses_no_text_and_doubles_none(
 
 
 @kinds
+@settings(deadline=None)
 @given(text=texts)
 def test_the_same_tokens_give_the_same_pieces_again(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -153,6 +157,7 @@ def test_an_added_token_that_is_not_special_reads_as_it_is_written() -> None:
     assert stream(BYTE_LEVEL, [], ids) == "a<tool call>b"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(categories=["L", "M", "S", "Z"]), max_size=20))
 def test_a_composed_text_stays_as_it_was_written(text: str) -> None:
     # Written out, a special token becomes one, and has no text.

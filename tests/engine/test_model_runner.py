@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.attention.backend import AttentionBackend
+from engine.attention.choice import AttentionShape, choose_attention
 from engine.kv_pool import KvLayout, KvPool
 from engine.loading import load_model
 from engine.model_runner import ModelRunner
@@ -18,14 +20,16 @@ from engine.runner import (
 from engine.testing import (
     GREEDY,
     TrialRequest,
+    family_config,
+    family_fields,
     make_random_model_folder,
-    random_model_config,
     run_together,
 )
 from scheduling.sampling import SamplingParams
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
 
-CONFIG = random_model_config("llama", max_position_embeddings=64)
+FIELDS = family_fields("llama", max_position_embeddings=64)
+CONFIG = family_config("llama", max_position_embeddings=64)
 LAYOUT = KvLayout(CONFIG.num_layers, CONFIG.num_kv_heads, CONFIG.head_dim, 8, "float32")
 NUM_BLOCKS = 32
 PROMPT = tuple(range(5, 25))
@@ -35,7 +39,7 @@ PROMPT = tuple(range(5, 25))
 def model(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     torch.set_num_threads(1)
     folder: Path = tmp_path_factory.mktemp("model")
-    make_random_model_folder(folder, config=CONFIG)
+    make_random_model_folder(folder, fields=FIELDS)
     return load_model(folder)
 
 
@@ -97,8 +101,8 @@ def test_a_slot_can_be_used_again_after_its_sequence_left(runner: ModelRunner) -
 
 
 def test_histories_longer_than_the_first_arrays_are_kept(tmp_path: Path, model: Decoder) -> None:
-    config = random_model_config("llama", num_layers=1, max_position_embeddings=2048)
-    make_random_model_folder(tmp_path, config=config)
+    fields = family_fields("llama", num_hidden_layers=1, max_position_embeddings=2048)
+    config = make_random_model_folder(tmp_path, fields=fields)
     layout = KvLayout(1, config.num_kv_heads, config.head_dim, 4, "float32")
     long = TrialRequest(tuple(3 + i % 300 for i in range(700)), 5, chunk_tokens=256)
     short = TrialRequest((5, 6), 300)
@@ -222,10 +226,18 @@ def test_a_pool_of_another_shape_is_refused(model: Decoder) -> None:
         ModelRunner(model, KvPool(other, 4), max_num_seqs=1)
 
 
-def test_the_arithmetic_has_the_same_name_for_the_same_model_and_block_size(
-    model: Decoder,
-) -> None:
+def test_the_arithmetic_has_the_same_name_for_the_same_model_and_attention(model: Decoder) -> None:
     names = [ModelRunner(model, KvPool(LAYOUT, 4), max_num_seqs=n).arithmetic for n in (1, 9)]
     assert names[0] == names[1]
+    # Splits are whole blocks: with larger ones sums are taken in another order.
     large = KvLayout(CONFIG.num_layers, CONFIG.num_kv_heads, CONFIG.head_dim, 128, "float32")
-    assert ModelRunner(model, KvPool(large, 4), max_num_seqs=1).arithmetic != names[0]
+    by_split = {
+        ModelRunner(model, KvPool(layout, 4), 1, torch_attention(layout)).arithmetic
+        for layout in (LAYOUT, large)
+    }
+    assert len(by_split) == 2
+
+
+def torch_attention(layout: KvLayout) -> AttentionBackend:
+    shape = AttentionShape(layout, CONFIG.num_heads, CONFIG.layer_attention, torch.device("cpu"))
+    return choose_attention(shape, "torch")

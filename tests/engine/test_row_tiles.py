@@ -10,7 +10,7 @@ from engine.row_tiles import (
     ProductShape,
     RowTiles,
     find_row_tiles,
-    matmul_in_tiles,
+    multiply_in_tiles,
 )
 
 SIZES = st.sets(st.sampled_from(CANDIDATE_ROWS), min_size=1).map(lambda s: tuple(sorted(s)))
@@ -47,7 +47,7 @@ def test_every_allowed_row_count_gives_the_same_bits(
 def test_products_in_pieces_equal_the_product_of_each_piece() -> None:
     rows, matrix = torch.randn(12, 32), torch.randn(32, 16)
     pieces = torch.cat((rows[:8] @ matrix, rows[8:12] @ matrix))
-    assert torch.equal(matmul_in_tiles(rows, matrix, (0, 8, 12)), pieces)
+    assert torch.equal(multiply_in_tiles(lambda part: part @ matrix, rows, (0, 8, 12)), pieces)
 
 
 def test_the_common_counts_of_several_products_serve_each_of_them() -> None:

@@ -6,9 +6,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from engine.sampler import NO_LOGPROBS, SampledBatch, SamplingBatch, kept_tokens, sample
+from engine.logprobs import NO_LOGPROBS
+from engine.sampler import SampledBatch, SamplingBatch, kept_tokens, sample
 from scheduling.sampling import SamplingParams
 
 VOCAB = 50
@@ -20,6 +26,7 @@ def batch_of(params: Sequence[SamplingParams], indices: Sequence[int]) -> Sampli
         temperature=np.array([p.temperature for p in params], np.float64),
         top_k=np.array([p.top_k for p in params], np.int64),
         top_p=np.array([p.top_p for p in params], np.float64),
+        min_p=np.array([p.min_p for p in params], np.float64),
         seed=np.array([p.seed for p in params], np.uint64),
         output_index=np.array(indices, np.uint64),
         num_logprobs=np.array(
@@ -44,6 +51,7 @@ def params_strategy() -> st.SearchStrategy[SamplingParams]:
         temperature=st.sampled_from([0.0, 1e-6, 0.5, 1.0, 3.0, 1e6]),
         top_k=st.sampled_from([0, 1, 5, VOCAB, 10**6]),
         top_p=st.sampled_from([1e-9, 0.3, 0.9, 1.0]),
+        min_p=st.sampled_from([0.0, 0.2, 1.0]),
         seed=st.integers(0, 2**64 - 1),
         num_logprobs=st.sampled_from([None, 0, 3]),
     )
@@ -75,23 +83,26 @@ def test_a_row_draws_the_same_alone_and_in_a_batch(params: list[SamplingParams],
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     top_k=st.sampled_from([0, 1, 2, 17, VOCAB]),
     top_p=st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-6, 0.05, 0.5, 1.0]),
 )
-@example(seed=3, temperature=0.3, top_k=0, top_p=1.0)
+@example(seed=3, temperature=0.3, top_k=0, top_p=1.0, min_p=0.0)
 def test_the_kept_set_is_that_of_the_transformers_warpers(
-    seed: int, temperature: float, top_k: int, top_p: float
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     logits = random_logits(1, seed).double()
     no_ids = torch.zeros(1, 1, dtype=torch.long)
     warped = TemperatureLogitsWarper(temperature)(no_ids, logits)
+    # transformers itself has min_p last; the order is vLLM's.
+    if min_p:
+        warped = MinPLogitsWarper(min_p)(no_ids, warped)
     if top_k:
         warped = TopKLogitsWarper(top_k)(no_ids, warped)
     if top_p < 1.0:
         warped = TopPLogitsWarper(top_p)(no_ids, warped)
     expected = set(torch.isfinite(warped[0]).nonzero().flatten().tolist())
     scaled = (logits - logits.amax()) / temperature
-    order, weights = kept_tokens(
-        scaled, torch.tensor([[top_k]]), torch.tensor([[top_p]], dtype=torch.float64)
-    )
+    cut_p, cut_min = torch.tensor([[[top_p]], [[min_p]]], dtype=torch.float64)
+    order, weights = kept_tokens(scaled, torch.tensor([[top_k]]), cut_p, cut_min)
     assert set(order[0][weights[0] > 0].tolist()) == expected
     probabilities = weights[0] / weights[0].sum()
     torch.testing.assert_close(probabilities, torch.softmax(warped, -1)[0][order[0]])
@@ -103,6 +114,8 @@ def test_the_kept_set_is_that_of_the_transformers_warpers(
         SamplingParams(temperature=1.0, seed=5),
         SamplingParams(temperature=0.7, top_k=8, seed=6),
         SamplingParams(temperature=1.3, top_p=0.8, seed=7),
+        SamplingParams(temperature=1.5, min_p=0.2, seed=8),
+        SamplingParams(temperature=2.0, min_p=0.1, top_p=0.95, top_k=30, seed=9),
     ],
 )
 def test_drawn_tokens_follow_the_distribution(params: SamplingParams) -> None:
@@ -113,9 +126,8 @@ def test_drawn_tokens_follow_the_distribution(params: SamplingParams) -> None:
         logits.expand(num_draws, -1), [params] * num_draws, indices=range(num_draws)
     ).token_ids
     scaled = ((logits - logits.amax()) / params.temperature).double()
-    order, weights = kept_tokens(
-        scaled, torch.tensor([[params.top_k]]), torch.tensor([[params.top_p]], dtype=torch.float64)
-    )
+    cut_p, cut_min = torch.tensor([[[params.top_p]], [[params.min_p]]], dtype=torch.float64)
+    order, weights = kept_tokens(scaled, torch.tensor([[params.top_k]]), cut_p, cut_min)
     probabilities = np.zeros(VOCAB)
     probabilities[order[0].numpy()] = (weights[0] / weights[0].sum()).numpy()
     counts = np.bincount(drawn, minlength=VOCAB)
@@ -181,3 +193,22 @@ def test_forbidden_tokens_are_never_drawn() -> None:
     for params in (SamplingParams(seed=3), SamplingParams(seed=3, top_p=0.99)):
         drawn = draw(logits, [params] * 500, indices=range(500)).token_ids
         assert drawn.max() < 10
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_row_of_a_large_vocabulary_is_cut_the_same_alone_and_among_others(
+    num_threads: int,
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        scaled = torch.randn(5, 50_257, generator=torch.Generator().manual_seed(3)).double()
+        scaled.sub_(scaled.amax(-1, keepdim=True))
+        cuts = (torch.zeros(5, 1, dtype=torch.int64), torch.full((5, 1), 0.9).double())
+        _, together = kept_tokens(scaled, *cuts)
+        for row in range(5):
+            one = slice(row, row + 1)
+            _, alone = kept_tokens(scaled[one], cuts[0][one], cuts[1][one])
+            assert torch.equal(alone, together[one])
+    finally:
+        torch.set_num_threads(before)

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from engine.loading import DeviceUnavailable, load_model, weights_fingerprint
 from engine.model_folder_errors import InvalidWeightFile
-from engine.testing import make_random_model_folder, random_model_config
+from engine.models.mlp import DenseMlp
+from engine.testing import family_fields, make_random_model_folder
 from engine.weights import TensorMissing, TensorShapeMismatch, load_decoder_weights
 
 CPU = torch.device("cpu")
@@ -34,10 +35,12 @@ def test_shards_and_one_file_load_the_same_model(tmp_path: Path) -> None:
     for name, num_shards in (("one", 1), ("many", 3)):
         make_random_model_folder(tmp_path / name, "llama", seed=4, num_shards=num_shards)
     one, many = (load_model(tmp_path / name).weights for name in ("one", "many"))
-    assert torch.equal(one.lm_head, many.lm_head)
+    assert torch.equal(one.lm_head.dense(), many.lm_head.dense())
     for left, right in zip(one.layers, many.layers, strict=True):
-        assert torch.equal(left.qkv, right.qkv)
-        assert torch.equal(left.gate_up, right.gate_up)
+        assert torch.equal(left.qkv.dense(), right.qkv.dense())
+        assert isinstance(left.mlp, DenseMlp)
+        assert isinstance(right.mlp, DenseMlp)
+        assert torch.equal(left.mlp.gate_up.dense(), right.mlp.gate_up.dense())
 
 
 def test_matrices_are_fused_in_the_documented_order(folder: Path) -> None:
@@ -47,19 +50,20 @@ def test_matrices_are_fused_in_the_documented_order(folder: Path) -> None:
     queries, keys, values = (
         tensors[f"{prefix}self_attn.{name}_proj.weight"] for name in ("q", "k", "v")
     )
-    assert torch.equal(layer.qkv, torch.cat((queries, keys, values)).t())
-    assert layer.qkv_bias is not None
-    assert torch.equal(layer.qkv_bias[: len(queries)], tensors[f"{prefix}self_attn.q_proj.bias"])
+    assert torch.equal(layer.qkv.dense(), torch.cat((queries, keys, values)))
+    assert layer.qkv.bias is not None
+    assert torch.equal(layer.qkv.bias[: len(queries)], tensors[f"{prefix}self_attn.q_proj.bias"])
     gate, up = (tensors[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up"))
-    assert torch.equal(layer.gate_up, torch.cat((gate, up)).t())
-    assert layer.attention_out_bias is None
+    assert isinstance(layer.mlp, DenseMlp)
+    assert torch.equal(layer.mlp.gate_up.dense(), torch.cat((gate, up)))
+    assert layer.attention_out.bias is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_tensor_has_the_dtype_that_was_asked_for(folder: Path, dtype: str) -> None:
     model = load_model(folder, dtype)
     assert model.dtype == getattr(torch, dtype)
-    assert model.weights.layers[0].down.dtype == model.dtype
+    assert model.weights.layers[0].attention_out.dense().dtype == model.dtype
 
 
 def test_weights_saved_in_half_precision_load_in_float32(folder: Path) -> None:
@@ -91,10 +95,10 @@ def test_a_file_that_is_cut_off_after_the_check_of_its_folder_is_named(folder: P
 
 
 def test_a_tied_model_needs_no_output_matrix(tmp_path: Path) -> None:
-    config = random_model_config("llama", tie_word_embeddings=True)
-    make_random_model_folder(tmp_path, config=config)
+    fields = family_fields("llama", tie_word_embeddings=True)
+    make_random_model_folder(tmp_path, fields=fields)
     weights = load_model(tmp_path).weights
-    assert torch.equal(weights.lm_head, weights.embedding.t())
+    assert torch.equal(weights.lm_head.dense(), weights.embedding)
 
 
 def test_unknown_dtypes_and_devices_are_refused(folder: Path) -> None:

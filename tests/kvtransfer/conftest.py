@@ -1,18 +1,45 @@
 """Every transport under test. A new one joins the contract by a row in `TRANSPORTS`."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from kvtransfer.batches import PushSettings
 from kvtransfer.loopback import LoopbackTransport
+from kvtransfer.nixl import NixlTransport
 from kvtransfer.protocol import Transport
-from kvtransfer.sending import PushSettings
 from kvtransfer.shared_memory import SharedMemoryTransport
-from kvtransfer.testing import TransportPair
+from kvtransfer.tcp import TcpTransport
+from kvtransfer.tcp_door import DoorSettings
+from kvtransfer.testing import KV_PORT, TransportPair, own_loopback_host
+from runtime.clock import Clock
+
+
+def make_tcp(
+    settings: PushSettings | None = None, clock: Clock | None = None, max_senders: int = 128
+) -> TcpTransport:
+    """On one port of an address of our own: a restarted receiver is found again."""
+    door = DoorSettings(own_loopback_host(), port=KV_PORT, max_senders=max_senders)
+    return TcpTransport(door, settings, clock)
+
+
+def make_nixl(
+    settings: PushSettings | None = None, clock: Clock | None = None, max_senders: int = 128
+) -> NixlTransport:
+    """UCX stays on the loopback device."""
+    pytest.importorskip("nixl_cu13", reason="the extra `nixl` is not installed")
+    os.environ.setdefault("UCX_NET_DEVICES", "lo")
+    os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
+    door = DoorSettings(own_loopback_host(), port=KV_PORT, max_senders=max_senders)
+    return NixlTransport(door, settings, clock)
+
 
 TRANSPORTS: dict[str, Callable[..., Transport]] = {
     "loopback": LoopbackTransport,
     "shared_memory": SharedMemoryTransport,
+    "tcp": make_tcp,
+    "nixl": make_nixl,
 }
 
 

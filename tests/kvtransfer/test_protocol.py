@@ -7,7 +7,7 @@ import pytest
 from kvtransfer import errors
 from kvtransfer.protocol import Arrival, BlockMoves
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import KvExport
+from scheduling.messages import KvDoor, KvExport
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,28 @@ def test_an_export_is_made_of_plain_values_for_the_wire() -> None:
         Incarnation(1),
         "boot/1:1",
     )
-    assert KvExport(**dataclasses.asdict(export)) == export
-    assert {type(value) for value in dataclasses.asdict(export).values()} == {str, int}
+    assert {type(value) for value in dataclasses.asdict(export).values()} == {str, int, tuple}
+
+
+def test_each_way_into_a_pool_is_an_export_of_its_own() -> None:
+    door = KvDoor("tcp", "10.0.0.7:7710", "", "ab" * 16)
+    export = KvExport(
+        "shared_memory",
+        "tandem-kv.decode-0.1",
+        8,
+        512,
+        WorkerId("decode-0"),
+        Incarnation(1),
+        "boot/1:1",
+        alternatives=(door,),
+    )
+    ways = export.by_transport()
+    assert list(ways) == ["shared_memory", "tcp"]
+    assert ways["shared_memory"] == dataclasses.replace(export, alternatives=())
+    tcp = ways["tcp"]
+    assert (tcp.address, tcp.host, tcp.token) == (door.address, "", door.token)
+    assert (tcp.num_blocks, tcp.worker_id, tcp.alternatives) == (8, "decode-0", ())
+    assert door.token not in repr(export)
 
 
 def leaves() -> list[type[errors.TransferError]]:

@@ -1,12 +1,13 @@
 """The pusher: never blocks its caller, answers every job once, isolates peers."""
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+import structlog
 
+from kvtransfer.batches import PushSettings
 from kvtransfer.errors import (
     BacklogFull,
     LayoutMismatch,
@@ -17,108 +18,21 @@ from kvtransfer.errors import (
     TransferCancelled,
     TransferTimeout,
 )
-from kvtransfer.lane import LaneSettings, PushJob, PushOutcome
-from kvtransfer.loopback import LoopbackTransport
-from kvtransfer.protocol import BlockMoves, KvReceiver, PushReceipt
-from kvtransfer.pusher import Pusher
-from kvtransfer.sending import PushSettings
-from kvtransfer.testing import PATIENCE_S, FaultyTransport, StallingCopy, patterned_pool
-from runtime.clock import Clock, ManualClock, MonotonicClock
+from kvtransfer.lane import PushJob
+from kvtransfer.protocol import BlockMoves, PushReceipt
+from kvtransfer.pusher_testing import BLOCK_BYTES, PushingSide, wait_until
+from kvtransfer.testing import PATIENCE_S, StallingCopy
+from runtime.clock import ManualClock
 
-BLOCK_BYTES = 256
-NUM_BLOCKS = 32
-
-
-class Outcomes:
-    """Collects callbacks and waits for them."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self.all: list[tuple[PushJob, PushOutcome]] = []
-        self.threads: set[str] = set()
-        self.must_fail_once = False
-
-    def __call__(self, job: PushJob, outcome: PushOutcome) -> None:
-        with self._changed:
-            self.all.append((job, outcome))
-            self.threads.add(threading.current_thread().name)
-            self._changed.notify_all()
-            if self.must_fail_once:
-                self.must_fail_once = False
-                raise ZeroDivisionError("a defect of the callback")
-
-    def wait(self, count: int) -> list[PushOutcome]:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.all) >= count, PATIENCE_S)
-            return [outcome for _, outcome in self.all]
-
-
-class Cluster:
-    """One pusher in front of loopback receivers."""
-
-    def __init__(
-        self,
-        push_settings: PushSettings | None = None,
-        clock: Clock | None = None,
-        max_jobs_per_peer: int = 4,
-        idle_check_s: float = 60.0,
-        cancel_timeout_s: float = PATIENCE_S,
-    ) -> None:
-        self.transport = FaultyTransport(LoopbackTransport(push_settings))
-        self.outcomes = Outcomes()
-        self.source = patterned_pool(NUM_BLOCKS, BLOCK_BYTES, 5)
-        self.pusher = Pusher(
-            {"loopback": self.transport},
-            memoryview(self.source),
-            self.outcomes,
-            LaneSettings(
-                "prefill-0#1", BLOCK_BYTES, max_jobs_per_peer, idle_check_s, cancel_timeout_s
-            ),
-            clock or MonotonicClock(),
-        )
-        self._generations = itertools.count(1)
-
-    def receiver(self, worker_id: str, incarnation: int = 1) -> KvReceiver:
-        return self.transport.create_receiver(NUM_BLOCKS, BLOCK_BYTES, worker_id, incarnation)
-
-    def job(
-        self,
-        receiver: KvReceiver,
-        block_id: int = 0,
-        transfer_id: str = "r/0",
-        timeout_s: float = 60.0,
-    ) -> PushJob:
-        """A push of one block that the receiver grants now."""
-        generation = next(self._generations)
-        receiver.expect([block_id], [generation])
-        moves = BlockMoves(transfer_id, (block_id,), (block_id,), (generation,))
-        return PushJob(receiver.export(), moves, timeout_s)
-
-    def hold_lane(self, receiver: KvReceiver, block_id: int = NUM_BLOCKS - 1) -> PushJob:
-        """Occupy the lane's thread until `transport.release`."""
-        worker_id = receiver.export().worker_id
-        self.transport.hold(worker_id)
-        job = self.job(receiver, block_id, "holds")
-        self.pusher.submit(job)
-        self.transport.wait_until_held(worker_id)
-        return job
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_at_s = MonotonicClock().now() + PATIENCE_S
-    while not condition():
-        assert MonotonicClock().now() < deadline_at_s
-
-
-MakeCluster = Callable[..., Cluster]
+MakeCluster = Callable[..., PushingSide]
 
 
 @pytest.fixture
 def make_cluster() -> Iterator[MakeCluster]:
-    made: list[Cluster] = []
+    made: list[PushingSide] = []
 
-    def make(**options: object) -> Cluster:
-        made.append(Cluster(**options))  # type: ignore[arg-type]
+    def make(**options: object) -> PushingSide:
+        made.append(PushingSide(**options))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -307,30 +221,32 @@ def test_a_failed_connect_is_that_jobs_error_and_the_next_job_connects_anew(
 
 
 def test_a_defect_fails_one_job_and_the_thread_lives_on(
-    make_cluster: MakeCluster, caplog: pytest.LogCaptureFixture
+    make_cluster: MakeCluster,
 ) -> None:
     cluster = make_cluster()
     receiver = cluster.receiver("decode-0")
     cluster.transport.push_errors.append(ZeroDivisionError("a defect"))
-    cluster.pusher.submit(cluster.job(receiver, 1))
-    (failure,) = cluster.outcomes.wait(1)
+    with structlog.testing.capture_logs() as lines:
+        cluster.pusher.submit(cluster.job(receiver, 1))
+        (failure,) = cluster.outcomes.wait(1)
     assert isinstance(failure, PushFailed)
     assert isinstance(failure.__cause__, ZeroDivisionError)
-    assert "push_failed" in caplog.text
+    assert "push_failed" in [line["event"] for line in lines]
     cluster.pusher.submit(cluster.job(receiver, 2))
     assert isinstance(cluster.outcomes.wait(2)[1], PushReceipt)
 
 
 def test_a_callback_that_raises_does_not_stop_the_lane(
-    make_cluster: MakeCluster, caplog: pytest.LogCaptureFixture
+    make_cluster: MakeCluster,
 ) -> None:
     cluster = make_cluster()
     receiver = cluster.receiver("decode-0")
     cluster.outcomes.must_fail_once = True
-    for block_id in (0, 1):
-        cluster.pusher.submit(cluster.job(receiver, block_id))
-    assert [type(outcome) for outcome in cluster.outcomes.wait(2)] == [PushReceipt] * 2
-    assert "push_callback_failed" in caplog.text
+    with structlog.testing.capture_logs() as lines:
+        for block_id in (0, 1):
+            cluster.pusher.submit(cluster.job(receiver, block_id))
+        assert [type(outcome) for outcome in cluster.outcomes.wait(2)] == [PushReceipt] * 2
+    assert "push_callback_failed" in [line["event"] for line in lines]
 
 
 def test_an_idle_lane_lets_go_of_a_dead_peers_memory(make_cluster: MakeCluster) -> None:
@@ -383,17 +299,35 @@ def test_close_cancels_what_does_not_drain_and_answers_it(make_cluster: MakeClus
     assert [type(outcome) for outcome in waiting] == [TransferCancelled] * 2
 
 
-def test_a_forgotten_peer_is_disconnected_and_its_jobs_are_cancelled(
+def test_a_lane_whose_peer_has_gone_ends_and_the_name_may_come_back(
     make_cluster: MakeCluster,
 ) -> None:
-    cluster = make_cluster()
+    clock = ManualClock()
+    cluster = make_cluster(clock=clock, idle_check_s=0.001)
+    receiver = cluster.receiver("decode-gone")
+    cluster.pusher.submit(cluster.job(receiver))
+    cluster.outcomes.wait(1)
+    clock.advance(1000.0)
+    assert lane_threads() == ["kv-push-decode-gone"]  # it lives, so its connection is kept
+    receiver.close()
+    wait_until(lambda: not lane_threads())
+    again = cluster.receiver("decode-gone", 2)
+    cluster.pusher.submit(cluster.job(again))
+    assert isinstance(cluster.outcomes.wait(2)[-1], PushReceipt)
+
+
+def lane_threads() -> list[str]:
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name == "kv-push-decode-gone"]
+
+
+def test_jobs_that_arrive_while_lanes_retire_are_all_answered(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(idle_check_s=0.0001, retire_after_s=0.0, max_jobs_per_peer=256)
     receiver = cluster.receiver("decode-0")
-    cluster.hold_lane(receiver)
-    cluster.pusher.submit(cluster.job(receiver, 1))
-    cluster.pusher.forget_peer("decode-0")
-    cluster.pusher.forget_peer("decode-0")
-    cluster.transport.release()
-    outcomes = cluster.outcomes.wait(2)
-    assert all(isinstance(outcome, TransferCancelled) for outcome in outcomes)
-    cluster.pusher.submit(cluster.job(receiver, 2))  # the name may come back
-    assert isinstance(cluster.outcomes.wait(3)[-1], PushReceipt)
+    receiver.close()  # nobody is there: a lane may retire after every job
+    job = cluster.job(receiver)
+    for count in range(1, 201):
+        cluster.pusher.submit(job)
+        if count % 10 == 0:
+            cluster.outcomes.wait(count)
+    assert all(isinstance(outcome, PeerGone) for outcome in cluster.outcomes.wait(200))

@@ -15,14 +15,10 @@ from kvtransfer import segment
 from kvtransfer.errors import ExportUnavailable, LayoutMismatch, WrongHost
 from kvtransfer.host import shared_memory_identity
 from kvtransfer.protocol import BlockMoves, KvReceiver
-from kvtransfer.shared_memory import SharedMemoryReceiver, SharedMemoryTransport
-from kvtransfer.testing import (
-    PATIENCE_S,
-    PushRefused,
-    SenderProcess,
-    SenderSpec,
-    patterned_pool,
-)
+from kvtransfer.receiver import PoolReceiver
+from kvtransfer.sender_process_testing import PushRefused, SenderProcess, SenderSpec
+from kvtransfer.shared_memory import SharedMemoryTransport
+from kvtransfer.testing import PATIENCE_S, patterned_pool
 from runtime.clock import MonotonicClock
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import KvExport
@@ -43,12 +39,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
         assert clock.now() < deadline_at_s, "the condition did not come true in time"
 
 
-def create(worker_id: str = f"decode-{os.getpid()}") -> SharedMemoryReceiver:
+def create(worker_id: str = f"decode-{os.getpid()}") -> PoolReceiver:
     return SharedMemoryTransport().create_receiver(NUM_BLOCKS, BLOCK_BYTES, worker_id, next(_lives))
 
 
 @pytest.fixture
-def receiver() -> Iterator[SharedMemoryReceiver]:
+def receiver() -> Iterator[PoolReceiver]:
     made = create()
     yield made
     made.close()
@@ -80,7 +76,7 @@ def require_arrived_blocks_right(receiver: KvReceiver, moves: BlockMoves) -> int
     return num_arrived
 
 
-def test_another_process_pushes_into_place(receiver: SharedMemoryReceiver) -> None:
+def test_another_process_pushes_into_place(receiver: PoolReceiver) -> None:
     moves = reversed_moves()
     receiver.expect(moves.dst_block_ids, moves.generations)
     with SenderProcess(spec_for(receiver)) as sender:
@@ -91,7 +87,7 @@ def test_another_process_pushes_into_place(receiver: SharedMemoryReceiver) -> No
 
 
 def test_a_sender_that_dies_in_a_copy_leaves_an_incomplete_transfer(
-    receiver: SharedMemoryReceiver,
+    receiver: PoolReceiver,
 ) -> None:
     moves = reversed_moves()
     receiver.expect(moves.dst_block_ids, moves.generations)
@@ -110,7 +106,7 @@ def test_a_sender_that_dies_in_a_copy_leaves_an_incomplete_transfer(
     assert receiver.quarantine_clear(moves.dst_block_ids)
 
 
-def test_a_kill_at_any_moment_never_shows_a_wrong_block(receiver: SharedMemoryReceiver) -> None:
+def test_a_kill_at_any_moment_never_shows_a_wrong_block(receiver: PoolReceiver) -> None:
     for generation, num_arrived_at_kill in enumerate([1, 20, 50], start=1):
         moves = reversed_moves(generation)
         receiver.expect(moves.dst_block_ids, moves.generations)
@@ -129,7 +125,7 @@ def test_a_kill_at_any_moment_never_shows_a_wrong_block(receiver: SharedMemoryRe
 
 
 def test_quarantine_lasts_while_the_sender_lives_and_ends_with_its_death(
-    receiver: SharedMemoryReceiver,
+    receiver: PoolReceiver,
 ) -> None:
     receiver.expect([4, 5, 40], [1, 1, 1])
     with SenderProcess(replace(spec_for(receiver), fault="stall_halfway")) as sender:
@@ -145,7 +141,7 @@ def test_quarantine_lasts_while_the_sender_lives_and_ends_with_its_death(
 
 
 def test_a_sender_finds_the_revocation_when_it_comes_out_of_its_copy(
-    receiver: SharedMemoryReceiver,
+    receiver: PoolReceiver,
 ) -> None:
     receiver.expect([4], [1])
     with SenderProcess(replace(spec_for(receiver), fault="stall_halfway")) as sender:
@@ -163,7 +159,7 @@ def test_a_sender_finds_the_revocation_when_it_comes_out_of_its_copy(
 
 
 def test_a_block_that_left_quarantine_is_never_written_again(
-    receiver: SharedMemoryReceiver,
+    receiver: PoolReceiver,
 ) -> None:
     own = b"\xa5" * (NUM_BLOCKS * BLOCK_BYTES)
     refusals: set[str] = set()
@@ -190,7 +186,7 @@ def test_a_block_that_left_quarantine_is_never_written_again(
     assert refusals == {"kv_stale_generation"}
 
 
-def test_damage_in_another_process_is_found(receiver: SharedMemoryReceiver) -> None:
+def test_damage_in_another_process_is_found(receiver: PoolReceiver) -> None:
     receiver.expect([4], [1])
     with SenderProcess(replace(spec_for(receiver), fault="damage")) as sender:
         sender.push(BlockMoves("r/0", (0,), (4,), (1,)))
@@ -229,7 +225,7 @@ def test_a_killed_receiver_is_a_gone_peer_and_its_file_is_removed_at_the_next_st
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        path = SHM / segment.segment_name(worker_id, 1)
+        path = SHM / segment.segment_name("tandem", worker_id, 1)
         export = replace(
             create_and_close(),
             address=path.name,
@@ -249,7 +245,7 @@ def test_a_killed_receiver_is_a_gone_peer_and_its_file_is_removed_at_the_next_st
     successor = SharedMemoryTransport().create_receiver(1, 8, worker_id, 2)
     assert not path.exists()
     successor.close()
-    assert not (SHM / segment.segment_name(worker_id, 2)).exists()
+    assert not (SHM / segment.segment_name("tandem", worker_id, 2)).exists()
 
 
 def create_and_close() -> KvExport:
@@ -258,8 +254,8 @@ def create_and_close() -> KvExport:
     return receiver.export()
 
 
-def test_leftovers_are_removed_but_no_living_segment(receiver: SharedMemoryReceiver) -> None:
-    leftover = SHM / segment.segment_name(f"left/over-{os.getpid()}", 7)
+def test_leftovers_are_removed_but_no_living_segment(receiver: PoolReceiver) -> None:
+    leftover = SHM / segment.segment_name("tandem", f"left/over-{os.getpid()}", 7)
     leftover.write_bytes(b"anything")
     assert leftover.name in segment.remove_leftovers(SHM)
     assert not leftover.exists()
@@ -279,7 +275,7 @@ def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_segment_has_its_name_and_all_its_memory_only_when_it_is_complete() -> None:
-    path, num_bytes = SHM / segment.segment_name(f"whole-{os.getpid()}", 1), 3 << 20
+    path, num_bytes = SHM / segment.segment_name("tandem", f"whole-{os.getpid()}", 1), 3 << 20
     with segment.new_segment(path, num_bytes) as file:
         about = os.fstat(file)
         assert (about.st_size, about.st_blocks * 512) == (num_bytes, num_bytes)
@@ -291,13 +287,13 @@ def test_a_segment_has_its_name_and_all_its_memory_only_when_it_is_complete() ->
 
 
 def test_a_segment_whose_making_fails_leaves_nothing() -> None:
-    path = SHM / segment.segment_name(f"failed-{os.getpid()}", 1)
+    path = SHM / segment.segment_name("tandem", f"failed-{os.getpid()}", 1)
     with pytest.raises(ZeroDivisionError), segment.new_segment(path, 4096):
         raise ZeroDivisionError
     assert not path.exists()
 
 
-def test_an_address_cannot_lead_to_another_file(receiver: SharedMemoryReceiver) -> None:
+def test_an_address_cannot_lead_to_another_file(receiver: PoolReceiver) -> None:
     for address in ("../../etc/passwd", "tandem-kv.other.1", ""):
         with pytest.raises(LayoutMismatch):
             SharedMemoryTransport().connect(
@@ -305,14 +301,14 @@ def test_an_address_cannot_lead_to_another_file(receiver: SharedMemoryReceiver) 
             )
 
 
-def test_a_file_that_is_no_pool_is_refused(receiver: SharedMemoryReceiver) -> None:
+def test_a_file_that_is_no_pool_is_refused(receiver: PoolReceiver) -> None:
     with (SHM / receiver.export().address).open("r+b") as file:
         file.write(b"x")
     with pytest.raises(LayoutMismatch, match="format"):
         SharedMemoryTransport().connect(receiver.export(), sender_id="p", block_bytes=BLOCK_BYTES)
 
 
-def test_hosts_differ_by_mount(tmp_path: Path, receiver: SharedMemoryReceiver) -> None:
+def test_hosts_differ_by_mount(tmp_path: Path, receiver: PoolReceiver) -> None:
     assert shared_memory_identity(SHM) == shared_memory_identity(SHM)
     assert shared_memory_identity(SHM) != shared_memory_identity(tmp_path)
     with pytest.raises(WrongHost):
@@ -323,17 +319,17 @@ def test_hosts_differ_by_mount(tmp_path: Path, receiver: SharedMemoryReceiver) -
 
 @pytest.mark.parametrize("worker_id", ["decode-0", "a/b", "..", "", "ü ñ.5", "x%2F"])
 def test_any_worker_id_makes_a_file_name_of_its_own(worker_id: str) -> None:
-    name = segment.segment_name(worker_id, 5)
+    name = segment.segment_name("tandem", worker_id, 5)
     assert "/" not in name
     assert Path(name).name == name
 
 
 def test_a_worker_id_that_is_too_long_is_refused() -> None:
     with pytest.raises(ExportUnavailable, match="too long"):
-        segment.segment_name("w" * 300, 1)
+        segment.segment_name("tandem", "w" * 300, 1)
 
 
-def test_the_pool_takes_a_tensor_like_view(receiver: SharedMemoryReceiver) -> None:
+def test_the_pool_takes_a_tensor_like_view(receiver: PoolReceiver) -> None:
     rows = np.frombuffer(receiver.buffer(), np.float32).reshape(NUM_BLOCKS, -1)
     rows[3] = 1.5
     assert block_of(receiver.buffer(), 3) == np.full(BLOCK_BYTES // 4, 1.5, np.float32).tobytes()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvtransfer.batches import PushSettings
 from kvtransfer.errors import ChecksumMismatch, LayoutMismatch, TransferCancelled, TransferTimeout
 from kvtransfer.protocol import BlockMoves, Transport
-from kvtransfer.sending import PushSettings
 from kvtransfer.testing import (
     PAIR_BLOCK_BYTES,
     PAIR_NUM_BLOCKS,
@@ -156,7 +156,8 @@ def test_a_push_ends_when_its_time_is_over(make_pair: Callable[..., TransportPai
     pair.receiver.expect(ALL, [1] * NUM_BLOCKS)
     with pytest.raises(TransferTimeout) as caught:
         pair.push(moves_of(ALL, ALL), timeout_s=2.5)
-    assert caught.value.num_blocks_done == 3
+    # A transport may have a few batches on their way when it looks at the clock.
+    assert 3 <= caught.value.num_blocks_done <= 7
 
 
 def test_a_block_in_flight_is_not_counted(make_pair: Callable[..., TransportPair]) -> None:

@@ -1,5 +1,7 @@
 """What a prefill worker does with prompts, targets, copies and cancels."""
 
+from array import array
+
 from prefill_worker.core import PrefillCore, PrefillSettings
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
 from scheduling.messages import (
@@ -10,6 +12,7 @@ from scheduling.messages import (
     KvPushed,
     KvTarget,
     PrefillStarted,
+    PromptScored,
     PushTo,
     Report,
     SequenceSpec,
@@ -18,7 +21,7 @@ from scheduling.messages import (
     TaskReleased,
     TokensEmitted,
 )
-from scheduling.sampling import SamplingParams, StopParams
+from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams
 from scheduling.step import StepPlan
 from scheduling.worker_events import (
     CancelPush,
@@ -44,8 +47,9 @@ def new_core(num_blocks: int = 8, max_num_batched_tokens: int = 8) -> PrefillCor
     return PrefillCore(PrefillSettings(num_blocks, 4, 4, max_num_batched_tokens))
 
 
-def prompt_of(num_tokens: int) -> SequenceSpec:
-    return SequenceSpec(tuple(range(num_tokens)), (), SamplingParams(), StopParams(5))
+def prompt_of(num_tokens: int, first: int = 0) -> SequenceSpec:
+    tokens = tuple(range(first, first + num_tokens))
+    return SequenceSpec(tokens, (), SamplingParams(), StopParams(5))
 
 
 def target_of(num_blocks: int) -> KvTarget:
@@ -119,7 +123,7 @@ def test_without_a_target_the_kv_stays_parked_until_one_is_named() -> None:
 def test_a_budget_is_filled_in_order_with_one_prompt_left_partly_computed() -> None:
     core = new_core(max_num_batched_tokens=8)
     for number in range(3):
-        send(core, StartPrefill(TaskId(f"r/{number}"), prompt_of(5)))
+        send(core, StartPrefill(TaskId(f"r/{number}"), prompt_of(5, first=10 * number)))
     plan, _ = step(core)
     assert [(c.num_tokens, c.samples) for c in plan.chunks] == [(5, True), (3, False)]
     plan, _ = step(core)
@@ -129,7 +133,7 @@ def test_a_budget_is_filled_in_order_with_one_prompt_left_partly_computed() -> N
 def test_a_prompt_waits_for_blocks_and_keeps_its_place() -> None:
     core = new_core(num_blocks=3)
     send(core, StartPrefill(TaskId("a/0"), prompt_of(8)))
-    send(core, StartPrefill(TaskId("b/0"), prompt_of(8)))
+    send(core, StartPrefill(TaskId("b/0"), prompt_of(8, first=10)))
     send(core, StartPrefill(TaskId("c/0"), prompt_of(1)))
     step(core)
     assert core.plan()[1] is None, "the head of the queue is not overtaken"
@@ -216,3 +220,25 @@ def test_a_sequence_with_output_is_computed_from_all_of_its_tokens() -> None:
     assert load.start.token_ids == (1, 2, 3, 4, 5)
     assert load.start.num_prompt_tokens == 3
     assert TokensEmitted(TASK, 2, (42,), "x") in reports(actions)
+
+
+def test_logprobs_of_the_prompt_are_reported_before_its_first_token() -> None:
+    core = new_core()
+    send(core, StartPrefill(TASK, prompt_of(12)))
+    seen: list[Report] = []
+    for first, end in ((1, 9), (9, 12)):
+        actions, plan = core.plan()
+        assert plan is not None
+        (chunk,) = plan.chunks
+        logprobs = PromptLogprobs(first, array("f", range(first, end)), array("I"), array("f"))
+        outputs = (SampledOutput(chunk.slot, 42, "x"),) if chunk.samples else ()
+        actions += core.handle(StepFinished(outputs, ((chunk.slot, logprobs),)))
+        seen += reports(actions)
+    assert [type(report) for report in seen] == [
+        PrefillStarted,
+        PromptScored,
+        PromptScored,
+        TokensEmitted,
+    ]
+    positions = [r.logprobs.first_token_index for r in seen if isinstance(r, PromptScored)]
+    assert positions == [1, 9]

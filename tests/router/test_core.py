@@ -8,6 +8,7 @@ from router.events import (
     EmitFinished,
     EmitTokens,
     ReleaseHolding,
+    ReservationAnswered,
     Reserve,
     TimeReached,
     WakeAt,
@@ -242,4 +243,60 @@ def test_one_answer_that_fails_for_good_ends_the_others() -> None:
     assert second in cancelled
     core.report(PREFILL, TaskReleased(second))
     core.report(DECODE, TaskReleased(first), TaskReleased(second))
+    assert_empty(core)
+
+
+# --- without the ledger -----------------------------------------------------------------------
+
+
+def test_a_prompt_that_was_not_booked_is_bound_when_it_is_computed_and_not_before() -> None:
+    """It may wait on its worker for blocks that parked KV holds, which waits for decode blocks."""
+    core = CoreUnderTest(answers_reserves=False)
+    (reserve,) = of_type(core.ask(spec_of()), Reserve)
+    worker_id, life = reserve.preferences[0]
+    sent = core.tell(ReservationAnswered(reserve.claim, worker_id, life, is_booked=False))
+    assert [type(command) for _, command in commands(sent)] == [StartPrefill]
+    assert of_type(sent, Reserve) == []
+    task = core.task_id()
+    core.report(PREFILL, PrefillStarted(task))
+    (late,) = of_type(core.report(PREFILL, tokens(task, 0, 11)), Reserve)
+    assert late.claim.role == "decode"
+
+
+@pytest.mark.parametrize("is_granted", [True, False])
+@pytest.mark.parametrize("worker_id", [PREFILL, DECODE])
+def test_a_session_may_break_and_return_in_the_same_life_while_the_ledger_is_asked(
+    worker_id: str, is_granted: bool
+) -> None:
+    core = CoreUnderTest(answers_reserves=False)
+    (reserve,) = of_type(core.ask(spec_of(num_prompt=14)), Reserve)
+    if worker_id == DECODE:
+        (reserve,) = of_type(core.grant(reserve), Reserve)
+    core.tell(WorkerLost(WorkerId(worker_id), Incarnation(1)))
+    core.tell(WorkerConnected(hello_of(worker_id)))
+    view = core.core.state.fleet.get(WorkerId(worker_id))
+    assert view is not None
+    assert view.num_promised_blocks == reserve.num_blocks
+    chosen = (WorkerId(worker_id), Incarnation(1)) if is_granted else (None, None)
+    core.tell(ReservationAnswered(reserve.claim, *chosen))
+
+
+@pytest.mark.parametrize("says_so", [False, True])
+def test_a_prefill_worker_that_fails_after_the_kv_has_arrived_costs_nothing(says_so: bool) -> None:
+    """It may not have said that its last copy ended when the decode worker has seen all blocks."""
+    core = CoreUnderTest()
+    core.ask(spec_of())
+    task = core.task_id()
+    core.report(PREFILL, PrefillStarted(task))
+    core.report(DECODE, BlocksGranted(task, target_on(DECODE, 4)))
+    core.report(PREFILL, tokens(task, 0, 11))
+    core.report(DECODE, DecodeStarted(task))
+    if says_so:
+        failed = TaskFailed(task, "transfer_failed", "the last copy was cut off")
+        core.report(PREFILL, failed, TaskReleased(task))
+    else:
+        core.tell(WorkerLost(WorkerId(PREFILL), Incarnation(1)))
+    assert core.task_id() == task
+    assert core.core.state.counters.num_migrations == 0
+    core.report(DECODE, tokens(task, 1, 12, finish="stop"), TaskReleased(task))
     assert_empty(core)

@@ -103,3 +103,14 @@ def test_prefill_workers_hear_of_every_pool_they_can_push_into_whoever_comes_fir
         IntroducePeer(WorkerId("prefill-0"), pools["decode-0"]),
         IntroducePeer(WorkerId("prefill-0"), pools["decode-1"]),
     ]
+
+
+def test_the_largest_new_task_is_one_of_a_worker_that_could_take_it() -> None:
+    fleet = fleet_of(decode_0=16, decode_1=64)
+    fleet.add(hello_of("decode-2", 160, compatibility="other"))
+    assert fleet.max_general_blocks("same") == 60
+    view = fleet.get(WorkerId("decode-1"))
+    assert view is not None
+    fleet.take_load(view, WorkerLoad(64, 0, 0, 0, is_draining=True))
+    assert fleet.max_general_blocks("same") == 15
+    assert fleet.max_general_blocks("nobody") == 0

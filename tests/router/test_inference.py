@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
 import pytest
 
 from engine.bundled import bundled_model_path
+from engine.config_json import GenerationDefaults
 from router.events import (
     CallerLeft,
     EmitFailed,
@@ -18,6 +19,7 @@ from router.events import (
     Event,
     PhaseTimings,
     RequestArrived,
+    RequestSpec,
 )
 from router.inference import InferenceService, ServiceGoals
 from router.served_model import PromptEncoder, ServedModel, load_served_model
@@ -26,6 +28,7 @@ from router.testing import CoreUnderTest
 from scheduling.errors import DeadlineExceeded, QueueFull
 from scheduling.ids import RequestId, TaskId
 from scheduling.messages import TokensEmitted
+from scheduling.sampling import SamplingParams
 from tandemserve.api.v1 import inference_pb2 as pb
 from tandemserve.api.v1 import inference_pb2_grpc
 
@@ -91,6 +94,10 @@ async def desk_of(model: ServedModel) -> AsyncIterator[Desk]:
 
 def token(number: int, text: str = "x") -> EmitTokens:
     return EmitTokens(ID, 0, TokensEmitted(TaskId("r/0~1"), number, (number,), text))
+
+
+def resume_of(*token_ids: int) -> pb.Resume:
+    return pb.Resume(choices=[pb.ResumedChoice(token_ids=token_ids)], seed=77, max_tokens=9)
 
 
 async def next_of(call: Any) -> Any:
@@ -174,6 +181,7 @@ async def test_a_refused_request_leaves_nothing_and_may_be_sent_again(model: Ser
         ({"tokens": pb.TokenPrompt(ids=[10**6])}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"stop": pb.StopConditions(max_tokens=10**6)}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"tokens": pb.TokenPrompt(ids=[5] * 100_000)}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"resume": resume_of(10**6)}, grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
 async def test_bad_input_is_refused_before_anything_begins(
@@ -183,3 +191,113 @@ async def test_bad_input_is_refused_before_anything_begins(
         assert await code_of(desk.call(**fields)) is code
         assert desk.events == []
         assert desk.streams.get(ID) is None
+
+
+async def test_a_lost_answer_goes_on_with_the_seed_and_limit_it_had(model: ServedModel) -> None:
+    async with desk_of(model) as desk:
+        call = desk.call(resume=resume_of(8, 9))
+        accepted = (await next_of(call)).accepted
+        assert (accepted.attached, accepted.seed, accepted.max_tokens) == (False, 77, 9)
+        (arrived,) = desk.events
+        assert isinstance(arrived, RequestArrived)
+        spec = arrived.spec
+        assert (spec.resumed, spec.sampling.seed, spec.stop.max_tokens) == (((8, 9),), 77, 9)
+
+
+async def test_a_resumed_request_that_still_runs_here_is_attached_to_not_begun_again(
+    model: ServedModel,
+) -> None:
+    async with desk_of(model) as desk:
+        first = desk.call()
+        await next_of(first)
+        for number in range(3):
+            desk.stream().append(token(number))
+        second = desk.call(resume=resume_of(0, 1))
+        assert (await next_of(second)).accepted.attached
+        delta = (await next_of(second)).delta
+        assert (delta.first_token_index, list(delta.token_ids)) == (2, [2])
+        assert [type(event) for event in desk.events] == [RequestArrived]
+
+
+async def test_a_caller_without_the_beginning_of_a_resumed_answer_starts_over(
+    model: ServedModel,
+) -> None:
+    """This router never had the text of the first tokens."""
+    async with desk_of(model) as desk:
+        first = desk.call(resume=resume_of(8, 9))
+        await next_of(first)
+        second = desk.call()
+        assert not (await next_of(second)).accepted.attached
+        assert [type(event) for event in desk.events] == [
+            RequestArrived,
+            CallerLeft,
+            RequestArrived,
+        ]
+
+
+async def spec_asked_for(desk: Desk, call: Any) -> RequestSpec:
+    """What the core is told of a call."""
+    await next_of(call)
+    (event,) = (event for event in desk.events if isinstance(event, RequestArrived))
+    call.cancel()
+    return event.spec
+
+
+async def test_the_models_own_defaults_hold_where_the_caller_says_nothing(
+    model: ServedModel,
+) -> None:
+    own = GenerationDefaults(0.5, 7, 0.75, min_p=0.25, repetition_penalty=1.5)
+    async with desk_of(replace(model, defaults=own)) as desk:
+        spec = await spec_asked_for(desk, desk.call(sampling=pb.SamplingParams(seed=3)))
+        assert spec.sampling == SamplingParams(
+            temperature=0.5, top_k=7, top_p=0.75, seed=3, min_p=0.25, repetition_penalty=1.5
+        )
+        info = await desk.stub.GetModelInfo(pb.GetModelInfoRequest())
+    assert info.default_sampling == pb.SamplingParams(
+        temperature=0.5, top_k=7, top_p=0.75, min_p=0.25, repetition_penalty=1.5
+    )
+
+
+async def test_what_the_caller_says_counts_even_where_it_changes_nothing(
+    model: ServedModel,
+) -> None:
+    own = GenerationDefaults(0.5, 7, 0.75, min_p=0.25, repetition_penalty=1.5)
+    nothing = pb.SamplingParams(
+        temperature=1, top_k=0, top_p=1, min_p=0, repetition_penalty=1, seed=0
+    )
+    async with desk_of(replace(model, defaults=own)) as desk:
+        spec = await spec_asked_for(desk, desk.call(sampling=nothing))
+    assert spec.sampling == SamplingParams()
+
+
+async def test_min_tokens_bans_what_ends_the_answer_and_raises_the_default_limit(
+    model: ServedModel,
+) -> None:
+    (end_id,) = model.config.eos_token_ids
+    stop = pb.StopConditions(min_tokens=300, token_ids=[9, end_id])
+    async with desk_of(model) as desk:
+        spec = await spec_asked_for(desk, desk.call(stop=stop))
+    assert (spec.sampling.min_tokens, spec.sampling.end_token_ids) == (300, (end_id, 9))
+    assert spec.stop.stop_token_ids == (end_id, 9)
+    assert spec.stop.max_tokens == 300
+    async with desk_of(model) as desk:
+        stop = pb.StopConditions(min_tokens=3, max_tokens=5, token_ids=[9], ignore_eos=True)
+        spec = await spec_asked_for(desk, desk.call(stop=stop))
+    assert (spec.sampling.end_token_ids, spec.stop.max_tokens) == ((9,), 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"sampling": pb.SamplingParams(logit_bias={2048: 1})}, "id 2048 .* use 0 to 2047"),
+        ({"stop": pb.StopConditions(token_ids=[2048])}, "id 2048 .* use 0 to 2047"),
+        ({"stop": pb.StopConditions(min_tokens=5000)}, "ask for at most 2046 tokens"),
+    ],
+)
+async def test_what_the_model_does_not_have_is_refused(
+    model: ServedModel, fields: dict[str, Any], problem: str
+) -> None:
+    async with desk_of(model) as desk:
+        with pytest.raises(grpc.aio.AioRpcError, match=problem):
+            await next_of(desk.call(**fields))
+        assert desk.events == []

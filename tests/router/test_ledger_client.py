@@ -57,7 +57,13 @@ class Desk:
         for worker in WORKERS:
             await self.ledger.set_capacity(worker, 8, Shares())
         self.client = LedgerClient(
-            self.ledger, RouterId("r"), Incarnation(1), LEASE_S, self.answer, lambda: self.legs
+            self.ledger,
+            RouterId("r"),
+            Incarnation(1),
+            LEASE_S,
+            self.answer,
+            lambda: self.legs,
+            lambda: [(worker, 8, Shares()) for worker in WORKERS],
         )
         await self.client.start()
         return self
@@ -98,8 +104,11 @@ def held(number: int, num_blocks: int, worker: WorkerLife = WORKERS[0]) -> Leg:
     return Leg(claim_of(number), num_blocks, LegState.HELD, worker.worker_id, worker.incarnation)
 
 
-def granted(number: int, worker: WorkerLife = WORKERS[0]) -> ReservationAnswered:
-    return ReservationAnswered(claim_of(number), worker.worker_id, worker.incarnation)
+def granted(
+    number: int, worker: WorkerLife = WORKERS[0], is_booked: bool = True
+) -> ReservationAnswered:
+    claim = claim_of(number)
+    return ReservationAnswered(claim, worker.worker_id, worker.incarnation, is_booked)
 
 
 async def test_a_reservation_goes_to_the_first_preference_with_room() -> None:
@@ -139,10 +148,26 @@ async def test_every_question_is_answered_whatever_the_ledger_says(error: Tandem
     assert answer == ExtensionAnswered(claim_of(2), 1, False)
 
 
+async def test_a_defect_of_the_ledger_leaves_the_question_to_the_worker() -> None:
+    """As without the ledger: a task that is never answered hangs until its deadline."""
+    desk = await Desk().open()
+    await desk.ask(reserve(9, 1))
+    defect = RuntimeError("a script is wrong")
+    desk.ledger.error_by_operation |= {"reserve": defect, "reserve_many": defect, "extend": defect}
+    desk.client.perform(reserve(1, 2))
+    desk.client.perform(reserve(2, 2))
+    desk.client.perform(Extend(claim_of(9), 1, 1))
+    await until(lambda: len(desk.answers) == 4)
+    assert ExtensionAnswered(claim_of(9), 1, True) in desk.answers
+    answers = [each for each in desk.answers[1:] if isinstance(each, ReservationAnswered)]
+    assert sorted(each.is_booked for each in answers) == [False, True]
+    assert {each.worker_id for each in answers} == {"decode-0"}
+
+
 async def test_without_the_ledger_the_first_preference_decides() -> None:
     desk = await Desk().open()
     desk.ledger.is_down = True
-    assert await desk.ask(reserve(1, 100)) == granted(1)
+    assert await desk.ask(reserve(1, 100)) == granted(1, is_booked=False)
     assert not desk.client.is_available
     extension = await desk.ask(Extend(claim_of(1), 4, 1))
     assert extension == ExtensionAnswered(claim_of(1), 4, True)
@@ -162,6 +187,34 @@ async def test_a_ledger_that_returns_is_told_what_the_workers_hold() -> None:
     await desk.client.start()
     assert desk.client.is_available
     assert await desk.reserved() == {"decode-0": 2, "decode-1": 0}
+
+
+async def test_a_ledger_that_was_restarted_empty_is_filled_by_the_next_renewal() -> None:
+    """So fast that no operation failed; and before any worker has told it of its pool."""
+    desk = await Desk().open()
+    await desk.ask(reserve(1, 3))
+    desk.legs = [held(1, 3)]
+    desk.ledger.inner = MemoryLedger(desk.clock)
+    desk.client.look_again()
+    await desk.settled()
+    assert desk.client.is_available
+    assert await desk.reserved() == {"decode-0": 3, "decode-1": 0}
+    assert await desk.ask(reserve(2, 6)) == granted(2, WORKERS[1])
+
+
+async def test_an_empty_ledger_is_noticed_by_the_first_who_asks() -> None:
+    desk = await Desk().open()
+    desk.legs = [held(1, 3)]
+    desk.ledger.inner = MemoryLedger(desk.clock)
+    assert await desk.ask(reserve(2, 5)) == granted(2)
+    assert await desk.reserved() == {"decode-0": 8, "decode-1": 0}
+
+
+async def test_a_worker_decides_on_growth_that_the_ledger_knows_nothing_of() -> None:
+    """Else an answer that began while the ledger was away could never grow."""
+    desk = await Desk().open()
+    extension = await desk.ask(Extend(claim_of(7), 1, 1))
+    assert extension == ExtensionAnswered(claim_of(7), 1, True)
 
 
 async def test_legs_that_change_while_the_books_are_restored_are_booked_right() -> None:
@@ -224,7 +277,7 @@ async def test_a_router_whose_name_was_taken_over_goes_on_without_the_ledger() -
     await desk.ledger.inner.renew(RouterLife(RouterId("r"), Incarnation(99)), LEASE_S)
     await desk.client.start()
     assert not desk.client.is_available
-    assert await desk.ask(reserve(1, 1)) == granted(1)
+    assert await desk.ask(reserve(1, 1)) == granted(1, is_booked=False)
 
 
 async def test_closing_gives_everything_back() -> None:

@@ -1,12 +1,18 @@
 """What the router makes of reports: faults, retries, refusals, and workers that misbehave."""
 
+from array import array
+
 import pytest
 
 from router.events import (
+    Action,
     CallerLeft,
     EmitFailed,
     EmitFinished,
+    EmitPromptLogprobs,
+    EmitTokens,
     ReleaseHolding,
+    RequestSpec,
     ReservationAnswered,
     Reserve,
     TimeReached,
@@ -32,7 +38,7 @@ from scheduling.errors import (
     NoWorkerAvailable,
     WorkerFailed,
 )
-from scheduling.ids import Incarnation, RequestId
+from scheduling.ids import Incarnation, RequestId, TaskId
 from scheduling.messages import (
     AdmitGeneration,
     BlocksGranted,
@@ -42,12 +48,95 @@ from scheduling.messages import (
     KvPushed,
     Preempted,
     PrefillStarted,
+    PromptScored,
     Report,
     StartPrefill,
+    SwappedOut,
     TaskFailed,
     TaskReleased,
     WorkerLoad,
 )
+from scheduling.sampling import PromptLogprobs, SamplingParams
+
+
+def scored_spec(num_prompt: int = 6, num_choices: int = 1) -> RequestSpec:
+    sampling = SamplingParams(temperature=0.0, seed=5, num_prompt_logprobs=0)
+    return spec_of(num_prompt=num_prompt, sampling=sampling, num_choices=num_choices)
+
+
+def scored(task: TaskId, first: int, end: int) -> PromptScored:
+    logprobs = array("f", (-float(position) for position in range(first, end)))
+    return PromptScored(task, PromptLogprobs(first, logprobs, array("I"), array("f")))
+
+
+def passed_on(actions: list[Action]) -> list[float]:
+    """Positions of the prompt tokens whose logprobs go to the caller."""
+    emitted = of_type(actions, EmitPromptLogprobs)
+    for emission in emitted:
+        assert emission.logprobs.logprobs[0] == -emission.logprobs.first_token_index
+    return [-value for emission in emitted for value in emission.logprobs.logprobs]
+
+
+def test_logprobs_of_the_prompt_are_passed_on_once_also_when_it_is_computed_again() -> None:
+    core = CoreUnderTest()
+    first_try = core.ask(scored_spec())
+    task = core.task_id()
+    (start,) = of_type([what for _, what in commands(first_try)], StartPrefill)
+    assert start.sequence.needs_prompt_logits
+    core.report(PREFILL, PrefillStarted(task))
+    assert passed_on(core.report(PREFILL, scored(task, 1, 3))) == [1, 2]
+    again = core.report(PREFILL, TaskFailed(task, "internal", "boom"), TaskReleased(task))
+    (start,) = of_type([what for _, what in commands(again)], StartPrefill)
+    assert start.sequence.needs_prompt_logits
+    task = core.task_id()
+    core.report(PREFILL, PrefillStarted(task))
+    assert passed_on(core.report(PREFILL, scored(task, 1, 2))) == []
+    assert passed_on(core.report(PREFILL, scored(task, 2, 6))) == [3, 4, 5]
+    core.report(PREFILL, tokens(task, 0, 11))
+    lost = core.report(PREFILL, TaskFailed(task, "internal", "boom"), TaskReleased(task))
+    (start,) = of_type([what for _, what in commands(lost)], StartPrefill)
+    assert start.sequence.output_token_ids == (11,)
+    assert not start.sequence.needs_prompt_logits
+
+
+def test_the_answers_to_one_prompt_have_its_logprobs_from_whichever_comes_first() -> None:
+    core = CoreUnderTest()
+    core.ask(scored_spec(num_choices=2))
+    early, late = core.task_id(0), core.task_id(1)
+    core.report(PREFILL, PrefillStarted(early), PrefillStarted(late))
+    assert passed_on(core.report(PREFILL, scored(late, 1, 4))) == [1, 2, 3]
+    assert passed_on(core.report(PREFILL, scored(early, 1, 6))) == [4, 5]
+    assert passed_on(core.report(PREFILL, scored(late, 4, 6))) == []
+    actions = core.report(PREFILL, tokens(late, 0, 11), tokens(early, 0, 12))
+    assert [emitted.index for emitted in of_type(actions, EmitTokens)] == [1, 0]
+
+
+@pytest.mark.parametrize(("first", "end"), [(2, 4), (1, 7)])
+def test_logprobs_out_of_the_prompt_or_with_a_gap_cost_the_task_a_try(first: int, end: int) -> None:
+    core = CoreUnderTest()
+    core.ask(scored_spec())
+    task = core.task_id()
+    core.report(PREFILL, PrefillStarted(task))
+    assert passed_on(core.report(PREFILL, scored(task, first, end))) == []
+    assert core.task_id() != task
+
+
+def test_a_token_before_the_logprobs_of_its_prompt_costs_the_task_a_try() -> None:
+    core = CoreUnderTest()
+    core.ask(scored_spec())
+    task = core.task_id()
+    core.report(PREFILL, PrefillStarted(task), scored(task, 1, 5))
+    assert of_type(core.report(PREFILL, tokens(task, 0, 11)), EmitTokens) == []
+    assert core.task_id() != task
+
+
+def test_logprobs_that_nobody_asked_for_cost_the_task_a_try() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of())
+    task = core.task_id()
+    core.report(PREFILL, PrefillStarted(task))
+    assert passed_on(core.report(PREFILL, scored(task, 1, 3))) == []
+    assert core.task_id() != task
 
 
 def test_a_task_is_computed_again_from_its_output_so_far_and_gives_up_in_the_end() -> None:
@@ -147,6 +236,7 @@ def test_early_kv_that_was_on_its_way_to_a_lost_worker_is_computed_again() -> No
         PrefillStarted,
         DecodeStarted,
         Preempted,
+        lambda task: SwappedOut(task, 1),
         lambda task: KvPushed(task, 1, 1, 0.0, "loopback"),
         lambda task: BlocksGranted(task, target_on(DECODE, 2)),
         lambda task: BlocksRefused(task, 0),

@@ -6,7 +6,8 @@ from contextlib import aclosing
 import pytest
 
 from router.events import EmitFailed, EmitFinished, EmitTokens, PhaseTimings
-from router.streams import AcceptedInfo, Emission, RequestStream, StreamBook
+from router.stream_log import Emission
+from router.streams import AcceptedInfo, RequestStream, StreamBook
 from scheduling.errors import DuplicateRequest, RequestCancelled
 from scheduling.ids import RequestId, TaskId
 from scheduling.messages import TokensEmitted
@@ -113,8 +114,12 @@ async def test_a_failed_request_may_be_tried_again_under_its_id() -> None:
     assert book.find(ID, b"f") is again
 
 
-async def test_finished_streams_are_bounded_in_number_and_in_tokens() -> None:
-    book = StreamBook(max_finished=3, max_finished_tokens=10)
+async def test_finished_streams_are_bounded_in_number_and_in_bytes() -> None:
+    sample = stream_of()
+    for position in range(4):
+        sample.append(token(position))
+    sample.append(finished())
+    book = StreamBook(max_finished=3, max_finished_bytes=int(2.5 * sample.num_bytes))
     for number in range(20):
         stream = stream_of(request_id=RequestId(f"r{number}"))
         for position in range(4):
@@ -122,10 +127,11 @@ async def test_finished_streams_are_bounded_in_number_and_in_tokens() -> None:
         stream.append(finished())
         book.open(stream)
         book.closed(stream)
+        assert book.num_finished_bytes <= 2.5 * sample.num_bytes
     kept = [number for number in range(20) if book.get(RequestId(f"r{number}"))]
     assert kept == [18, 19]
     large = stream_of(request_id=RequestId("large"))
-    for position in range(11):
+    for position in range(13):
         large.append(token(position))
     large.append(finished())
     book.open(large)
@@ -139,3 +145,17 @@ async def test_a_refused_request_leaves_nothing() -> None:
     book.discard(ID)
     assert book.get(ID) is None
     assert book.find(ID, b"other") is None
+
+
+async def test_a_reader_who_was_away_for_long_gets_messages_of_bounded_size() -> None:
+    stream = stream_of()
+    wanted: list[Emission] = [token(position) for position in range(1000)]
+    wanted.append(finished())
+    for emission in wanted:
+        stream.append(emission)
+    got: list[list[Emission]] = []
+    async with asyncio.timeout(PATIENCE_S), aclosing(stream.follow(stream.take_over())) as batches:
+        async for batch in batches:
+            got.append(batch)
+    assert max(map(len, got)) <= 128
+    assert [emission for batch in got for emission in batch] == wanted

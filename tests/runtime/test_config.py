@@ -70,6 +70,22 @@ def test_lists_are_separated_by_commas_outside_of_the_file(tmp_path: Path) -> No
     assert load_config(DecodeConfig, file, {}).transports == ("tcp",)
 
 
+@pytest.mark.parametrize(
+    ("argv", "is_on"),
+    [
+        ([], True),
+        (["--no-prefix-caching"], False),
+        (["--prefix-caching"], True),
+        (["--prefix-caching=false"], False),
+        (["--no-prefix-caching", "--prefix-caching"], True),
+    ],
+)
+def test_a_switch_needs_no_value_and_has_a_twin_that_turns_it_off(
+    argv: list[str], is_on: bool
+) -> None:
+    assert load_config(PrefillConfig, [*MODEL, *argv], {}).prefix_caching is is_on
+
+
 def test_none_unsets_what_may_be_unset() -> None:
     environ = {"TANDEM_DECODE_NUM_THREADS": "4"}
     assert load_config(DecodeConfig, MODEL, environ).num_threads == 4
@@ -256,3 +272,15 @@ def test_help_describes_every_field(
         assert info.description
     assert "example: redis://" in shown
     assert "(default: tandem)" in shown
+
+
+def test_kv_goes_to_the_address_that_routers_are_told_unless_it_has_its_own() -> None:
+    def reachable(*flags: str) -> str:
+        return load_config(DecodeConfig, [*MODEL, *flags], {}).reachable_kv_host
+
+    assert reachable() == "127.0.0.1"
+    assert reachable("--host", "0.0.0.0", "--advertise-host", "10.0.0.7") == "10.0.0.7"
+    assert reachable("--kv-host", "10.1.0.7") == "10.1.0.7"
+    assert reachable("--kv-host", "0.0.0.0", "--kv-advertise-host", "decode-0") == "decode-0"
+    with pytest.raises(ConfigError, match="kv_advertise_host"):
+        reachable("--kv-host", "0.0.0.0")

@@ -29,6 +29,7 @@ from scheduling.messages import (
     DecodeStarted,
     GrantGrowth,
     GrowthNeeded,
+    KvDoor,
     KvExport,
     KvPushed,
     KvTarget,
@@ -36,9 +37,11 @@ from scheduling.messages import (
     PrefillStarted,
     PushTo,
     Report,
+    ResumeGeneration,
     SequenceSpec,
     StartDecode,
     StartPrefill,
+    SwappedOut,
     TaskFailed,
     TaskReleased,
     TokensEmitted,
@@ -79,6 +82,7 @@ sequences = st.builds(
     output_token_ids=token_ids,
     sampling=samplings,
     stop=stops,
+    cache_salt=texts,
 )
 exports = st.builds(
     KvExport,
@@ -89,6 +93,8 @@ exports = st.builds(
     worker_id=worker_ids,
     incarnation=st.integers(0, 2**63 - 1).map(Incarnation),
     host=texts,
+    token=texts,
+    alternatives=st.lists(st.builds(KvDoor, names, texts, texts, texts), max_size=8).map(tuple),
 )
 
 
@@ -101,6 +107,7 @@ def targets(draw: st.DrawFn) -> KvTarget:
         export=draw(exports),
         block_ids=tuple(map(BlockId, block_ids)),
         generations=tuple(map(Generation, generations)),
+        first_block_index=draw(counts),
     )
 
 
@@ -108,7 +115,12 @@ def targets(draw: st.DrawFn) -> KvTarget:
 def admissions(draw: st.DrawFn) -> AdmitGeneration:
     num_blocks = draw(positive)
     return AdmitGeneration(
-        draw(task_ids), draw(sequences), num_blocks, draw(st.integers(0, num_blocks)), draw(names)
+        draw(task_ids),
+        draw(sequences),
+        num_blocks,
+        draw(st.integers(0, num_blocks)),
+        draw(names),
+        draw(texts),
     )
 
 
@@ -135,22 +147,32 @@ commands: st.SearchStrategy[Command] = st.one_of(
     admissions(),
     st.builds(StartDecode, task_ids, st.lists(counts, min_size=1, max_size=8).map(tuple)),
     st.builds(GrantGrowth, task_ids, counts),
+    st.builds(ResumeGeneration, task_ids, positive),
     st.builds(CancelTask, task_ids, texts),
 )
 durations = st.floats(0, 1e6)
 reports: st.SearchStrategy[Report] = st.one_of(
     emissions(),
-    st.builds(PrefillStarted, task_ids),
+    st.builds(PrefillStarted, task_ids, counts),
     st.builds(KvPushed, task_ids, counts, st.integers(0, 2**63 - 1), durations, texts),
     st.builds(BlocksGranted, task_ids, targets()),
     st.builds(BlocksRefused, task_ids, counts),
-    st.builds(DecodeStarted, task_ids),
+    st.builds(DecodeStarted, task_ids, transport=texts),
     st.builds(GrowthNeeded, task_ids, positive),
     st.builds(Preempted, task_ids),
+    st.builds(SwappedOut, task_ids, counts),
     st.builds(TaskFailed, task_ids, names, texts),
     st.builds(TaskReleased, task_ids),
 )
-loads = st.builds(WorkerLoad, counts, counts, counts, st.integers(0, 2**63 - 1), st.booleans())
+loads = st.builds(
+    WorkerLoad,
+    counts,
+    counts,
+    counts,
+    st.integers(0, 2**63 - 1),
+    st.booleans(),
+    num_parked=counts,
+)
 router_hellos = st.builds(RouterHello, counts, names.map(RouterId), incarnations, incarnations)
 worker_hellos = st.builds(
     WorkerHello,

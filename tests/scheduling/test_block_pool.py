@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from scheduling.block_pool import BlockPool, num_blocks_for, runs_of
 from scheduling.ids import TaskId
+from scheduling.prefix_chain import chain_root, extend_chain
 
 steps = st.lists(
     st.tuples(st.sampled_from(["a", "b", "c", "d"]), st.none() | st.integers(0, 9)), max_size=40
@@ -73,3 +74,21 @@ def test_runs_are_maximal() -> None:
 @pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (16, 1), (17, 2)])
 def test_the_last_block_may_be_partly_filled(num_tokens: int, num_blocks: int) -> None:
     assert num_blocks_for(num_tokens, 16) == num_blocks
+
+
+def test_content_that_went_wrong_is_not_shared_again_by_another_holder() -> None:
+    pool = BlockPool(4)
+    (content,) = extend_chain(chain_root(), range(4), 4)
+    (block,) = pool.allocate(TaskId("first"), 1) or ()
+    pool.register(block, content)
+    pool.allocate(TaskId("second"), 0, shared=(block,))
+    pool.distrust(TaskId("first"))
+    pool.register(block, content)
+    assert pool.longest_prefix((content,)) == ()
+    pool.release(TaskId("first"))
+    pool.release(TaskId("second"))
+    # Handed out anew, it holds something else.
+    blocks = pool.allocate(TaskId("third"), 4) or ()
+    assert block in blocks
+    pool.register(block, content)
+    assert pool.longest_prefix((content,)) == (block,)

@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from scheduling.ids import WorkerId
 from scheduling.placement import Candidate, decode_preferences, prefill_preferences
 
@@ -50,3 +53,64 @@ def test_decode_goes_to_the_most_free_compatible_worker() -> None:
     ]
     chosen = decode_preferences(workers, num_blocks=5, compatibility="x")
     assert [c.worker_id for c in chosen] == ["free", "half"]
+
+
+def test_a_cached_prompt_counts_as_done_but_not_more() -> None:
+    workers = [named("cold"), named("warm", num_hit_blocks=5, num_backlog_tokens=159)]
+    chosen = prefill_preferences(workers, num_tokens=100, max_backlog_tokens=1000)
+    assert [c.worker_id for c in chosen] == ["warm", "cold"], "it saves 80 tokens, counted twice"
+    workers = [named("cold"), named("warm", num_hit_blocks=5, num_backlog_tokens=161)]
+    chosen = prefill_preferences(workers, num_tokens=100, max_backlog_tokens=1000)
+    assert [c.worker_id for c in chosen] == ["cold", "warm"]
+
+
+def test_a_prompt_that_is_just_being_computed_is_waited_for_rather_than_computed_again() -> None:
+    workers = [named("idle"), named("on it", num_hit_blocks=6, num_backlog_tokens=96)]
+    chosen = prefill_preferences(workers, num_tokens=96 + 4, max_backlog_tokens=1000)
+    assert chosen[0].worker_id == "on it"
+
+
+def test_the_last_token_is_computed_even_where_everything_is_cached() -> None:
+    assert named("w", num_hit_blocks=6).num_tokens_to_compute(96) == 16
+    assert named("w", num_hit_blocks=6).num_tokens_to_compute(97) == 1
+
+
+def test_decode_weighs_blocks_that_need_not_travel_against_room() -> None:
+    workers = [named("free"), named("warm", num_free_blocks=7, num_hit_blocks=4)]
+    assert decode_preferences(workers, 5, "x")[0].worker_id == "warm"
+    workers = [named("free"), named("warm", num_free_blocks=6, num_hit_blocks=3)]
+    assert decode_preferences(workers, 5, "x")[0].worker_id == "free"
+
+
+@given(
+    st.lists(st.integers(1, 500), min_size=30, max_size=60),
+    st.integers(0, 30),
+    st.integers(0, 3),
+)
+def test_a_prefix_that_everybody_has_does_not_keep_everybody_on_one_worker(
+    tails: list[int], num_shared_blocks: int, first: int
+) -> None:
+    """One worker has the prefix from the start; the others get it with their first prompt."""
+    backlog = [0, 0, 0, 0]
+    has_it = [number == first for number in range(4)]
+    num_given = [0, 0, 0, 0]
+    longest = num_shared_blocks * 16 + max(tails)
+    for tail in tails:
+        workers = [
+            named(
+                str(number),
+                num_free_blocks=10_000,
+                num_backlog_tokens=backlog[number],
+                num_hit_blocks=num_shared_blocks * has_it[number],
+            )
+            for number in range(4)
+        ]
+        num_tokens = num_shared_blocks * 16 + tail
+        best = prefill_preferences(workers, num_tokens, max_backlog_tokens=10**9)[0]
+        number = int(best.worker_id)
+        backlog[number] += best.num_tokens_to_compute(num_tokens)
+        has_it[number] = True
+        num_given[number] += 1
+        assert max(backlog) - min(backlog) <= 2 * longest
+    if sum(tails) > 8 * longest:
+        assert all(num_given)

@@ -1,5 +1,6 @@
 """The router, prefill and decode cores together: any interleaving ends, right and empty."""
 
+import random
 from functools import partial
 
 import pytest
@@ -102,3 +103,18 @@ def test_the_same_events_give_the_same_run() -> None:
         ]
 
     assert run() == run()
+
+
+def test_what_travels_one_link_arrives_in_the_order_in_which_it_was_sent() -> None:
+    """Links are TCP streams; a rounded sum once let a PushTo overtake its StartPrefill."""
+    print("seed 5")
+    dice = random.Random(5)
+    for _ in range(200):
+        cluster = new_cluster(dice.randrange(2**32), "default", 8, short_sighted=False)
+        link = object()
+        arrived: list[int] = []
+        for number in range(20):
+            cluster.now += dice.uniform(0, 0.0002)
+            cluster._in_order(link, partial(arrived.append, number))
+        cluster.run()
+        assert arrived == list(range(20))

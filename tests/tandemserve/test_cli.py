@@ -61,17 +61,29 @@ def test_generate_passes_its_options_on(tandem: Tandem, server: FakeInferenceSer
         "generate", "x", "-m", "5", "-t", "0.5", "--top-k", "3", "--top-p", "0.5", "--seed", "4",
         "--stop", "a", "--stop", "b", "--ignore-eos", "--ttft-ms", "10", "--tpot-ms", "2",
         "--class", "batch", "--tenant", "t", "--session", "s", "--request-id", "r",
-        "--logprobs", "1", "--model", "m",
+        "--logprobs", "1", "--model", "m", "--prompt-logprobs", "2", "--min-p", "0.25",
+        "--repetition-penalty", "1.5", "--presence-penalty", "-1", "--frequency-penalty", "2",
+        "--logit-bias", "7:-100", "--logit-bias", "9:0.5", "--min-tokens", "2",
+        "--stop-token-id", "11", "--stop-token-id", "12",
     )  # fmt: skip
     assert result.exit_code == 0
     request = generate_request(server)
     assert request.request_id == "r"
     assert request.model == "m"
     assert request.sampling == inference_pb2.SamplingParams(
-        temperature=0.5, top_k=3, top_p=0.5, seed=4
+        temperature=0.5,
+        top_k=3,
+        top_p=0.5,
+        seed=4,
+        min_p=0.25,
+        repetition_penalty=1.5,
+        presence_penalty=-1,
+        frequency_penalty=2,
+        logit_bias={7: -100, 9: 0.5},
     )
+    assert request.num_prompt_logprobs == 2
     assert request.stop == inference_pb2.StopConditions(
-        max_tokens=5, strings=["a", "b"], ignore_eos=True
+        max_tokens=5, strings=["a", "b"], token_ids=[11, 12], ignore_eos=True, min_tokens=2
     )
     assert request.service_level == inference_pb2.ServiceLevel(ttft_ms=10, tpot_ms=2)
     assert request.request_class == inference_pb2.REQUEST_CLASS_BATCH
@@ -89,6 +101,25 @@ def test_generate_as_json_is_one_event_per_line(tandem: Tandem) -> None:
         "num_output_tokens": 2,
         "num_cached_tokens": 0,
     }
+
+
+def test_logprobs_are_in_the_json(tandem: Tandem, server: FakeInferenceServer) -> None:
+    top = inference_pb2.TopLogprob(token_id=5, logprob=-0.5, text="é")
+    entry = inference_pb2.TokenLogprobs(logprob=-0.5, top=[top])
+    delta = inference_pb2.Delta(token_ids=[5], text="é", logprobs=[entry])
+    prompt = inference_pb2.PromptLogprobs(first_token_index=1, logprobs=[entry])
+    server.scripts.append(
+        [
+            accept(),
+            inference_pb2.GenerateResponse(prompt_logprobs=prompt),
+            inference_pb2.GenerateResponse(delta=delta),
+            finish(1),
+        ]
+    )
+    events = json_lines(tandem("generate", "x", "--json", "--logprobs", "1"))
+    shown = [{"logprob": -0.5, "top": [{"token_id": 5, "logprob": -0.5, "text": "é"}]}]
+    assert events[1] == {"event": "prompt_logprobs", "first_token_index": 1, "logprobs": shown}
+    assert events[2]["logprobs"] == shown
 
 
 def test_generate_shows_timings_on_stderr(tandem: Tandem) -> None:
@@ -181,7 +212,7 @@ def test_admin_shows_tables_and_json(tandem: Tandem, command: str, in_table: str
 def test_admin_workers_shows_every_column_in_full(tandem: Tandem) -> None:
     table = tandem("admin", "workers")
     assert "decode-0" in table.stdout
-    assert "num_free_blocks" in table.stdout
+    assert "60/64" in table.stdout
     (workers,) = json_lines(tandem("admin", "workers", "--json"))
     assert workers[0]["num_free_blocks"] == 60  # type: ignore[index]
 
@@ -241,6 +272,9 @@ def test_nobody_there_is_exit_code_3(tandem: Tandem, server: FakeInferenceServer
         ["generate", "--file", "no such file"],
         ["generate", "x", "--class", "urgent"],
         ["generate", "x", "--max-tokens", "many"],
+        ["generate", "x", "--logit-bias", "7"],
+        ["generate", "x", "--logit-bias", "seven:1"],
+        ["generate", "x", "--logit-bias", "7:much"],
         ["generate", "x", "--timeout", "0"],
         ["generate", "x", "--tls-cert", __file__],
         ["admin", "queues", "--max-tasks", "0"],

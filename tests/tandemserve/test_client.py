@@ -272,7 +272,8 @@ def test_nobody_at_the_target_is_a_failed_connection(
     with pytest.raises(ConnectionFailed, match=f"{target}.*tandem up") as caught:
         connect(target).list_models()
     assert caught.value.retryable is True
-    assert len(delays) == 2
+    assert len(delays) > 2
+    assert sum(delays) <= 10.0
 
 
 def test_a_wrong_token_is_named_as_such(connect: Connect) -> None:

@@ -14,6 +14,7 @@ from tandemserve import (
     ProtocolViolation,
     QueueFull,
 )
+from tandemserve.api.v1.inference_pb2 import GenerateRequest, GenerateResponse
 from tandemserve.testing import Fail, FakeInferenceServer, Hold, accept, finish, say
 
 # Makes the client under test; see conftest.py.
@@ -41,9 +42,96 @@ def test_a_broken_stream_goes_on_without_repeating_anything(
         Delta(0, 2, (3,), "bc"),
         Delta(0, 3, (4,), "d"),
     ]
-    first, second, third = server.requests
-    assert first == second == third
+    first, second, third = generate_requests(server)
+    assert not first.HasField("resume")
+    # All but the newest delta, whose place in the answer is not known yet.
+    assert [resumed(second), resumed(third)] == [{0: [1]}, {0: [1]}]
+    assert second.resume.seed == third.resume.seed == 7
+    second.ClearField("resume")
+    assert first == second
     assert len(delays) == 2
+
+
+def generate_requests(server: FakeInferenceServer) -> list[GenerateRequest]:
+    return [request for request in server.requests if isinstance(request, GenerateRequest)]
+
+
+def resumed(request: GenerateRequest) -> dict[int, list[int] | None]:
+    """The tokens of each answer that the client has; None for one that has ended."""
+    choices = request.resume.choices
+    return {c.index: None if c.is_finished else list(c.token_ids) for c in choices}
+
+
+def test_a_stream_goes_on_where_it_was_resumed(
+    connect: Connect, server: FakeInferenceServer, delays: list[float]
+) -> None:
+    other_answer: list[GenerateResponse | Fail | Hold] = [say(0, [5, 6], "", 1), finish(2, 1)]
+    later: list[GenerateResponse | Fail | Hold] = [say(1, [2, 3], "bc"), say(3, [4], "d"), Fail()]
+    server.scripts.append([accept(max_tokens=9), say(0, [1], "a"), *other_answer, *later])
+    # Another router computes on from three tokens; the fourth is known and comes again.
+    server.scripts.append([accept(max_tokens=9), say(3, [4], "d"), say(4, [5], "e"), finish(5)])
+    answer = connect().generate("x", n=2)
+    assert [choice.token_ids for choice in answer.choices] == [(1, 2, 3, 4, 5), (5, 6)]
+    assert [choice.text for choice in answer.choices] == ["abcde", ""]
+    assert resumed(generate_requests(server)[1]) == {0: [1, 2, 3], 1: None}
+    assert generate_requests(server)[1].resume.max_tokens == 9
+
+
+def test_a_resumed_stream_that_leaves_a_token_out_is_refused(
+    connect: Connect, server: FakeInferenceServer
+) -> None:
+    server.scripts.append([accept(), say(0, [1, 2], "ab"), say(2, [3], "c"), Fail()])
+    server.scripts.append([accept(), say(3, [4], "d"), say(5, [5], "e"), finish(5)])
+    with pytest.raises(ProtocolViolation, match="jumps to token 5 where 4 was due"):
+        connect().generate("x")
+
+
+def test_another_router_is_asked_when_the_first_is_gone(
+    connect: Connect, server: FakeInferenceServer, delays: list[float]
+) -> None:
+    with FakeInferenceServer() as other:
+        both = {server.target: server, other.target: other}
+        for fake in both.values():
+            fake.scripts.append([accept(), say(0, [1], "a"), say(1, [2], "b"), Fail()])
+        client = connect(f"{server.target}, {other.target}")
+        # The first breaks it off, so does the second; then the first again has no more scripts.
+        with pytest.raises(ProtocolViolation):
+            client.generate("x")
+        assert len(server.requests) + len(other.requests) == 3
+        assert {len(fake.requests) for fake in both.values()} == {1, 2}
+        # Nobody was asked yet, so there is nothing to wait for; then there is.
+        assert delays[0] < 0.06 <= delays[1]
+
+
+def test_a_router_that_drains_sends_its_callers_to_another_at_once(
+    connect: Connect, server: FakeInferenceServer, delays: list[float]
+) -> None:
+    leaving = Fail(code="no_worker_available", retry_after_s=1.0)
+    with FakeInferenceServer() as other:
+        client = connect(f"{server.target},{other.target}")
+        server.failures.append(leaving)
+        other.failures.append(leaving)
+        assert client.generate("x").text == "x"
+        assert client.list_models() == ("fake",)
+    assert delays[0] < 0.06
+    assert delays[1] > 1.0
+
+
+def test_all_routers_gone_is_an_error_after_the_patience(
+    connect: Connect, server: FakeInferenceServer, delays: list[float]
+) -> None:
+    server.stop()
+    with pytest.raises(ConnectionFailed):
+        connect(retry_for_s=5.0).generate("x")
+    assert 3.0 < sum(delays) <= 5.0
+
+
+def test_a_caller_who_gave_little_time_is_not_kept_longer(
+    connect: Connect, server: FakeInferenceServer
+) -> None:
+    server.stop()
+    with pytest.raises(ConnectionFailed):
+        connect(sleep=None).generate("x", timeout_s=0.3)
 
 
 def test_every_new_token_renews_the_patience(
@@ -128,7 +216,7 @@ def test_a_restarted_router_is_found_again(connect: Connect, server: FakeInferen
     hold = Hold()
     server.scripts.append([accept(), say(0, [1], "a"), hold])
     server.scripts.append([accept(), say(0, [1, 2], "ab"), finish(2)])
-    stream = connect(max_retries=20, sleep=None).stream("x")
+    stream = connect(sleep=None).stream("x")
     assert text_of([next(stream)]) == "a"
     server.stop()
     server.start()

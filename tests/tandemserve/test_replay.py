@@ -14,6 +14,7 @@ from tandemserve.results import (
     Event,
     Finished,
     FinishReason,
+    PromptLogprobs,
     Timings,
     TokenLogprobs,
     Usage,
@@ -122,6 +123,97 @@ def test_every_token_and_character_arrives_exactly_once_over_any_broken_attempts
         assert completion.choices[index].text == answer.text
         assert completion.choices[index].token_ids == answer.token_ids
         assert len(completion.choices[index].logprobs) == len(answer.token_ids)
+
+
+@given(st.data(), st.integers(1, 9))
+def test_logprobs_of_the_prompt_arrive_once_over_any_broken_attempts(
+    data: st.DataObject, num_tokens: int
+) -> None:
+    truth = [TokenLogprobs(-float(i), ()) for i in range(1, num_tokens)]
+    replay = Replay("r", 1)
+    seen: list[TokenLogprobs] = []
+    for is_last in (False, False, True):
+        replay.begin_attempt()
+        replay.receive("r", ACCEPTED)
+        cuts = sorted(data.draw(st.sets(st.integers(1, num_tokens - 1)))) if truth else []
+        pieces = zip([1, *cuts], [*cuts, num_tokens], strict=True)
+        for begin, end in list(pieces)[: None if is_last else data.draw(st.integers(0, 4))]:
+            event = PromptLogprobs(begin, tuple(truth[begin - 1 : end - 1]))
+            news = replay.receive("r", event)
+            if news is not None:
+                assert isinstance(news, PromptLogprobs)
+                assert news.first_token_index == len(seen) + 1
+                assert news.logprobs
+                seen += news.logprobs
+    replay.receive("r", finished(0))
+    assert seen == truth
+    assert replay.completion().prompt_logprobs == ((None, *truth) if truth else ())
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_logprobs_that_leave_a_prompt_token_out_are_refused(first: int) -> None:
+    replay = Replay("r", 1)
+    replay.begin_attempt()
+    replay.receive("r", ACCEPTED)
+    with pytest.raises(ProtocolViolation, match=f"prompt token {first} came where 1 was due"):
+        replay.receive("r", PromptLogprobs(first, (TokenLogprobs(-1.0, ()),)))
+
+
+def told(answer: Answer, start: int, data: st.DataObject) -> list[Event]:
+    """What a router sends that computes on from `start`: text is a function of the tokens."""
+    events: list[Event] = []
+    while start < len(answer.token_ids):
+        end = data.draw(st.integers(start + 1, len(answer.token_ids)))
+        text = "".join(answer.pieces[start:end])
+        logprobs = tuple(TokenLogprobs(-float(i), ()) for i in range(start, end))
+        events.append(Delta(0, start, answer.token_ids[start:end], text, logprobs))
+        start = end
+    return [*events, finished(0)]
+
+
+@given(st.data())
+def test_every_token_arrives_exactly_once_when_other_routers_go_on_from_the_checkpoint(
+    data: st.DataObject,
+) -> None:
+    truth = data.draw(answers().filter(lambda answer: answer.token_ids))
+    replay, seen, start = Replay("r", 1), list[Event](), 0
+    num_broken_attempts = data.draw(st.integers(0, 4))
+    for attempt in range(num_broken_attempts + 1):
+        events = told(truth, start, data)
+        if attempt < num_broken_attempts:
+            events = events[: data.draw(st.integers(0, len(events) - 1))]
+        replay.begin_attempt()
+        replay.receive("r", ACCEPTED)
+        seen += [news for event in events if (news := replay.receive("r", event)) is not None]
+        ((_, token_ids, is_finished),) = replay.received()
+        if attempt < num_broken_attempts:
+            assert token_ids == truth.token_ids[: len(token_ids)]
+            # The newest delta is left out: it may have been the last.
+            assert len(token_ids) < len(truth.token_ids)
+            assert start <= len(token_ids)
+            assert not is_finished
+        start = len(token_ids)
+    replay.end()
+    deltas = [event for event in seen if isinstance(event, Delta)]
+    assert tuple(t for delta in deltas for t in delta.token_ids) == truth.token_ids
+    assert "".join(delta.text for delta in deltas) == truth.text
+    assert replay.completion().choices[0].text == truth.text
+
+
+def test_an_answer_that_had_ended_may_be_left_out_of_a_later_attempt() -> None:
+    replay = Replay("r", 2)
+    replay.begin_attempt()
+    replay.receive("r", ACCEPTED)
+    second: list[Event] = [Delta(1, 0, (2,), "b"), Delta(1, 1, (3,), "c")]
+    for event in [Delta(0, 0, (1,), "a"), finished(0), *second]:
+        replay.receive("r", event)
+    assert replay.received() == ((0, (), True), (1, (2,), False))
+    replay.begin_attempt()
+    replay.receive("r", ACCEPTED)
+    replay.receive("r", Delta(1, 1, (3,), "c"))
+    replay.receive("r", finished(1))
+    replay.end()
+    assert [choice.text for choice in replay.completion().choices] == ["a", "bc"]
 
 
 def resumed(*first: Event) -> Replay:

@@ -18,8 +18,8 @@ from tandemserve.errors import (
 from tandemserve.retry import Attempts, RetryPolicy
 
 
-def attempts(timeout_s: float | None = None, **policy: float) -> Attempts:
-    chosen = RetryPolicy(**{"max_retries": 8} | policy)  # type: ignore[arg-type]
+def attempts(timeout_s: float | None = None, **policy: float | None) -> Attempts:
+    chosen = RetryPolicy(**{"max_retries": 8, "retry_for_s": 60.0} | policy)  # type: ignore[arg-type]
     return Attempts(chosen, random.Random(3), timeout_s=timeout_s, now=100.0)
 
 
@@ -72,6 +72,46 @@ def test_a_wait_past_the_deadline_is_not_begun() -> None:
 
 def test_no_timeout_means_no_deadline() -> None:
     assert attempts().remaining_s(1e9) is None
+
+
+def test_a_router_that_is_gone_is_waited_for_as_long_as_the_policy_says() -> None:
+    trial, now, num_tries = attempts(max_retries=None, retry_for_s=10.0), 100.0, 0
+    try:
+        while True:
+            now += (
+                trial.delay_after(ConnectionFailed("x"), now) + 0.1
+            )  # the attempt takes time, too
+            num_tries += 1
+    except ConnectionFailed:
+        assert 7.0 < now - 100.0 <= 10.2
+    assert num_tries >= 6
+
+
+def test_patience_begins_anew_with_every_token() -> None:
+    trial, now = attempts(max_retries=None, retry_for_s=10.0), 100.0
+    for _ in range(50):
+        now += trial.delay_after(ConnectionFailed("x"), now)
+        trial.progressed()
+    assert now > 103.0
+
+
+@pytest.mark.parametrize("error_class", [QueueFull, WorkerFailed, KvCorrupted])
+def test_what_costs_the_cluster_work_is_tried_again_twice(
+    error_class: type[TandemError],
+) -> None:
+    trial = attempts(max_retries=None, retry_for_s=10.0)
+    for _ in range(2):
+        trial.delay_after(error_class("x", retry_after_s=0.1), 100.0)
+    with pytest.raises(error_class):
+        trial.delay_after(error_class("x", retry_after_s=0.1), 100.0)
+
+
+def test_every_other_router_is_asked_before_the_waiting_begins() -> None:
+    policy = RetryPolicy(first_delay_s=0.2)
+    trial = Attempts(policy, random.Random(3), timeout_s=None, now=0.0, num_others=2)
+    delays = [trial.delay_after(NoWorkerAvailable("x", retry_after_s=1.0), 0.0) for _ in range(3)]
+    assert max(delays[:2]) <= 0.05
+    assert delays[2] > 1.0
 
 
 def test_progress_resets_the_count() -> None:

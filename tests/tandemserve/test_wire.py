@@ -15,6 +15,7 @@ from tandemserve.api.v1 import admin_pb2, inference_pb2
         (results.Accepted, inference_pb2.RequestAccepted),
         (results.Delta, inference_pb2.Delta),
         (results.TokenLogprobs, inference_pb2.TokenLogprobs),
+        (results.PromptLogprobs, inference_pb2.PromptLogprobs),
         (results.TopLogprob, inference_pb2.TopLogprob),
         (results.Usage, inference_pb2.Usage),
         (results.Timings, inference_pb2.Timings),
@@ -37,8 +38,9 @@ def test_every_field_of_a_request_can_be_set_by_an_option() -> None:
     options = set(GenerateOptions.__annotations__)
     renamed = {
         "text", "chat", "tokens",  # the prompt
+        "resume",  # made by the client itself, when a stream broke
         "sampling", "service_level",  # their fields are checked below
-        "num_logprobs", "token_ids", "strings",  # logprobs, stop_token_ids, stop
+        "num_prompt_logprobs", "num_logprobs", "token_ids", "strings",  # ..., stop_token_ids, stop
     }  # fmt: skip
     for message in (
         inference_pb2.GenerateRequest,
@@ -75,6 +77,29 @@ def test_logprobs_and_a_matched_token_are_read() -> None:
     assert finished.matched_stop == 2
     assert finished.finish_reason is results.FinishReason.OTHER
     assert finished.timings.tpot_ms == 1.5
+
+
+def test_logprobs_of_a_prompt_are_read() -> None:
+    top = inference_pb2.TopLogprob(token_id=1, logprob=-0.5, text="a")
+    message = inference_pb2.PromptLogprobs(
+        first_token_index=4, logprobs=[inference_pb2.TokenLogprobs(logprob=-2, top=[top])]
+    )
+    event = wire.event_from(inference_pb2.GenerateResponse(prompt_logprobs=message))
+    entry = results.TokenLogprobs(-2.0, (results.TopLogprob(1, -0.5, "a"),))
+    assert event == results.PromptLogprobs(4, (entry,))
+
+
+def test_biases_are_a_mapping_of_token_ids_to_numbers() -> None:
+    request = wire.generate_request({"logit_bias": {5: -1, 7: 2.5}}, new_request_id="r", new_seed=1)
+    assert dict(request.sampling.logit_bias) == {5: -1.0, 7: 2.5}
+    empty = wire.generate_request({"logit_bias": None}, new_request_id="r", new_seed=1)
+    assert not empty.sampling.logit_bias
+    with pytest.raises(InvalidRequest, match="logit_bias: -1 is outside"):
+        wire.generate_request({"logit_bias": {-1: 1.0}}, new_request_id="r", new_seed=1)
+    bad: list[Any] = [[(5, 1.0)], "5:1", {"5": 1.0}, {5: "much"}, {5: True}]
+    for biases in bad:
+        with pytest.raises(TypeError, match="logit_bias must be"):
+            wire.generate_request({"logit_bias": biases}, new_request_id="r", new_seed=1)
 
 
 def test_a_prompt_may_be_any_iterable_of_integers() -> None:

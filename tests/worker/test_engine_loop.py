@@ -28,12 +28,8 @@ from scheduling.messages import (
 from scheduling.sampling import SamplingParams, StopParams
 from scheduling.step import StepPlan
 from scheduling.worker_events import (
-    AwaitKv,
-    CancelPush,
     CommandArrived,
-    ExpectKv,
-    Push,
-    RevokeKv,
+    KvAction,
     SendReport,
     SessionId,
     SessionLost,
@@ -55,7 +51,7 @@ class QuietKv:
         self.num_looks = 0
         self.looked_often = threading.Event()
 
-    def perform(self, action: Push | CancelPush | ExpectKv | AwaitKv | RevokeKv) -> None:
+    def perform(self, action: KvAction) -> None:
         raise AssertionError(f"nothing is to be moved: {action}")
 
     def poll(self) -> list[WorkerEvent]:

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.kv_pool import KvLayout, KvPool
+from engine.kv_swap import KvSwap
+from kvtransfer.batches import PushSettings
 from kvtransfer.loopback import LoopbackTransport
 from kvtransfer.protocol import BlockMoves
-from kvtransfer.sending import PushSettings
 from kvtransfer.testing import patterned_pool
 from runtime.clock import ManualClock
 from scheduling.errors import KvCorrupted
@@ -19,6 +21,8 @@ from scheduling.worker_events import (
     Push,
     QuarantineCleared,
     RevokeKv,
+    SwapIn,
+    SwapOut,
 )
 from worker.kv_receive import KvReceive
 
@@ -66,7 +70,7 @@ def test_kv_has_arrived_when_every_block_has(side: Side) -> None:
     assert side.kv.poll() == []
     assert side.kv.is_polling
     side.push(1)
-    assert side.kv.poll() == [KvArrived(TASK)]
+    assert side.kv.poll() == [KvArrived(TASK, "loopback")]
     assert not side.kv.is_polling
     assert side.kv.poll() == []
 
@@ -75,7 +79,7 @@ def test_kv_that_came_before_it_was_awaited_counts(side: Side) -> None:
     side.push(0, 1)
     assert side.kv.poll() == []
     side.kv.perform(AwaitKv(TASK, BLOCKS, TAGS))
-    assert side.kv.poll() == [KvArrived(TASK)]
+    assert side.kv.poll() == [KvArrived(TASK, "loopback")]
 
 
 def test_kv_that_does_not_come_in_time_is_refused_once(side: Side) -> None:
@@ -127,3 +131,15 @@ def test_blocks_that_are_granted_again_do_not_take_what_was_meant_for_the_first(
 def test_a_decode_worker_pushes_nothing(side: Side) -> None:
     with pytest.raises(ValueError, match="pushes no KV"):
         side.kv.perform(Push(TASK, None, 0, ()))  # type: ignore[arg-type]
+
+
+def test_blocks_are_copied_to_host_memory_and_back() -> None:
+    pool = KvPool(KvLayout(1, 1, 4, 2, "float32"), NUM_BLOCKS)
+    receiver = LoopbackTransport().create_receiver(NUM_BLOCKS, BLOCK_BYTES, "decode-0", 1)
+    kv = KvReceive(receiver, ARRIVAL_TIMEOUT_S, ManualClock(), KvSwap(pool, 2))
+    pool.tensor[3] = 3.0
+    kv.perform(SwapOut((BlockId(3),), (BlockId(1),)))
+    pool.tensor[3] = 0.0
+    kv.perform(SwapIn((BlockId(1),), (BlockId(6),)))
+    assert (pool.tensor[6] == 3.0).all()
+    receiver.close()

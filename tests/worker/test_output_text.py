@@ -24,8 +24,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
-def start_of(prompt: list[int], output: list[int], slot: int = 0) -> SequenceStart:
-    return SequenceStart(slot, (*prompt, *output), len(prompt), SamplingParams(), ())
+PLAIN = SamplingParams()
+
+
+def start_of(
+    prompt: list[int], output: list[int], slot: int = 0, sampling: SamplingParams = PLAIN
+) -> SequenceStart:
+    return SequenceStart(slot, (*prompt, *output), len(prompt), sampling, ())
 
 
 def feed(text: OutputText, tokens: list[int], slot: int = 0) -> list[SampledOutput]:
@@ -38,9 +43,18 @@ def feed(text: OutputText, tokens: list[int], slot: int = 0) -> list[SampledOutp
     return outputs
 
 
-def generate(tokenizer: Tokenizer, tokens: list[int], stop: StopParams) -> list[SampledOutput]:
+def encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def generate(
+    tokenizer: Tokenizer,
+    tokens: list[int],
+    stop: StopParams,
+    sampling: SamplingParams = PLAIN,
+) -> list[SampledOutput]:
     text = OutputText(tokenizer)
-    text.load(start_of(list(tokenizer.encode(PROMPT)), []), stop)
+    text.load(start_of(list(tokenizer.encode(PROMPT)), [], sampling=sampling), stop)
     return feed(text, tokens)
 
 
@@ -118,25 +132,70 @@ def test_a_slot_is_free_again_after_its_sequence_left(tokenizer: Tokenizer) -> N
     assert joined(feed(text, tokens)) == "OP", "nothing of the earlier sequence is left"
 
 
+@pytest.mark.parametrize("num_early", [0, 2, 3])
+def test_nothing_ends_a_sequence_before_it_has_min_tokens(
+    tokenizer: Tokenizer, num_early: int
+) -> None:
+    words = ("STOP", "x", "STOP", " né", "STOP", "rest")
+    pieces = [list(tokenizer.encode(word, add_special_tokens=False)) for word in words]
+    tokens = [token_id for piece in pieces for token_id in piece]
+    text = OutputText(tokenizer)
+    sampling = SamplingParams(min_tokens=sum(map(len, pieces[:num_early])))
+    start = start_of(list(tokenizer.encode(PROMPT)), [], sampling=sampling)
+    text.load(start, StopParams(99, (), ("STOP",)))
+    outputs = feed(text, tokens)
+    assert joined(outputs) == {0: "", 2: "STOPx", 3: "STOPxSTOP né"}[num_early]
+    assert outputs[-1].matched_stop == "STOP"
+
+
+def test_a_stop_string_that_began_too_early_is_none(tokenizer: Tokenizer) -> None:
+    """Its first part was sent already: it is text like any other."""
+    tokens = [
+        token_id for part in ("ST", "OP", "ST", "OP") for token_id in encoded(tokenizer, part)
+    ]
+    text = OutputText(tokenizer)
+    sampling = SamplingParams(min_tokens=len(encoded(tokenizer, "ST")), end_token_ids=(END_ID,))
+    start = start_of(list(tokenizer.encode(PROMPT)), [], sampling=sampling)
+    text.load(start, StopParams(99, (END_ID,), ("STOP",)))
+    assert joined(feed(text, tokens)) == "STOP"
+
+
+def test_an_answer_of_min_tokens_and_no_more_ends_by_its_length(tokenizer: Tokenizer) -> None:
+    tokens = encoded(tokenizer, "STOP")
+    text = OutputText(tokenizer)
+    sampling = SamplingParams(min_tokens=len(tokens))
+    start = start_of(list(tokenizer.encode(PROMPT)), [], sampling=sampling)
+    text.load(start, StopParams(len(tokens), (), ("STOP",)))
+    outputs = feed(text, tokens)
+    assert (joined(outputs), outputs[-1].finish_reason) == ("STOP", "length")
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=10),
     cuts=st.lists(st.integers(0, 60), max_size=3),
     with_stop=st.booleans(),
     spare=st.integers(0, 3),
+    min_tokens=st.sampled_from([0, 0, 4]),
 )
 def test_a_sequence_that_moves_goes_on_with_the_very_next_character(
-    tokenizer: Tokenizer, words: list[str], cuts: list[int], with_stop: bool, spare: int
+    tokenizer: Tokenizer,
+    words: list[str],
+    cuts: list[int],
+    with_stop: bool,
+    spare: int,
+    min_tokens: int,
 ) -> None:
     """After any token another worker may be given prompt and output so far."""
     tokens = list(tokenizer.encode("".join(words), add_special_tokens=False))
     stop = StopParams(len(tokens) + spare, (), ("STOP",) if with_stop else ())
-    whole = generate(tokenizer, tokens, stop)
+    sampling = SamplingParams(min_tokens=min(min_tokens, len(tokens)))
+    whole = generate(tokenizer, tokens, stop, sampling)
     prompt = list(tokenizer.encode(PROMPT))
     moved: list[SampledOutput] = []
     borders = sorted({0, *(cut for cut in cuts if cut < len(whole))})
     for begin, end in zip(borders, [*borders[1:], len(tokens)], strict=True):
         text = OutputText(tokenizer)
-        text.load(start_of(prompt, tokens[:begin]), stop)
+        text.load(start_of(prompt, tokens[:begin], sampling=sampling), stop)
         moved += feed(text, tokens[begin:end])
     assert moved == whole

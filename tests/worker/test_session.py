@@ -9,9 +9,11 @@ from typing import Any
 import grpc
 
 from runtime.wire import (
+    HeartbeatAnswer,
     ReportBatch,
     RouterHello,
     decode_response,
+    encode_admission,
     encode_commands,
     encode_peer,
     encode_router_hello,
@@ -19,14 +21,18 @@ from runtime.wire import (
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
 from scheduling.messages import (
     PROTOCOL_VERSION,
+    Admission,
     CancelTask,
     KvExport,
     PrefillStarted,
+    SetAdmission,
     TaskFailed,
     TaskReleased,
     WorkerHello,
     WorkerLoad,
 )
+from scheduling.prefix_chain import PrefixKey
+from scheduling.prefix_index import PrefixChanges
 from scheduling.worker_events import (
     CommandArrived,
     SendReport,
@@ -42,6 +48,8 @@ HELLO = WorkerHello(
     PROTOCOL_VERSION, WorkerId("decode-0"), Incarnation(7), "decode", 64, 16, 4, "c", "m"
 )
 TASK = TaskId("r/0~1")
+# Only asked to abort a call, which does not happen where it is given.
+NO_CONTEXT: Any = None
 
 
 @dataclass
@@ -110,7 +118,7 @@ async def dialled(place: Office, first: Any) -> AsyncIterator[Any]:
             call.cancel()
 
 
-async def read(call: Any) -> WorkerHello | ReportBatch:
+async def read(call: Any) -> WorkerHello | ReportBatch | HeartbeatAnswer:
     return decode_response(await asyncio.wait_for(call.read(), PATIENCE_S))
 
 
@@ -179,6 +187,27 @@ async def test_a_bad_frame_ends_the_session_and_its_tasks() -> None:
         await place.until_posted(SessionLost(SessionId(1)))
 
 
+async def test_a_late_frame_of_a_session_that_was_replaced_begins_nothing() -> None:
+    """Its writer is stuck in a frame that nobody takes, so its reader is still there."""
+    async with office() as place:
+        frames: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def late_frames() -> AsyncIterator[Any]:
+            yield hello_of()
+            yield await frames.get()
+
+        stuck: Any = place.sessions.Session(late_frames(), NO_CONTEXT)
+        await anext(stuck)
+        async with dialled(place, hello_of()) as call:
+            await read(call)
+            assert place.posted == [SessionLost(SessionId(1))]
+            frames.put_nowait(encode_commands([CancelTask(TASK, "late")]))
+            await call.write(encode_commands([CancelTask(TASK, "timely")]))
+            await place.until_posted(CommandArrived(SessionId(2), CancelTask(TASK, "timely")))
+            assert len(place.posted) == 2
+        await stuck.aclose()
+
+
 async def test_reports_go_to_the_session_that_owns_the_task() -> None:
     async with office() as place, dialled(place, hello_of("a")) as a:
         await read(a)
@@ -231,6 +260,7 @@ async def test_a_router_that_does_not_read_is_cut_off() -> None:
     async with office() as place, dialled(place, hello_of()) as call:
         await read(call)
         await flood(place, 5000)
+        assert SessionLost(SessionId(1)) in place.posted  # though nobody takes its frames
         assert await refused_while_reading(call) is grpc.StatusCode.RESOURCE_EXHAUSTED
         await place.until_posted(SessionLost(SessionId(1)))
 
@@ -257,3 +287,51 @@ async def test_a_worker_that_leaves_closes_every_stream_in_order() -> None:
         place.sessions.end_all()
         assert await status_of(call) is grpc.StatusCode.OK
         assert await refusal_of(place, hello_of("b")) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_cached_prefixes_go_to_every_router_with_the_next_frame() -> None:
+    keys = (PrefixKey(1), PrefixKey(2))
+    async with office() as place, dialled(place, hello_of("router-0")) as early:
+        for _ in range(2):
+            await read(early)  # hello, and the first load
+        place.sessions.deliver_prefixes(PrefixChanges(added=keys))
+        report = PrefillStarted(TASK)
+        place.sessions.deliver([SendReport(SessionId(1), report)], WorkerLoad(64, 0, 0, 0))
+        batch = await read(early)
+        assert isinstance(batch, ReportBatch)
+        assert (batch.reports, batch.prefixes) == ((report,), PrefixChanges(keys, (), True))
+        place.sessions.deliver_prefixes(PrefixChanges(removed=keys[:1]))
+        batch = await read(early)
+        assert isinstance(batch, ReportBatch)
+        assert batch.prefixes == PrefixChanges(removed=keys[:1]), "without any report, too"
+        async with dialled(place, hello_of("router-1")) as late:
+            await read(late)
+            batch = await read(late)
+            assert isinstance(batch, ReportBatch)
+            assert batch.prefixes == PrefixChanges(keys[1:], (), True)
+
+
+async def test_a_cordon_is_told_to_every_router_and_to_those_that_come_later() -> None:
+    async with office() as place, dialled(place, hello_of("one")) as one:
+        async with dialled(place, hello_of("two")) as two:
+            for call in (one, two):
+                assert isinstance(await read(call), WorkerHello)
+                await read(call)
+            await one.write(encode_admission(SetAdmission(Admission.CORDONED)))
+            for call in (one, two):
+                batch = await read(call)
+                assert isinstance(batch, ReportBatch)
+                assert batch.load.admission is Admission.CORDONED
+        # The engine knows nothing of it.
+        place.sessions.deliver([], WorkerLoad(60, 1, 0, 0, num_tasks=1))
+        batch = await read(one)
+        assert isinstance(batch, ReportBatch)
+        assert (batch.load.num_tasks, batch.load.admission) == (1, Admission.CORDONED)
+        async with dialled(place, hello_of("three")) as three:
+            hello = await read(three)
+            assert isinstance(hello, WorkerHello)
+            assert hello.admission is Admission.CORDONED
+            await three.write(encode_admission(SetAdmission(Admission.OPEN)))
+            batch = await read(one)
+            assert isinstance(batch, ReportBatch)
+            assert batch.load.admission is Admission.OPEN

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etandemserve/api/v1/admin.proto\x12\x12tandemserve.api.v1\"\x12\n\x10GetStatusRequest\"\xca\x03\n\x11GetStatusResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x18\n\x10ledger_available\x18\x06 \x01(\x08\x12\x1b\n\x13num_prefill_workers\x18\x07 \x01(\r\x12\x1a\n\x12num_decode_workers\x18\x08 \x01(\r\x12\x19\n\x11num_prompt_queued\x18\t \x01(\r\x12\x16\n\x0enum_prefilling\x18\n \x01(\r\x12\x1d\n\x15num_generation_queued\x18\x0b \x01(\r\x12\x18\n\x10num_transferring\x18\x0c \x01(\r\x12\x14\n\x0cnum_decoding\x18\r \x01(\r\x12\x14\n\x0cnum_finished\x18\x0e \x01(\x04\x12\x12\n\nnum_failed\x18\x0f \x01(\x04\x12\x15\n\rnum_cancelled\x18\x10 \x01(\x04\x12\x19\n\x11num_output_tokens\x18\x11 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x12 \x01(\x04\x12\x16\n\x0enum_migrations\x18\x13 \x01(\x04\"\x14\n\x12ListWorkersRequest\"F\n\x13ListWorkersResponse\x12/\n\x07workers\x18\x01 \x03(\x0b\x32\x1e.tandemserve.api.v1.WorkerView\"\xf5\x01\n\nWorkerView\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0f\n\x07problem\x18\x06 \x01(\t\x12\x12\n\nnum_blocks\x18\x07 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x13\n\x0bnum_running\x18\n \x01(\r\x12\x13\n\x0bnum_waiting\x18\x0b \x01(\r\x12\x15\n\rcompatibility\x18\x0c \x01(\t\"&\n\x11ListQueuesRequest\x12\x11\n\tmax_tasks\x18\x01 \x01(\r\"\xbc\x01\n\x12ListQueuesResponse\x12\x18\n\x10num_prompt_tasks\x18\x01 \x01(\r\x12\x1c\n\x14num_generation_tasks\x18\x02 \x01(\r\x12\x34\n\x0cprompt_tasks\x18\x03 \x03(\x0b\x32\x1e.tandemserve.api.v1.QueuedTask\x12\x38\n\x10generation_tasks\x18\x04 \x03(\x0b\x32\x1e.tandemserve.api.v1.QueuedTask\"\xdb\x01\n\nQueuedTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x15\n\rrequest_class\x18\x03 \x01(\t\x12\x10\n\x08waited_s\x18\x04 \x01(\x01\x12\x1a\n\x12time_to_deadline_s\x18\x05 \x01(\x01\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x1c\n\x14num_predicted_tokens\x18\x07 \x01(\r\x12\x1b\n\x13num_occupied_blocks\x18\x08 \x01(\r\x12\x11\n\twaits_for\x18\t \x01(\t\"/\n\x17ListReservationsRequest\x12\x14\n\x0cmax_holdings\x18\x01 \x01(\r\"\x95\x01\n\x18ListReservationsResponse\x12\x37\n\x07workers\x18\x01 \x03(\x0b\x32&.tandemserve.api.v1.WorkerReservations\x12-\n\x08holdings\x18\x02 \x03(\x0b\x32\x1b.tandemserve.api.v1.Holding\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"m\n\x12WorkerReservations\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12\x1b\n\x13num_reserved_blocks\x18\x04 \x01(\r\"p\n\x07Holding\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0b\n\x03leg\x18\x02 \x01(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x11\n\trouter_id\x18\x04 \x01(\t\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\r\n\x05state\x18\x06 \x01(\t2\x94\x03\n\x0c\x41\x64minService\x12X\n\tGetStatus\x12$.tandemserve.api.v1.GetStatusRequest\x1a%.tandemserve.api.v1.GetStatusResponse\x12^\n\x0bListWorkers\x12&.tandemserve.api.v1.ListWorkersRequest\x1a\'.tandemserve.api.v1.ListWorkersResponse\x12[\n\nListQueues\x12%.tandemserve.api.v1.ListQueuesRequest\x1a&.tandemserve.api.v1.ListQueuesResponse\x12m\n\x10ListReservations\x12+.tandemserve.api.v1.ListReservationsRequest\x1a,.tandemserve.api.v1.ListReservationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etandemserve/api/v1/admin.proto\x12\x12tandemserve.api.v1\"\x12\n\x10GetStatusRequest\"\xca\x03\n\x11GetStatusResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x18\n\x10ledger_available\x18\x06 \x01(\x08\x12\x1b\n\x13num_prefill_workers\x18\x07 \x01(\r\x12\x1a\n\x12num_decode_workers\x18\x08 \x01(\r\x12\x19\n\x11num_prompt_queued\x18\t \x01(\r\x12\x16\n\x0enum_prefilling\x18\n \x01(\r\x12\x1d\n\x15num_generation_queued\x18\x0b \x01(\r\x12\x18\n\x10num_transferring\x18\x0c \x01(\r\x12\x14\n\x0cnum_decoding\x18\r \x01(\r\x12\x14\n\x0cnum_finished\x18\x0e \x01(\x04\x12\x12\n\nnum_failed\x18\x0f \x01(\x04\x12\x15\n\rnum_cancelled\x18\x10 \x01(\x04\x12\x19\n\x11num_output_tokens\x18\x11 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x12 \x01(\x04\x12\x16\n\x0enum_migrations\x18\x13 \x01(\x04\"\x14\n\x12ListWorkersRequest\"F\n\x13ListWorkersResponse\x12/\n\x07workers\x18\x01 \x03(\x0b\x32\x1e.tandemserve.api.v1.WorkerView\"\x9b\x02\n\nWorkerView\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0f\n\x07problem\x18\x06 \x01(\t\x12\x12\n\nnum_blocks\x18\x07 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x13\n\x0bnum_running\x18\n \x01(\r\x12\x13\n\x0bnum_waiting\x18\x0b \x01(\r\x12\x15\n\rcompatibility\x18\x0c \x01(\t\x12\x11\n\tadmission\x18\r \x01(\t\x12\x11\n\tnum_tasks\x18\x0e \x01(\r\"&\n\x11ListQueuesRequest\x12\x11\n\tmax_tasks\x18\x01 \x01(\r\"\x90\x02\n\x12ListQueuesResponse\x12\x18\n\x10num_prompt_tasks\x18\x01 \x01(\r\x12\x1c\n\x14num_generation_tasks\x18\x02 \x01(\r\x12\x34\n\x0cprompt_tasks\x18\x03 \x03(\x0b\x32\x1e.tandemserve.api.v1.QueuedTask\x12\x38\n\x10generation_tasks\x18\x04 \x03(\x0b\x32\x1e.tandemserve.api.v1.QueuedTask\x12\x1a\n\x12num_stranded_tasks\x18\x05 \x01(\r\x12\x36\n\x0estranded_tasks\x18\x06 \x03(\x0b\x32\x1e.tandemserve.api.v1.QueuedTask\"\xdb\x01\n\nQueuedTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x15\n\rrequest_class\x18\x03 \x01(\t\x12\x10\n\x08waited_s\x18\x04 \x01(\x01\x12\x1a\n\x12time_to_deadline_s\x18\x05 \x01(\x01\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x1c\n\x14num_predicted_tokens\x18\x07 \x01(\r\x12\x1b\n\x13num_occupied_blocks\x18\x08 \x01(\r\x12\x11\n\twaits_for\x18\t \x01(\t\"/\n\x17ListReservationsRequest\x12\x14\n\x0cmax_holdings\x18\x01 \x01(\r\"\x95\x01\n\x18ListReservationsResponse\x12\x37\n\x07workers\x18\x01 \x03(\x0b\x32&.tandemserve.api.v1.WorkerReservations\x12-\n\x08holdings\x18\x02 \x03(\x0b\x32\x1b.tandemserve.api.v1.Holding\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"m\n\x12WorkerReservations\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12\x1b\n\x13num_reserved_blocks\x18\x04 \x01(\r\"p\n\x07Holding\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0b\n\x03leg\x18\x02 \x01(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x11\n\trouter_id\x18\x04 \x01(\t\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\r\n\x05state\x18\x06 \x01(\t\"\x83\x01\n\x13ListRequestsRequest\x12\x14\n\x0cmax_requests\x18\x01 \x01(\r\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x15\n\rrequest_class\x18\x04 \x01(\t\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x11\n\tworker_id\x18\x06 \x01(\t\"\x87\x01\n\x14ListRequestsResponse\x12\x31\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.tandemserve.api.v1.RequestView\x12\x14\n\x0cnum_matching\x18\x02 \x01(\r\x12\x13\n\x0bnum_running\x18\x03 \x01(\r\x12\x11\n\tnum_ended\x18\x04 \x01(\r\"\xe4\x02\n\x0bRequestView\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x15\n\rrequest_class\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\r\n\x05\x61ge_s\x18\x06 \x01(\x01\x12\x18\n\x0b\x65nded_ago_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12time_to_deadline_s\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x11num_prompt_tokens\x18\t \x01(\r\x12\x12\n\nmax_tokens\x18\n \x01(\r\x12\x12\n\nerror_code\x18\x0b \x01(\t\x12\x15\n\rerror_message\x18\x0c \x01(\t\x12/\n\x07\x61nswers\x18\r \x03(\x0b\x32\x1e.tandemserve.api.v1.AnswerViewB\x0e\n\x0c_ended_ago_sB\x15\n\x13_time_to_deadline_s\"\xdc\x01\n\nAnswerView\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0f\n\x07phase_s\x18\x03 \x01(\x01\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12\x16\n\x0eprefill_worker\x18\x05 \x01(\t\x12\x15\n\rdecode_worker\x18\x06 \x01(\t\x12\x11\n\twaits_for\x18\x07 \x01(\t\x12\x11\n\tnum_tries\x18\x08 \x01(\r\x12\x17\n\x0fnum_preemptions\x18\t \x01(\r\x12\x16\n\x0enum_migrations\x18\n \x01(\r\"\'\n\x11GetRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"w\n\x12GetRequestResponse\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.tandemserve.api.v1.RequestView\x12/\n\ttimelines\x18\x02 \x03(\x0b\x32\x1c.tandemserve.api.v1.Timeline\"a\n\x08Timeline\x12\r\n\x05index\x18\x01 \x01(\r\x12\x31\n\x06\x65vents\x18\x02 \x03(\x0b\x32!.tandemserve.api.v1.TimelineEvent\x12\x13\n\x0bnum_dropped\x18\x03 \x01(\r\"\xd1\x01\n\rTimelineEvent\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\x0e\n\x06\x63hange\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x11\n\tworker_id\x18\x04 \x01(\t\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x06 \x01(\r\x12\x15\n\rnumber_of_try\x18\x07 \x01(\r\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x19\n\x0cstarted_at_s\x18\t \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_started_at_s\"N\n\x15\x43\x61ncelRequestsRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x10\n\x08operator\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"M\n\x16\x43\x61ncelRequestsResponse\x12\x33\n\x08outcomes\x18\x01 \x03(\x0b\x32!.tandemserve.api.v1.CancelOutcome\"E\n\rCancelOutcome\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tcancelled\x18\x02 \x01(\x08\x12\r\n\x05state\x18\x03 \x01(\t\"P\n\x19SetWorkerAdmissionRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x11\n\tadmission\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"L\n\x1aSetWorkerAdmissionResponse\x12.\n\x06worker\x18\x01 \x01(\x0b\x32\x1e.tandemserve.api.v1.WorkerView2\xb2\x06\n\x0c\x41\x64minService\x12X\n\tGetStatus\x12$.tandemserve.api.v1.GetStatusRequest\x1a%.tandemserve.api.v1.GetStatusResponse\x12^\n\x0bListWorkers\x12&.tandemserve.api.v1.ListWorkersRequest\x1a\'.tandemserve.api.v1.ListWorkersResponse\x12[\n\nListQueues\x12%.tandemserve.api.v1.ListQueuesRequest\x1a&.tandemserve.api.v1.ListQueuesResponse\x12m\n\x10ListReservations\x12+.tandemserve.api.v1.ListReservationsRequest\x1a,.tandemserve.api.v1.ListReservationsResponse\x12\x61\n\x0cListRequests\x12\'.tandemserve.api.v1.ListRequestsRequest\x1a(.tandemserve.api.v1.ListRequestsResponse\x12[\n\nGetRequest\x12%.tandemserve.api.v1.GetRequestRequest\x1a&.tandemserve.api.v1.GetRequestResponse\x12g\n\x0e\x43\x61ncelRequests\x12).tandemserve.api.v1.CancelRequestsRequest\x1a*.tandemserve.api.v1.CancelRequestsResponse\x12s\n\x12SetWorkerAdmission\x12-.tandemserve.api.v1.SetWorkerAdmissionRequest\x1a..tandemserve.api.v1.SetWorkerAdmissionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,21 +40,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTWORKERSRESPONSE']._serialized_start=557
   _globals['_LISTWORKERSRESPONSE']._serialized_end=627
   _globals['_WORKERVIEW']._serialized_start=630
-  _globals['_WORKERVIEW']._serialized_end=875
-  _globals['_LISTQUEUESREQUEST']._serialized_start=877
-  _globals['_LISTQUEUESREQUEST']._serialized_end=915
-  _globals['_LISTQUEUESRESPONSE']._serialized_start=918
-  _globals['_LISTQUEUESRESPONSE']._serialized_end=1106
-  _globals['_QUEUEDTASK']._serialized_start=1109
-  _globals['_QUEUEDTASK']._serialized_end=1328
-  _globals['_LISTRESERVATIONSREQUEST']._serialized_start=1330
-  _globals['_LISTRESERVATIONSREQUEST']._serialized_end=1377
-  _globals['_LISTRESERVATIONSRESPONSE']._serialized_start=1380
-  _globals['_LISTRESERVATIONSRESPONSE']._serialized_end=1529
-  _globals['_WORKERRESERVATIONS']._serialized_start=1531
-  _globals['_WORKERRESERVATIONS']._serialized_end=1640
-  _globals['_HOLDING']._serialized_start=1642
-  _globals['_HOLDING']._serialized_end=1754
-  _globals['_ADMINSERVICE']._serialized_start=1757
-  _globals['_ADMINSERVICE']._serialized_end=2161
+  _globals['_WORKERVIEW']._serialized_end=913
+  _globals['_LISTQUEUESREQUEST']._serialized_start=915
+  _globals['_LISTQUEUESREQUEST']._serialized_end=953
+  _globals['_LISTQUEUESRESPONSE']._serialized_start=956
+  _globals['_LISTQUEUESRESPONSE']._serialized_end=1228
+  _globals['_QUEUEDTASK']._serialized_start=1231
+  _globals['_QUEUEDTASK']._serialized_end=1450
+  _globals['_LISTRESERVATIONSREQUEST']._serialized_start=1452
+  _globals['_LISTRESERVATIONSREQUEST']._serialized_end=1499
+  _globals['_LISTRESERVATIONSRESPONSE']._serialized_start=1502
+  _globals['_LISTRESERVATIONSRESPONSE']._serialized_end=1651
+  _globals['_WORKERRESERVATIONS']._serialized_start=1653
+  _globals['_WORKERRESERVATIONS']._serialized_end=1762
+  _globals['_HOLDING']._serialized_start=1764
+  _globals['_HOLDING']._serialized_end=1876
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=1879
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=2010
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=2013
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=2148
+  _globals['_REQUESTVIEW']._serialized_start=2151
+  _globals['_REQUESTVIEW']._serialized_end=2507
+  _globals['_ANSWERVIEW']._serialized_start=2510
+  _globals['_ANSWERVIEW']._serialized_end=2730
+  _globals['_GETREQUESTREQUEST']._serialized_start=2732
+  _globals['_GETREQUESTREQUEST']._serialized_end=2771
+  _globals['_GETREQUESTRESPONSE']._serialized_start=2773
+  _globals['_GETREQUESTRESPONSE']._serialized_end=2892
+  _globals['_TIMELINE']._serialized_start=2894
+  _globals['_TIMELINE']._serialized_end=2991
+  _globals['_TIMELINEEVENT']._serialized_start=2994
+  _globals['_TIMELINEEVENT']._serialized_end=3203
+  _globals['_CANCELREQUESTSREQUEST']._serialized_start=3205
+  _globals['_CANCELREQUESTSREQUEST']._serialized_end=3283
+  _globals['_CANCELREQUESTSRESPONSE']._serialized_start=3285
+  _globals['_CANCELREQUESTSRESPONSE']._serialized_end=3362
+  _globals['_CANCELOUTCOME']._serialized_start=3364
+  _globals['_CANCELOUTCOME']._serialized_end=3433
+  _globals['_SETWORKERADMISSIONREQUEST']._serialized_start=3435
+  _globals['_SETWORKERADMISSIONREQUEST']._serialized_end=3515
+  _globals['_SETWORKERADMISSIONRESPONSE']._serialized_start=3517
+  _globals['_SETWORKERADMISSIONRESPONSE']._serialized_end=3593
+  _globals['_ADMINSERVICE']._serialized_start=3596
+  _globals['_ADMINSERVICE']._serialized_end=4414
 # @@protoc_insertion_point(module_scope)

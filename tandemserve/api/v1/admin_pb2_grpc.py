@@ -54,6 +54,26 @@ class AdminServiceStub(object):
                 request_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.ListReservationsRequest.SerializeToString,
                 response_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.ListReservationsResponse.FromString,
                 _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/tandemserve.api.v1.AdminService/ListRequests',
+                request_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
+        self.GetRequest = channel.unary_unary(
+                '/tandemserve.api.v1.AdminService/GetRequest',
+                request_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.GetRequestRequest.SerializeToString,
+                response_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.GetRequestResponse.FromString,
+                _registered_method=True)
+        self.CancelRequests = channel.unary_unary(
+                '/tandemserve.api.v1.AdminService/CancelRequests',
+                request_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.CancelRequestsRequest.SerializeToString,
+                response_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.CancelRequestsResponse.FromString,
+                _registered_method=True)
+        self.SetWorkerAdmission = channel.unary_unary(
+                '/tandemserve.api.v1.AdminService/SetWorkerAdmission',
+                request_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.SetWorkerAdmissionRequest.SerializeToString,
+                response_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.SetWorkerAdmissionResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -83,6 +103,35 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRequests(self, request, context):
+        """Requests of this router that run or ended recently.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRequest(self, request, context):
+        """One of them, with everything that happened to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRequests(self, request, context):
+        """Ends requests on both workers at once. Nothing ends unless every id is known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetWorkerAdmission(self, request, context):
+        """Lets a worker take new tasks or not. Returns when the worker has said so to this router; it
+        tells every other router by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +154,26 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListReservations,
                     request_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.ListReservationsRequest.FromString,
                     response_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.ListReservationsResponse.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.ListRequestsRequest.FromString,
+                    response_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.ListRequestsResponse.SerializeToString,
+            ),
+            'GetRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRequest,
+                    request_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.GetRequestRequest.FromString,
+                    response_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.GetRequestResponse.SerializeToString,
+            ),
+            'CancelRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRequests,
+                    request_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.CancelRequestsRequest.FromString,
+                    response_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.CancelRequestsResponse.SerializeToString,
+            ),
+            'SetWorkerAdmission': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetWorkerAdmission,
+                    request_deserializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.SetWorkerAdmissionRequest.FromString,
+                    response_serializer=tandemserve_dot_api_dot_v1_dot_admin__pb2.SetWorkerAdmissionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -215,6 +284,114 @@ class AdminService(object):
             '/tandemserve.api.v1.AdminService/ListReservations',
             tandemserve_dot_api_dot_v1_dot_admin__pb2.ListReservationsRequest.SerializeToString,
             tandemserve_dot_api_dot_v1_dot_admin__pb2.ListReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandemserve.api.v1.AdminService/ListRequests',
+            tandemserve_dot_api_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
+            tandemserve_dot_api_dot_v1_dot_admin__pb2.ListRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandemserve.api.v1.AdminService/GetRequest',
+            tandemserve_dot_api_dot_v1_dot_admin__pb2.GetRequestRequest.SerializeToString,
+            tandemserve_dot_api_dot_v1_dot_admin__pb2.GetRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandemserve.api.v1.AdminService/CancelRequests',
+            tandemserve_dot_api_dot_v1_dot_admin__pb2.CancelRequestsRequest.SerializeToString,
+            tandemserve_dot_api_dot_v1_dot_admin__pb2.CancelRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetWorkerAdmission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandemserve.api.v1.AdminService/SetWorkerAdmission',
+            tandemserve_dot_api_dot_v1_dot_admin__pb2.SetWorkerAdmissionRequest.SerializeToString,
+            tandemserve_dot_api_dot_v1_dot_admin__pb2.SetWorkerAdmissionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -75,11 +75,11 @@ def test_the_command_writes_the_same_whole_folder_twice(
     (text / "functions.rst").write_text(_TEXT)
     options = ["--text", str(text.parent), "--chat-steps", "1", "--no-compile", "--threads", "1"]
     for name in ("first", "second"):
-        assert main(["--out", str(tmp_path / name), "--steps", "3", *options]) == 0
+        assert main(["--out", str(tmp_path / name), "--steps", "1", *options]) == 0
     printed = capsys.readouterr()
-    assert "step 3/3" in printed.err
-    assert "step 1/1" in printed.err
-    assert '"num_steps": 3' in printed.out
+    # Two phases of one step, in both runs.
+    assert printed.err.count("step 1/1") == 4
+    assert printed.out.count('"num_steps": 1') == 4
     verify_checksums(tmp_path / "first")
     report = json.loads((tmp_path / "first" / "training.json").read_text())
     assert 1_800_000 < report["num_parameters"] < 2_400_000

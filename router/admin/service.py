@@ -1,22 +1,40 @@
-"""The Admin service: the live state, read from the core on the event loop."""
+"""The Admin service: the live state, read from the core on the event loop, and its few switches."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import grpc
 
 from cluster.errors import ClusterError
+from router.admin.name_lookup import resolve
+from router.admin.requests import cancel_requests, matching_requests, one_request
+from router.admin.wire import (
+    filter_of,
+    history_to_proto,
+    outcomes_to_proto,
+    queues_to_proto,
+    requests_to_proto,
+    worker_to_proto,
+)
+from router.admin.worker_admission import (
+    admission_named,
+    connected_view,
+    require_successor,
+    worker_away,
+)
 from router.core import RouterCore
+from router.events import Event
 from router.ledger_client import LedgerClient
-from router.sequence import Sequence
 from router.worker_link import WorkerLink
 from runtime.clock import Clock
 from runtime.grpc_errors import abort_with
-from scheduling.errors import StateUnavailable
-from scheduling.ids import TaskId, WorkerId
+from runtime.logging import get_logger
+from scheduling.errors import NoWorkerAvailable, StateUnavailable, TandemError
+from scheduling.ids import WorkerId
 from scheduling.lifecycle import Phase
+from scheduling.messages import Admission, SetAdmission
 from tandemserve.api.v1 import admin_pb2 as pb
 from tandemserve.api.v1 import admin_pb2_grpc
 from tandemserve.version import VERSION
@@ -25,8 +43,10 @@ SERVICE_NAME = "tandemserve.api.v1.AdminService"
 _DEFAULT_MAX_TASKS = 100
 _DEFAULT_MAX_HOLDINGS = 1000
 _MOST_LISTED = 10_000
-_PROMPT_WAITS_FOR = "a prefill worker with room and little backlog"
-_GENERATION_WAITS_FOR = "a decode worker with enough free KV blocks"
+# How long a worker may take to say that it is cordoned, and how often its word is looked for.
+_WORKER_ANSWER_S, _WORKER_POLL_S = 5.0, 0.01
+
+log = get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -41,7 +61,7 @@ class RouterIdentity:
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
-    """Reads; changes nothing."""
+    """Reads the core; what it changes goes through the core or the worker."""
 
     def __init__(
         self,
@@ -50,12 +70,14 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         ledger: LedgerClient,
         links: dict[WorkerId, WorkerLink],
         clock: Clock,
+        apply: Callable[[Event], None],
     ) -> None:
         self._identity = identity
         self._core = core
         self._ledger = ledger
         self._links = links
         self._clock = clock
+        self._apply = apply
         self._started_at_s = clock.now()
 
     async def GetStatus(  # noqa: N802 - the name is given by the protocol
@@ -99,18 +121,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: pb.ListQueuesRequest, context: Context
     ) -> pb.ListQueuesResponse:
         """See AdminService.ListQueues."""
-        state = self._core.state
         most = min(request.max_tasks or _DEFAULT_MAX_TASKS, _MOST_LISTED)
-        return pb.ListQueuesResponse(
-            num_prompt_tasks=len(state.prompt_queue),
-            num_generation_tasks=len(state.generation_queue),
-            prompt_tasks=self._tasks(state.prompt_queue.in_order(), most, _PROMPT_WAITS_FOR),
-            generation_tasks=self._tasks(
-                state.generation_queue.in_order(),
-                most,
-                _GENERATION_WAITS_FOR,
-            ),
-        )
+        return queues_to_proto(self._core.state, most, self._clock.now())
 
     async def ListReservations(  # noqa: N802 - the name is given by the protocol
         self, request: pb.ListReservationsRequest, context: Context
@@ -145,41 +157,76 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             truncated=snapshot.next_page is not None,
         )
 
-    def _worker(self, link: WorkerLink) -> pb.WorkerView:
-        message = pb.WorkerView(
-            worker_id=link.worker_id,
-            role=link.role,
-            address=link.address,
-            incarnation=link.incarnation,
-            state=link.state,
-            problem=link.problem,
-        )
-        view = self._core.state.fleet.get(link.worker_id)
-        if view is not None:
-            message.num_blocks = view.hello.num_blocks
-            message.num_free_blocks = view.load.num_free_blocks
-            message.block_size = view.hello.block_size
-            message.num_running = view.load.num_running
-            message.num_waiting = view.load.num_waiting
-            message.compatibility = view.hello.compatibility
-        return message
-
-    def _tasks(self, ids: Iterable[TaskId], most: int, waits_for: str) -> list[pb.QueuedTask]:
-        by_task = self._core.state.sequence_by_task
+    async def ListRequests(  # noqa: N802 - the name is given by the protocol
+        self, request: pb.ListRequestsRequest, context: Context
+    ) -> pb.ListRequestsResponse:
+        """See AdminService.ListRequests."""
+        try:
+            matching = matching_requests(self._core.state, filter_of(request))
+        except TandemError as error:
+            await abort_with(context, error)
         now = self._clock.now()
-        return [_queued(by_task[task_id], waits_for, now) for task_id in islice(ids, most)]
+        return requests_to_proto(self._core.state, matching, request.max_requests, now)
 
+    async def GetRequest(  # noqa: N802 - the name is given by the protocol
+        self, request: pb.GetRequestRequest, context: Context
+    ) -> pb.GetRequestResponse:
+        """See AdminService.GetRequest."""
+        try:
+            record = one_request(self._core.state, request.request_id)
+        except TandemError as error:
+            await abort_with(context, error)
+        return history_to_proto(self._core.state, record, self._clock.now())
 
-def _queued(sequence: Sequence, waits_for: str, now: float) -> pb.QueuedTask:
-    spec, waiting = sequence.request.spec, sequence.as_waiting()
-    return pb.QueuedTask(
-        task_id=sequence.task_id,
-        tenant=spec.tenant,
-        request_class=spec.request_class,
-        waited_s=now - sequence.phase_since_s,
-        time_to_deadline_s=waiting.deadline_at_s - now,
-        num_prompt_tokens=waiting.num_prompt_tokens,
-        num_predicted_tokens=waiting.num_response_tokens,
-        num_occupied_blocks=waiting.num_occupied_blocks,
-        waits_for=waits_for,
-    )
+    async def CancelRequests(  # noqa: N802 - the name is given by the protocol
+        self, request: pb.CancelRequestsRequest, context: Context
+    ) -> pb.CancelRequestsResponse:
+        """See AdminService.CancelRequests."""
+        try:
+            outcomes = cancel_requests(
+                self._core.state,
+                request.request_ids,
+                request.operator,
+                request.reason,
+                self._apply,
+            )
+        except TandemError as error:
+            await abort_with(context, error)
+        ended = [outcome.request_id for outcome in outcomes if outcome.cancelled]
+        log.info("requests_cancelled", operator=request.operator, request_ids=ended)
+        return outcomes_to_proto(outcomes)
+
+    async def SetWorkerAdmission(  # noqa: N802 - the name is given by the protocol
+        self, request: pb.SetWorkerAdmissionRequest, context: Context
+    ) -> pb.SetWorkerAdmissionResponse:
+        """See AdminService.SetWorkerAdmission."""
+        try:
+            link = await self._set_admission(request)
+        except TandemError as error:
+            await abort_with(context, error)
+        return pb.SetWorkerAdmissionResponse(worker=self._worker(link))
+
+    async def _set_admission(self, request: pb.SetWorkerAdmissionRequest) -> WorkerLink:
+        wanted = admission_named(request.admission)
+        name = resolve("worker", request.worker_id, self._links, "look at `tandem admin workers`")
+        link = self._links[WorkerId(name)]
+        view = connected_view(self._core.state, link)
+        if wanted is not Admission.OPEN and not request.force:
+            require_successor(self._core.state, view)
+        link.send(SetAdmission(wanted))
+        log.info("worker_admission_asked", worker_id=name, admission=wanted.value)
+        deadline_at_s = self._clock.now() + _WORKER_ANSWER_S
+        # The worker's word comes with its load, which announces nothing: look now and then.
+        while view.load.admission is not wanted:
+            if connected_view(self._core.state, link) is not view:
+                raise worker_away(link)
+            if self._clock.now() >= deadline_at_s:
+                raise NoWorkerAvailable(
+                    f"worker {name} did not answer in {_WORKER_ANSWER_S:g} s; look at its log, "
+                    "and try again",
+                )
+            await asyncio.sleep(_WORKER_POLL_S)
+        return link
+
+    def _worker(self, link: WorkerLink) -> pb.WorkerView:
+        return worker_to_proto(link, self._core.state.fleet.get(link.worker_id))

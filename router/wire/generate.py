@@ -6,18 +6,21 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from router.events import EmitFinished, EmitTokens, PhaseTimings
-from router.streams import AcceptedInfo, Emission
+from router.events import EmitFinished, EmitPromptLogprobs, EmitTokens, PhaseTimings
+from router.resuming import ResumeWishes, ToldAnswer, resume_wishes
+from router.stream_log import Emission
+from router.streams import AcceptedInfo
+from router.wire.sampling import SamplingWishes, StopWishes, sampling_wishes, stop_wishes
 from scheduling.errors import InvalidRequest
+from scheduling.sampling import PromptLogprobs
 from tandemserve.api.v1 import inference_pb2 as pb
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LABEL = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 _MAX_CHOICES = 16
-_MAX_STOPS = 16
-_MAX_STOP_CHARS = 256
-_MAX_LOGPROBS = 20
-_MAX_TEMPERATURE = 100.0
+_MAX_SALT_CHARS = 128
+# More of them are converted on a thread: on the event loop it would take milliseconds.
+_MAX_IDS_AT_ONCE = 4096
 _CLASS_NAMES = {
     pb.REQUEST_CLASS_UNSPECIFIED: "standard",
     pb.REQUEST_CLASS_INTERACTIVE: "interactive",
@@ -28,16 +31,6 @@ _FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LEN
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingWishes:
-    """What the caller set; None takes the model's default."""
-
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    seed: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class GenerateCall:
     """A Generate call whose values are legal by themselves; not yet tokenised."""
 
@@ -45,22 +38,20 @@ class GenerateCall:
     # Of everything but the id: a repeated call has the same.
     fingerprint: bytes
     model: str
-    # Exactly one of the three is set.
+    # Exactly one of the three is set. Many token ids are still the message's own.
     text: str | None
     messages: tuple[tuple[str, str], ...] | None
-    token_ids: tuple[int, ...] | None
+    token_ids: Sequence[int] | None
     sampling: SamplingWishes
-    max_tokens: int | None
-    stop_strings: tuple[str, ...]
-    stop_token_ids: tuple[int, ...]
-    ignore_eos: bool
+    stop: StopWishes
+    resume: ResumeWishes
     num_choices: int
-    num_logprobs: int | None
     ttft_s: float | None
     tpot_s: float | None
     request_class: str
     tenant: str
     session: str
+    cache_salt: str
 
 
 def generate_call(request: pb.GenerateRequest) -> GenerateCall:
@@ -70,16 +61,15 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
     for field in ("tenant", "session"):
         if getattr(request, field) and not _LABEL.fullmatch(getattr(request, field)):
             raise InvalidRequest(field, "use 1 to 128 characters of A-Z a-z 0-9 . _ : @ / -")
+    if len(request.cache_salt) > _MAX_SALT_CHARS:
+        raise InvalidRequest("cache_salt", f"use at most {_MAX_SALT_CHARS} characters")
     if request.request_class not in _CLASS_NAMES:
         known = "INTERACTIVE, STANDARD or BATCH"
         raise InvalidRequest("request_class", f"{request.request_class} is unknown; use {known}")
     if request.n > _MAX_CHOICES:
         raise InvalidRequest("n", f"{request.n} answers; ask for at most {_MAX_CHOICES}")
-    num_logprobs = request.num_logprobs if request.HasField("num_logprobs") else None
-    if num_logprobs is not None and num_logprobs > _MAX_LOGPROBS:
-        raise InvalidRequest("num_logprobs", f"{num_logprobs}; ask for at most {_MAX_LOGPROBS}")
     text, messages, token_ids = _prompt(request)
-    stop, level = request.stop, request.service_level
+    level, resume = request.service_level, _resume(request)
     return GenerateCall(
         request_id=request.request_id,
         fingerprint=_fingerprint(request),
@@ -87,18 +77,16 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         text=text,
         messages=messages,
         token_ids=token_ids,
-        sampling=_sampling(request.sampling),
-        max_tokens=_max_tokens(stop),
-        stop_strings=_stop_strings(stop.strings),
-        stop_token_ids=tuple(stop.token_ids),
-        ignore_eos=stop.ignore_eos,
+        sampling=sampling_wishes(request),
+        stop=resume.limited(stop_wishes(request.stop)),
+        resume=resume,
         num_choices=request.n or 1,
-        num_logprobs=num_logprobs,
         ttft_s=_goal_s("ttft_ms", level.ttft_ms) if level.HasField("ttft_ms") else None,
         tpot_s=_goal_s("tpot_ms", level.tpot_ms) if level.HasField("tpot_ms") else None,
         request_class=_CLASS_NAMES[request.request_class],
         tenant=request.tenant or "default",
         session=request.session,
+        cache_salt=request.cache_salt,
     )
 
 
@@ -116,6 +104,7 @@ def accepted_to_proto(request_id: str, info: AcceptedInfo, attached: bool) -> pb
         num_prompt_tokens=info.num_prompt_tokens,
         attached=attached,
         seed=info.seed,
+        max_tokens=info.max_tokens,
     )
     return pb.GenerateResponse(request_id=request_id, accepted=accepted)
 
@@ -143,6 +132,8 @@ def emissions_to_proto(
                 open_delta_by_index[emission.index] = delta
                 responses.append(response)
             _add_tokens(delta, emission, text_of)
+        elif isinstance(emission, EmitPromptLogprobs):
+            responses.append(_prompt_logprobs_to_proto(request_id, emission.logprobs, text_of))
         else:
             open_delta_by_index.pop(emission.index, None)
             finished = _finished_to_proto(emission, info)
@@ -160,6 +151,21 @@ def _add_tokens(delta: pb.Delta, emission: EmitTokens, text_of: Callable[[int], 
             logprobs.top.add(token_id=token_id, logprob=logprob, text=text_of(token_id))
 
 
+def _prompt_logprobs_to_proto(
+    request_id: str, logprobs: PromptLogprobs, text_of: Callable[[int], str]
+) -> pb.GenerateResponse:
+    response = pb.GenerateResponse(request_id=request_id)
+    message, num_top = response.prompt_logprobs, logprobs.num_top
+    message.first_token_index = logprobs.first_token_index
+    for position, logprob in enumerate(logprobs.logprobs):
+        entry = message.logprobs.add(logprob=logprob)
+        for place in range(position * num_top, (position + 1) * num_top):
+            token_id = logprobs.top_token_ids[place]
+            value = logprobs.top_logprobs[place]
+            entry.top.add(token_id=token_id, logprob=value, text=text_of(token_id))
+    return response
+
+
 def _finished_to_proto(finished: EmitFinished, info: AcceptedInfo) -> pb.ChoiceFinished:
     message = pb.ChoiceFinished(
         index=finished.index,
@@ -167,6 +173,7 @@ def _finished_to_proto(finished: EmitFinished, info: AcceptedInfo) -> pb.ChoiceF
         usage=pb.Usage(
             num_prompt_tokens=info.num_prompt_tokens,
             num_output_tokens=finished.num_output_tokens,
+            num_cached_tokens=finished.num_cached_tokens,
         ),
         timings=_timings_to_proto(finished.timings),
     )
@@ -195,12 +202,14 @@ def _timings_to_proto(timings: PhaseTimings) -> pb.Timings:
         early_binding=timings.early_binding,
         num_preemptions=timings.num_preemptions,
         num_migrations=timings.num_migrations,
+        num_blocks_skipped=timings.num_blocks_skipped,
+        num_swaps=timings.num_swaps,
     )
 
 
 def _prompt(
     request: pb.GenerateRequest,
-) -> tuple[str | None, tuple[tuple[str, str], ...] | None, tuple[int, ...] | None]:
+) -> tuple[str | None, tuple[tuple[str, str], ...] | None, Sequence[int] | None]:
     match request.WhichOneof("prompt"):
         case "text":
             if not request.text:
@@ -211,42 +220,22 @@ def _prompt(
         case "tokens":
             if not request.tokens.ids:
                 raise InvalidRequest("tokens", "the prompt is empty; send at least one token id")
-            return None, None, tuple(request.tokens.ids)
+            ids = request.tokens.ids
+            return None, None, tuple(ids) if len(ids) <= _MAX_IDS_AT_ONCE else ids
         case _:
             raise InvalidRequest("prompt", "is missing; set text, chat or tokens")
 
 
-def _sampling(params: pb.SamplingParams) -> SamplingWishes:
-    temperature = params.temperature if params.HasField("temperature") else None
-    if temperature is not None and not 0 <= temperature <= _MAX_TEMPERATURE:
-        legal = f"use 0 (greedy) to {_MAX_TEMPERATURE:g}"
-        raise InvalidRequest("temperature", f"{temperature} is out of range; {legal}")
-    top_p = params.top_p if params.HasField("top_p") else None
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InvalidRequest("top_p", f"{top_p} is out of range; use a value in (0, 1]")
-    top_k = params.top_k if params.HasField("top_k") else None
-    if top_k is not None and top_k < 0:
-        raise InvalidRequest("top_k", f"{top_k} is negative; use 0 (all tokens) or more")
-    seed = params.seed if params.HasField("seed") else None
-    return SamplingWishes(temperature, top_k, top_p, seed)
-
-
-def _max_tokens(stop: pb.StopConditions) -> int | None:
-    if not stop.HasField("max_tokens"):
-        return None
-    if stop.max_tokens < 1:
-        raise InvalidRequest("max_tokens", "is 0; ask for at least 1 token")
-    return stop.max_tokens
-
-
-def _stop_strings(strings: Sequence[str]) -> tuple[str, ...]:
-    if len(strings) > _MAX_STOPS:
-        raise InvalidRequest("stop", f"{len(strings)} stop strings; send at most {_MAX_STOPS}")
-    for string in strings:
-        if not 1 <= len(string) <= _MAX_STOP_CHARS:
-            legal = f"use 1 to {_MAX_STOP_CHARS} characters"
-            raise InvalidRequest("stop", f"a stop string has {len(string)} characters; {legal}")
-    return tuple(strings)
+def _resume(request: pb.GenerateRequest) -> ResumeWishes:
+    if not request.HasField("resume"):
+        return ResumeWishes()
+    resume = request.resume
+    return resume_wishes(
+        request.n or 1,
+        [ToldAnswer(c.index, tuple(c.token_ids), c.is_finished) for c in resume.choices],
+        seed=resume.seed if resume.HasField("seed") else None,
+        max_tokens=(resume.max_tokens or None) if resume.HasField("max_tokens") else None,
+    )
 
 
 def _goal_s(field: str, milliseconds: float) -> float:
@@ -256,7 +245,15 @@ def _goal_s(field: str, milliseconds: float) -> float:
 
 
 def _fingerprint(request: pb.GenerateRequest) -> bytes:
-    content = pb.GenerateRequest()
-    content.CopyFrom(request)
-    content.request_id = ""
-    return hashlib.blake2b(content.SerializeToString(deterministic=True), digest_size=16).digest()
+    # A prompt may be large, so the rest is taken out of the message, not the content copied.
+    request_id, resume = request.request_id, pb.Resume()
+    resume.CopyFrom(request.resume)
+    has_resume = request.HasField("resume")
+    request.request_id = ""
+    # What the caller has of the answer is no part of the question.
+    request.ClearField("resume")
+    content = request.SerializeToString(deterministic=True)
+    request.request_id = request_id
+    if has_resume:
+        request.resume.CopyFrom(resume)
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -1,21 +1,40 @@
 """What callers send is checked by field; what they get keeps order and saves messages."""
 
+from array import array
 from typing import Any
 
 import pytest
 
-from router.events import EmitFinished, EmitTokens, PhaseTimings
-from router.streams import AcceptedInfo, Emission
-from router.wire import emissions_to_proto, generate_call
+from router.events import EmitFinished, EmitPromptLogprobs, EmitTokens, PhaseTimings
+from router.stream_log import Emission
+from router.streams import AcceptedInfo
+from router.wire.generate import emissions_to_proto, generate_call
+from router.wire.sampling import SamplingWishes, StopWishes
 from scheduling.errors import InvalidRequest
 from scheduling.ids import RequestId, TaskId
 from scheduling.messages import TokensEmitted
-from scheduling.sampling import TokenLogprobs
+from scheduling.sampling import PromptLogprobs, TokenLogprobs
 from tandemserve.api.v1 import inference_pb2 as pb
 
 ID = RequestId("r")
+TOKENS = TokensEmitted(TaskId("t"), 0, (1,), "x")
 INFO = AcceptedInfo("model", 3, 5, "standard")
 TIMINGS = PhaseTimings(0.1, 0, 0, 0, 0, 0.2, None, 0.3, 2, 64, "t", "p", "d", True, 1, 2)
+
+
+MANY = dict.fromkeys(range(1025), 1.0)
+NAN, INFINITY = float("nan"), float("inf")
+# Besides these, the very limits are legal.
+ILLEGAL = {
+    "min_p": (-0.01, 1.01, NAN, INFINITY),
+    "repetition_penalty": (0.0, -1.0, NAN, INFINITY),
+    "presence_penalty": (-2.01, 2.01, NAN, -INFINITY),
+    "frequency_penalty": (-2.01, 2.01, NAN, INFINITY),
+}
+
+
+def sampling_of(**fields: Any) -> pb.SamplingParams:
+    return pb.SamplingParams(**fields)
 
 
 def request_of(**fields: Any) -> pb.GenerateRequest:
@@ -27,7 +46,8 @@ def test_what_is_not_set_is_left_to_the_model() -> None:
     sampling = call.sampling
     unset = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
     assert unset == (None, None, None, None)
-    assert (call.max_tokens, call.num_logprobs, call.ttft_s, call.tpot_s) == (None,) * 4
+    assert (call.stop.max_tokens, sampling.num_logprobs, call.ttft_s, call.tpot_s) == (None,) * 4
+    assert (sampling, call.stop) == (SamplingWishes(), StopWishes())
     assert (call.num_choices, call.request_class, call.tenant) == (1, "standard", "default")
 
 
@@ -35,7 +55,7 @@ def test_zero_is_a_value_where_it_means_something() -> None:
     sampling = pb.SamplingParams(temperature=0.0, seed=0, top_k=0)
     call = generate_call(request_of(sampling=sampling, num_logprobs=0))
     assert (call.sampling.temperature, call.sampling.seed, call.sampling.top_k) == (0.0, 0, 0)
-    assert call.num_logprobs == 0
+    assert call.sampling.num_logprobs == 0
 
 
 @pytest.mark.parametrize(
@@ -58,6 +78,17 @@ def test_zero_is_a_value_where_it_means_something() -> None:
         ("top_p", request_of(sampling=pb.SamplingParams(top_p=0.0))),
         ("top_p", request_of(sampling=pb.SamplingParams(top_p=1.1))),
         ("top_p", request_of(sampling=pb.SamplingParams(top_p=float("nan")))),
+        *(
+            (field, request_of(sampling=sampling_of(**{field: value})))
+            for field, values in ILLEGAL.items()
+            for value in values
+        ),
+        ("logit_bias", request_of(sampling=pb.SamplingParams(logit_bias={5: 100.5}))),
+        ("logit_bias", request_of(sampling=pb.SamplingParams(logit_bias={5: float("nan")}))),
+        ("logit_bias", request_of(sampling=pb.SamplingParams(logit_bias=MANY))),
+        ("num_prompt_logprobs", request_of(num_prompt_logprobs=21)),
+        ("min_tokens", request_of(stop=pb.StopConditions(max_tokens=3, min_tokens=4))),
+        ("stop_token_ids", request_of(stop=pb.StopConditions(token_ids=range(257)))),
         ("max_tokens", request_of(stop=pb.StopConditions(max_tokens=0))),
         ("stop", request_of(stop=pb.StopConditions(strings=[""]))),
         ("stop", request_of(stop=pb.StopConditions(strings=["x" * 257]))),
@@ -72,6 +103,54 @@ def test_an_illegal_value_is_refused_by_the_name_of_its_field(
     with pytest.raises(InvalidRequest) as refused:
         generate_call(request_)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        pb.SamplingParams(min_p=0, repetition_penalty=1e-6, presence_penalty=-2),
+        pb.SamplingParams(min_p=1, repetition_penalty=1e6, frequency_penalty=2),
+        pb.SamplingParams(logit_bias=dict.fromkeys(range(1024), -100.0)),
+        pb.SamplingParams(logit_bias={0: 100.0}, temperature=100, top_p=1),
+    ],
+)
+def test_the_limits_themselves_are_legal(sampling: pb.SamplingParams) -> None:
+    wishes = generate_call(request_of(sampling=sampling)).sampling
+    for field, value in sampling.ListFields():
+        wished = getattr(wishes, field.name)
+        assert wished == (tuple(sorted(value.items())) if field.name == "logit_bias" else value)
+
+
+def test_a_message_says_what_would_be_legal() -> None:
+    with pytest.raises(InvalidRequest, match=r"2.5 is out of range; use -2 to 2 \(0 changes"):
+        generate_call(request_of(sampling=pb.SamplingParams(presence_penalty=2.5)))
+    with pytest.raises(InvalidRequest, match="use a finite number above 0 "):
+        generate_call(request_of(sampling=pb.SamplingParams(repetition_penalty=0)))
+    with pytest.raises(InvalidRequest, match="use above 0 to 1"):
+        generate_call(request_of(sampling=pb.SamplingParams(top_p=0)))
+    with pytest.raises(InvalidRequest, match=r"above max_tokens \(3\); raise that or lower this"):
+        generate_call(request_of(stop=pb.StopConditions(max_tokens=3, min_tokens=4)))
+
+
+def test_logprobs_of_the_prompt_are_spelt_and_come_as_messages_of_their_own() -> None:
+    piece = PromptLogprobs(
+        first_token_index=1,
+        logprobs=array("f", [-0.5, -1.5]),
+        top_token_ids=array("I", [7, 8, 9, 7]),
+        top_logprobs=array("f", [-0.25, -0.5, -1, -1.25]),
+    )
+    batch: list[Emission] = [EmitPromptLogprobs(ID, piece), EmitTokens(ID, 0, TOKENS)]
+    scored, delta = emissions_to_proto("r", batch, INFO, lambda token_id: f"<{token_id}>")
+    assert scored.prompt_logprobs.first_token_index == 1
+    found = [
+        (entry.logprob, [(top.token_id, top.logprob, top.text) for top in entry.top])
+        for entry in scored.prompt_logprobs.logprobs
+    ]
+    assert found == [
+        (-0.5, [(7, -0.25, "<7>"), (8, -0.5, "<8>")]),
+        (-1.5, [(9, -1.0, "<9>"), (7, -1.25, "<7>")]),
+    ]
+    assert delta.delta.token_ids == [1]
 
 
 def test_a_repeated_call_has_the_same_fingerprint_and_another_one_has_not() -> None:

@@ -1,0 +1,76 @@
+"""One sequence on a decode worker, from admission until its last block is free."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from scheduling.ids import TaskId
+from scheduling.messages import SequenceSpec
+from scheduling.prefix_chain import BlockHash
+from scheduling.worker_events import SessionId
+
+
+class Stage(Enum):
+    """Where a task stands on this worker."""
+
+    # Blocks granted; KV may be arriving.
+    ADMITTED = auto()
+    # The prompt is computed; waiting for the last blocks.
+    ARRIVING = auto()
+    # All KV is here; waiting for a slot.
+    READY = auto()
+    RUNNING = auto()
+    # Its KV lies in host memory; the router says when there is room again.
+    PARKED = auto()
+    # Over, but a sender might still write into its blocks.
+    QUARANTINED = auto()
+
+
+@dataclass(slots=True)
+class GenerationTask:
+    """What the core knows of it."""
+
+    task_id: TaskId
+    session_id: SessionId
+    sequence: SequenceSpec
+    num_kv_blocks: int
+    stage: Stage = Stage.ADMITTED
+    output_token_ids: list[int] = field(default_factory=list)
+    slot: int | None = None
+    # A growth request is on its way.
+    is_growing: bool = False
+    # The last growth request was refused.
+    is_denied: bool = False
+    # Hashes of its full blocks so far; empty where prefixes are not cached.
+    chain: list[BlockHash] = field(default_factory=list)
+    # Of its blocks, the first num_present were here; then num_joined are on their way for others.
+    num_present: int = 0
+    num_joined: int = 0
+    # With so many tokens one more block is full than the chain says; None: prefixes do not count.
+    next_full_at: int | None = None
+
+    @property
+    def taken_slot(self) -> int:
+        """Its place in the batch, while it is in there."""
+        assert self.slot is not None
+        return self.slot
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far; the newest token's KV is computed by the next step."""
+        return len(self.sequence.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_tokens_at_most(self) -> int:
+        """Tokens whose KV this sequence can ever need."""
+        return len(self.sequence.prompt_token_ids) + self.sequence.stop.max_tokens - 1
+
+    @property
+    def num_shared(self) -> int:
+        """Blocks that its own transfer does not fill."""
+        return self.num_present + self.num_joined
+
+    def tokens_between(self, start: int, end: int) -> list[int]:
+        """Prompt and output tokens at these positions."""
+        prompt = self.sequence.prompt_token_ids
+        in_output = max(0, start - len(prompt)), max(0, end - len(prompt))
+        return [*prompt[start:end], *self.output_token_ids[slice(*in_output)]]

@@ -1,0 +1,122 @@
+"""Which of a sequence's KV lies in host memory while it waits for blocks on the device.
+
+Host memory is counted by a pool of its own. Full blocks are named there as they are on the device,
+so that a block which several parked sequences share is copied and kept once, and one that another
+sequence still holds on the device need not come back.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from decode_worker.generation_task import GenerationTask
+from scheduling.block_pool import BlockPool, num_blocks_for
+from scheduling.ids import TaskId
+from scheduling.prefix_chain import BlockHash
+from scheduling.worker_events import SwapIn, SwapOut
+
+
+class Preemption(StrEnum):
+    """How a sequence makes room when none of those that run can go on."""
+
+    # Swap the one that is cheapest to compute again, where host memory has room for it.
+    AUTO = "auto"
+    # Look for one that host memory has room for.
+    SWAP = "swap"
+    # Give its KV up.
+    RECOMPUTE = "recompute"
+
+
+class KvSwapping:
+    """The part of the decode core that counts host memory; it performs no copy."""
+
+    def __init__(
+        self, pool: BlockPool, block_size: int, num_blocks: int, preemption: Preemption
+    ) -> None:
+        self._pool = pool
+        self._block_size = block_size
+        self._preemption = preemption
+        is_on = num_blocks > 0 and preemption is not Preemption.RECOMPUTE
+        # None: there is no host memory for KV.
+        self._space = BlockPool(num_blocks) if is_on else None
+        self._parked: dict[TaskId, GenerationTask] = {}
+
+    @property
+    def num_parked(self) -> int:
+        """Sequences whose KV lies in host memory."""
+        return len(self._parked)
+
+    def take_out_one(
+        self, tasks: Iterable[GenerationTask]
+    ) -> tuple[GenerationTask, SwapOut] | None:
+        """Move the first there is room for, or the first if any; None where that is not so."""
+        for task in tasks:
+            swap_out = self._take_out(task)
+            if swap_out is not None:
+                return task, swap_out
+            if self._preemption is not Preemption.SWAP:
+                break
+        return None
+
+    def _take_out(self, task: GenerationTask) -> SwapOut | None:
+        """Let go of the task's blocks; None, and nothing has changed, where there is no room."""
+        space = self._space
+        # It asks for more room one token later than it can use it, hence the one more.
+        num_at_most = num_blocks_for(task.num_tokens_at_most + 1, self._block_size)
+        if space is None or num_at_most > self._pool.num_blocks:
+            return None  # it could not come back here
+        num_kv_blocks = self._num_kv_blocks(task)
+        chain = self._chain(task)
+        present = space.longest_prefix(chain)
+        taken = space.allocate(task.task_id, num_kv_blocks - len(present), present)
+        if taken is None:
+            return None
+        for block_id, block_hash in zip(space.blocks_of(task.task_id), chain, strict=False):
+            space.register(block_id, block_hash)
+        source = self._pool.blocks_of(task.task_id)[len(present) : num_kv_blocks]
+        self._pool.release(task.task_id)
+        self._parked[task.task_id] = task
+        return SwapOut(source, taken)
+
+    def bring_back(self, task: GenerationTask, num_blocks: int) -> SwapIn | None:
+        """Give the task so many blocks again; None, and nothing has changed, without room."""
+        assert self._space is not None
+        found = self._pool.longest_prefix(self._chain(task))
+        num_kv_blocks = self._num_kv_blocks(task)
+        num_new = max(num_blocks, num_kv_blocks) - len(found)
+        taken = self._pool.allocate(task.task_id, num_new, found)
+        if taken is None:
+            return None
+        source = self._space.blocks_of(task.task_id)[len(found) : num_kv_blocks]
+        self.forget(task)
+        return SwapIn(source, taken[: len(source)])
+
+    def forget(self, task: GenerationTask) -> None:
+        """It needs nothing in host memory any more; harmless for one that never did."""
+        if self._space is not None:
+            self._space.release(task.task_id)
+            self._space.take_prefix_changes()  # nobody is told of them
+        self._parked.pop(task.task_id, None)
+
+    def distrust(self, task: GenerationTask) -> None:
+        """What was computed from the task's KV went wrong: no other shall get a copy of it."""
+        if self._space is not None:
+            self._space.forget(task.chain)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless host memory holds what parked sequences need."""
+        assert not any(map(self._pool.num_blocks_of, self._parked))
+        if self._space is None:
+            assert not self._parked
+            return
+        self._space.check_invariants()
+        held = {b for task_id in self._parked for b in self._space.blocks_of(task_id)}
+        assert len(held) == self._space.num_blocks - self._space.num_free_blocks
+        for task_id, task in self._parked.items():
+            assert self._space.num_blocks_of(task_id) == self._num_kv_blocks(task)
+
+    def _num_kv_blocks(self, task: GenerationTask) -> int:
+        # The KV of the newest token does not exist yet.
+        return num_blocks_for(task.num_tokens - 1, self._block_size)
+
+    def _chain(self, task: GenerationTask) -> list[BlockHash]:
+        return task.chain[: self._num_kv_blocks(task)]

@@ -1,0 +1,198 @@
+"""Attention by FlashInfer's kernels, on CUDA.
+
+Written from FlashInfer 0.6.6 (signatures of `plan` and `run`, HND pages, page strides) and tested
+against a fake of that contract; nothing here has been measured on a GPU.
+
+Determinism: left to itself FlashInfer cuts long KV by how full the GPU is, so a token's bits would
+depend on its batch. Here the cut is fixed (`fixed_split_size`, FA2 kernels, and for single tokens
+their tensor-core variant, which alone knows it), which its documentation calls invariant to the
+batch size; tests/engine/attention/test_on_cuda.py asks. Between a prompt chunk and a single token
+the tiles may still differ, so a recomputed token may differ in the last bit from the decoded one:
+bitwise equality is promised on the CPU only. FA3, faster on Hopper, has no fixed cut.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.attention.backend import AttentionBatch
+from engine.attention.kv_write import write_new, write_rows
+from engine.attention.paged_plan import Int32Array, PagedPlan, plan_pages
+from engine.kv_pool import KvLayout, KvPool
+from engine.model_config import LayerAttention
+
+# Shared by all kernels; FlashInfer recommends this size.
+WORKSPACE_BYTES = 128 * 2**20
+# Tokens of a KV cut, rounded to whole blocks.
+SPLIT_TOKENS = 512
+_HND = "HND"
+
+
+class PagedWrapper(Protocol):
+    """A wrapper of FlashInfer for paged KV, of decode or of prefill."""
+
+    # The real ones also take what we leave out; by keyword, since positions move between versions.
+    def plan(self, **arguments: Any) -> None: ...
+
+    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor: ...
+
+
+class FlashInferKernels(Protocol):
+    """Makes wrappers over one workspace."""
+
+    @property
+    def version(self) -> str: ...
+
+    def decode_wrapper(self) -> PagedWrapper: ...
+
+    def prefill_wrapper(self) -> PagedWrapper: ...
+
+
+class InstalledKernels:
+    """The package `flashinfer`; compiles or loads kernels when a wrapper is first planned."""
+
+    def __init__(self, device: torch.device) -> None:
+        import flashinfer
+
+        self._package: Any = flashinfer
+        self._workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+
+    @property
+    def version(self) -> str:
+        return str(self._package.__version__)
+
+    def decode_wrapper(self) -> PagedWrapper:
+        wrapper: PagedWrapper = self._package.BatchDecodeWithPagedKVCacheWrapper(
+            self._workspace, kv_layout=_HND, use_tensor_cores=True, backend="fa2"
+        )
+        return wrapper
+
+    def prefill_wrapper(self) -> PagedWrapper:
+        wrapper: PagedWrapper = self._package.BatchPrefillWithPagedKVCacheWrapper(
+            self._workspace, kv_layout=_HND, backend="fa2"
+        )
+        return wrapper
+
+
+class FlashInferAttention:
+    """FlashInfer for `num_heads` query heads over bfloat16 pools of one layout."""
+
+    def __init__(
+        self,
+        layout: KvLayout,
+        num_heads: int,
+        layers: tuple[LayerAttention, ...],
+        kernels: FlashInferKernels,
+    ) -> None:
+        """Raises: ValueError for a pool in float32, which FlashInfer has no kernels for."""
+        if layout.torch_dtype != torch.bfloat16:
+            raise ValueError("FlashInfer needs bfloat16 KV; use --dtype bfloat16")
+        self._layout = layout
+        self._layers = layers
+        self._kernels = kernels
+        self._num_heads = num_heads
+        # Wrappers keep the plan of a step: one pair for each kind of layer, reused by every step.
+        self._wrappers = {
+            layer: _Wrappers(kernels.decode_wrapper(), kernels.prefill_wrapper())
+            for layer in dict.fromkeys(layers)
+        }
+
+    @property
+    def arithmetic(self) -> str:
+        """The version of the kernels and the cut."""
+        return f"flashinfer-{self._kernels.version}-fa2-{self._split_blocks}"
+
+    @property
+    def _split_blocks(self) -> int:
+        return max(1, SPLIT_TOKENS // self._layout.block_size)
+
+    def begin(self, batch: AttentionBatch, kv_pool: KvPool) -> "FlashInferStep":
+        num_single = int((batch.num_queries == 1).sum())
+        num_seqs, size = len(batch.starts), self._layout.block_size
+        if num_single:
+            single = plan_pages(batch, 0, num_single, size)
+            for layer, wrappers in self._wrappers.items():
+                wrappers.decode.plan(**self._decode_arguments(single, layer))
+        if num_single < num_seqs:
+            chunks = plan_pages(batch, num_single, num_seqs, size)
+            for layer, wrappers in self._wrappers.items():
+                wrappers.prefill.plan(**self._prefill_arguments(chunks, layer))
+        by_layer = tuple(self._wrappers[layer] for layer in self._layers)
+        return FlashInferStep(by_layer, num_single, write_rows(batch, kv_pool), kv_pool)
+
+    def _decode_arguments(self, pages: PagedPlan, layer: LayerAttention) -> dict[str, Any]:
+        return self._shared_arguments(layer) | {
+            "indptr": _tensor(pages.indptr),
+            "indices": _tensor(pages.indices),
+            "last_page_len": _tensor(pages.last_page_len),
+            "head_dim": self._layout.head_dim,
+        }
+
+    def _prefill_arguments(self, pages: PagedPlan, layer: LayerAttention) -> dict[str, Any]:
+        return self._shared_arguments(layer) | {
+            "qo_indptr": _tensor(pages.qo_indptr),
+            "paged_kv_indptr": _tensor(pages.indptr),
+            "paged_kv_indices": _tensor(pages.indices),
+            "paged_kv_last_page_len": _tensor(pages.last_page_len),
+            "head_dim_qk": self._layout.head_dim,
+            "causal": True,
+        }
+
+    def _shared_arguments(self, layer: LayerAttention) -> dict[str, Any]:
+        window = layer.sliding_window
+        return {
+            "num_qo_heads": self._num_heads,
+            "num_kv_heads": self._layout.num_kv_heads,
+            "page_size": self._layout.block_size,
+            "sm_scale": layer.scale,
+            # FlashInfer counts the tokens before the query; ours counts the query as well.
+            "window_left": -1 if window is None else window - 1,
+            "logits_soft_cap": layer.softcap,
+            "q_data_type": self._layout.torch_dtype,
+            "kv_data_type": self._layout.torch_dtype,
+            "fixed_split_size": self._split_blocks,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrappers:
+    """The kernels of one kind of layer: single tokens, and prompt chunks."""
+
+    decode: PagedWrapper
+    prefill: PagedWrapper
+
+
+class FlashInferStep:
+    """One step over planned wrappers."""
+
+    def __init__(
+        self,
+        wrappers: tuple[_Wrappers, ...],
+        num_single: int,
+        new_rows: Tensor,
+        kv_pool: KvPool,
+    ) -> None:
+        self._wrappers = wrappers
+        self._num_single = num_single
+        self._new_rows = new_rows
+        self._pool = kv_pool
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        write_new(self._pool, layer, self._new_rows, key, value)
+        # [num_blocks, num_kv_heads, block_size, head_dim] each, a block's stride apart.
+        keys, values = self._pool.layer(layer).unbind(1)
+        rows = query.to(keys.dtype).contiguous()
+        wrappers, single = self._wrappers[layer], self._num_single
+        parts = []
+        if single:
+            parts.append(wrappers.decode.run(rows[:single], (keys, values)))
+        if single < len(rows):
+            parts.append(wrappers.prefill.run(rows[single:], (keys, values)))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
+
+
+def _tensor(array: Int32Array) -> Tensor:
+    # Host memory: the wrappers plan on the host and copy what their kernels need.
+    return torch.from_numpy(array)

@@ -1,0 +1,183 @@
+"""Attention by a compiled kernel that reads the pool in place (engine/native/attention.c).
+
+A row's operations and their order depend on the row alone: no products in batches, no copies of
+KV, nothing to find out by experiment. Arithmetic is float32 whatever the pool holds.
+"""
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.attention.backend import AttentionBatch, IntArray
+from engine.kv_pool import KvLayout, KvPool
+from engine.model_config import LayerAttention
+from engine.native.library import KernelLibrary
+
+# As in the C source.
+MAX_HEAD_DIM = 256
+MAX_GROUP_SIZE = 32
+
+# Pairs of a query token and a key below which a second thread costs more than it saves.
+_MIN_PAIRS_OF_THREAD = 2000
+
+_int64, _float, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class _Step(ctypes.Structure):
+    """tandem_step of the C source."""
+
+    _fields_ = (
+        ("pool", _pointer),
+        ("is_bfloat16", _int64),
+        ("num_layers", _int64),
+        ("num_kv_heads", _int64),
+        ("block_size", _int64),
+        ("head_dim", _int64),
+        ("group_size", _int64),
+        ("num_seqs", _int64),
+        ("num_tokens", _int64),
+        ("starts", _pointer),
+        ("num_queries", _pointer),
+        ("block_tables", _pointer),
+        ("table_width", _int64),
+        ("slot_mapping", _pointer),
+    )
+
+
+class _Layer(ctypes.Structure):
+    """tandem_layer of the C source."""
+
+    _fields_ = (
+        ("layer", _int64),
+        ("scale", _float),
+        ("softcap", _float),
+        ("sliding_window", _int64),
+        ("query", _pointer),
+        ("key", _pointer),
+        ("value", _pointer),
+        ("query_stride", _int64),
+        ("key_stride", _int64),
+        ("value_stride", _int64),
+        ("out", _pointer),
+    )
+
+
+def fits(layout: KvLayout, num_heads: int) -> bool:
+    """Whether the kernel is made for these shapes."""
+    group_size = num_heads // layout.num_kv_heads
+    return layout.head_dim <= MAX_HEAD_DIM and group_size <= MAX_GROUP_SIZE
+
+
+class NativeAttention:
+    """The compiled kernel for `num_heads` query heads over pools of one layout, on the CPU."""
+
+    def __init__(
+        self,
+        layout: KvLayout,
+        num_heads: int,
+        layers: tuple[LayerAttention, ...],
+        kernels: KernelLibrary,
+    ) -> None:
+        """Raises: ValueError for shapes that `fits` refuses."""
+        if not fits(layout, num_heads):
+            raise ValueError(f"{layout} with {num_heads} heads is too large; use SplitKvAttention")
+        self._layout = layout
+        self._num_heads = num_heads
+        self.layers = layers
+        self.kernels = kernels
+        # Helps where torch may use several threads; threads start when they are needed.
+        self.helpers = ThreadPoolExecutor(thread_name_prefix="attention")
+
+    @property
+    def arithmetic(self) -> str:
+        """The digest of the kernel, its compiler and the processor."""
+        return f"native-{self.kernels.digest}"
+
+    def begin(self, batch: AttentionBatch, kv_pool: KvPool) -> "NativeStep":
+        pairs = int(batch.num_queries @ (batch.starts + batch.num_queries))
+        num_heads = self._layout.num_kv_heads
+        parts = min(torch.get_num_threads(), num_heads, 1 + pairs // _MIN_PAIRS_OF_THREAD)
+        shares = tuple(num_heads * part // parts for part in range(parts + 1))
+        return NativeStep(self._describe(batch, kv_pool), shares, self)
+
+    def _describe(self, batch: AttentionBatch, kv_pool: KvPool) -> "_HeldStep":
+        layout = self._layout
+        arrays = tuple(
+            np.ascontiguousarray(array, np.int64)
+            for array in (
+                batch.starts, batch.num_queries, batch.block_tables, batch.slot_mapping
+            )
+        )  # fmt: skip
+        starts, num_queries, tables, slots = (array.ctypes.data for array in arrays)
+        step = _Step(
+            kv_pool.tensor.data_ptr(),
+            layout.torch_dtype == torch.bfloat16,
+            layout.num_layers,
+            layout.num_kv_heads,
+            layout.block_size,
+            layout.head_dim,
+            self._num_heads // layout.num_kv_heads,
+            len(batch.starts),
+            len(batch.slot_mapping),
+            starts,
+            num_queries,
+            tables,
+            batch.block_tables.shape[1],
+            slots,
+        )
+        return _HeldStep(step, arrays, kv_pool)
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldStep:
+    """What the kernel reads, and the owners of the memory behind its addresses."""
+
+    step: _Step
+    arrays: tuple[IntArray, ...]
+    kv_pool: KvPool
+
+
+class NativeStep:
+    """One step: its description, and the call of a layer."""
+
+    def __init__(
+        self, held: _HeldStep, shares: tuple[int, ...], attention: NativeAttention
+    ) -> None:
+        """`shares`: the bounds of the KV heads that each thread computes."""
+        self._held = held
+        self._shares = tuple((_int64(first), _int64(last)) for first, last in pairwise(shares))
+        self._attention = attention
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        settings = self._attention.layers[layer]
+        out = torch.empty(query.shape, dtype=torch.float32)
+        rows = (_with_whole_tokens(query), _with_whole_tokens(key), _with_whole_tokens(value))
+        call = _Layer(
+            layer,
+            settings.scale,
+            settings.softcap or 0.0,
+            settings.sliding_window or 0,
+            *(tensor.data_ptr() for tensor in rows),
+            *(tensor.stride(0) for tensor in rows),
+            out.data_ptr(),
+        )
+        attend, helpers = self._attention.kernels.functions.tandem_attend, self._attention.helpers
+        arguments = (ctypes.byref(self._held.step), ctypes.byref(call))
+        others = [helpers.submit(attend, *arguments, *share) for share in self._shares[1:]]
+        attend(*arguments, *self._shares[0])
+        for other in others:
+            other.result()
+        return out
+
+
+def _with_whole_tokens(rows: Tensor) -> Tensor:
+    """[num_tokens, heads, head_dim] float32 with heads side by side; a view where it can be."""
+    dim = rows.shape[2]
+    if rows.dtype == torch.float32 and rows.stride(2) == 1 and rows.stride(1) == dim:
+        return rows
+    return rows.float().contiguous()

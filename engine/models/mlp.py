@@ -1,0 +1,99 @@
+"""The two kinds of MLPs: one for every token, and a mixture of experts.
+
+A mixture computes the rows of one expert together. That changes the number of rows of a product,
+which `StepRows` makes harmless, and each token adds up its experts in the order of their numbers,
+so its bits do not depend on who else visits them.
+"""
+
+from collections.abc import Iterable
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from engine.linear import Linear
+from engine.model_config import Activation
+from engine.models.gated import GATED_BY_ACTIVATION
+from engine.models.step_rows import StepRows
+
+
+class DenseMlp:
+    """down(activation(gate) * up)."""
+
+    def __init__(self, gate_up: Linear, down: Linear, activation: Activation) -> None:
+        """`gate_up` hidden_size -> 2 * intermediate_size, `down` back to hidden_size."""
+        self.gate_up = gate_up
+        self.down = down
+        self._gated = GATED_BY_ACTIVATION[activation]
+
+    @property
+    def linears(self) -> Iterable[Linear]:
+        """Every matrix that rows are multiplied with."""
+        return (self.gate_up, self.down)
+
+    def __call__(self, rows: Tensor, step: StepRows) -> Tensor:
+        """[bounds[-1], hidden_size] of as many rows."""
+        return self.down(self._gated(self.gate_up(rows, step.bounds)), step.bounds)
+
+
+class MixtureMlp:
+    """Each token visits the few experts that a router finds most probable for it."""
+
+    def __init__(
+        self,
+        router: Linear,
+        experts: tuple[DenseMlp, ...],
+        num_experts_per_token: int,
+        normalizes_weights: bool,
+    ) -> None:
+        """`router` hidden_size -> one score for each of the experts."""
+        self.router = router
+        self.experts = experts
+        self._num_per_token = num_experts_per_token
+        self._normalizes_weights = normalizes_weights
+
+    @property
+    def linears(self) -> Iterable[Linear]:
+        """Every matrix that rows are multiplied with."""
+        return (self.router, *(linear for expert in self.experts for linear in expert.linears))
+
+    def __call__(self, rows: Tensor, step: StepRows) -> Tensor:
+        """[bounds[-1], hidden_size] of as many rows; padding rows visit nobody and stay zero."""
+        scores = self.router(rows, step.bounds)[: step.num_rows].float()
+        weights, experts = self._choose(scores)
+        # One pair for each visit of a token to an expert, grouped by expert.
+        pairs = experts.view(-1)
+        order = torch.argsort(pairs, stable=True)
+        visitors = rows.index_select(0, order // self._num_per_token)
+        grouped = self._visit(visitors, torch.bincount(pairs, minlength=len(self.experts)), step)
+        by_pair = torch.empty_like(grouped).index_copy_(0, order, grouped).float()
+        by_token = by_pair.view(step.num_rows, self._num_per_token, -1).mul_(weights.unsqueeze(-1))
+        total = by_token[:, 0]
+        for index in range(1, self._num_per_token):
+            total = total + by_token[:, index]
+        return step.pad(total.to(rows.dtype))
+
+    def _choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and experts, both [num_tokens, num_experts_per_token], by rising expert."""
+        likely = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+        likely.div_(likely.sum(-1, keepdim=True))
+        weights, experts = torch.topk(likely, self._num_per_token, dim=-1)
+        if self._normalizes_weights:
+            weights = weights / weights.sum(-1, keepdim=True)
+        experts, order = experts.sort(dim=-1)
+        return weights.gather(1, order), experts
+
+    def _visit(self, visitors: Tensor, counts: Tensor, step: StepRows) -> Tensor:
+        """What each expert makes of its run of rows, in the same order."""
+        num_visitors: list[int] = counts.tolist()
+        parts = []
+        for expert, end, count in zip(
+            self.experts, accumulate(num_visitors), num_visitors, strict=True
+        ):
+            if count:
+                group = StepRows.of(count, step.tiles)
+                parts.append(expert(group.pad(visitors[end - count : end]), group)[:count])
+        return torch.cat(parts)
+
+
+Mlp = DenseMlp | MixtureMlp

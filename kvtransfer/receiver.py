@@ -1,0 +1,97 @@
+"""The receiver of every transport: grants and arrivals of one pool, behind one door or several."""
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from kvtransfer.doors import Door, DoorTransport, PoolOwner, ServedPool
+from kvtransfer.errors import ExportUnavailable
+from kvtransfer.layout import PoolLayout, PoolViews, block_index
+from kvtransfer.protocol import Arrival, Ids, KvReceiver, Transport
+from kvtransfer.receiving import ReceivedBlocks
+from kvtransfer.segment import populate
+from scheduling.messages import KvDoor, KvExport
+
+
+class PoolReceiver:
+    """See `KvReceiver`."""
+
+    def __init__(self, owner: PoolOwner, layout: PoolLayout, views: PoolViews) -> None:
+        self.pool = ServedPool(owner, layout, views, np.zeros(layout.num_blocks, np.uint8))
+        self._blocks = ReceivedBlocks(views, layout.block_bytes)
+        self._doors: list[Door] = []
+
+    def add_door(self, door: Door) -> None:
+        """Doors are numbered in the order of these calls, from 0."""
+        self._doors.append(door)
+
+    def also_serve(self, transports: Sequence[DoorTransport]) -> None:
+        """Open a door for each. Raises: ExportUnavailable, and then everything is closed."""
+        try:
+            for transport in transports:
+                self.add_door(transport.open_door(self.pool, len(self._doors)))
+        except BaseException:
+            self.close()
+            raise
+
+    def export(self) -> KvExport:
+        first, *others = (door.export() for door in self._doors)
+        alternatives = (KvDoor(o.transport, o.address, o.host, o.token) for o in others)
+        return replace(first, alternatives=tuple(alternatives))
+
+    def buffer(self) -> memoryview:
+        return self.pool.views.data.data
+
+    def expect(self, block_ids: Ids, generations: Ids) -> None:
+        self._blocks.expect(block_ids, generations)
+        self.pool.door_of[np.asarray(block_ids, np.int64)] = 0
+
+    def poll(self, block_ids: Ids, generations: Ids) -> Arrival:
+        arrival = self._blocks.poll(block_ids, generations)
+        if not (arrival.is_complete and len(block_ids)):
+            return arrival
+        number = int(self.pool.door_of[np.asarray(block_ids, np.int64)].max())
+        return replace(arrival, transport=self._doors[number].export().transport)
+
+    def revoke(self, block_ids: Ids) -> None:
+        self._blocks.revoke(block_ids)
+
+    def quarantine_clear(self, block_ids: Ids) -> bool:
+        ids = block_index(block_ids, self.pool.layout.num_blocks)
+        return not any(door.is_writing(ids) for door in self._doors)
+
+    def forget_sender(self, sender_id: str) -> bool:
+        return all(door.forget_sender(sender_id) for door in self._doors)
+
+    def close(self) -> None:
+        for door in self._doors:
+            door.close()
+
+
+def private_receiver(owner: PoolOwner, num_blocks: int, block_bytes: int) -> PoolReceiver:
+    """A pool in this process's own memory, without a door yet."""
+    layout = PoolLayout(num_blocks, block_bytes, owner.incarnation, max_senders=1)
+    memory = mmap.mmap(-1, layout.total_bytes)
+    populate(memory)
+    return PoolReceiver(owner, layout, layout.views(memory))
+
+
+def receive_by(
+    transports: Sequence[Transport], owner: PoolOwner, num_blocks: int, block_bytes: int
+) -> KvReceiver:
+    """One pool that senders of all these transports reach. Raises: ExportUnavailable."""
+    doors = [transport for transport in transports if isinstance(transport, DoorTransport)]
+    hosts = [transport for transport in transports if not isinstance(transport, DoorTransport)]
+    if len(hosts) > 1:
+        names = " and ".join(transport.name for transport in hosts)
+        raise ExportUnavailable(f"{names} each bring the pool's memory", "name only one of them")
+    if not hosts:
+        receiver = private_receiver(owner, num_blocks, block_bytes)
+        receiver.also_serve(doors)
+        return receiver
+    hosted = hosts[0].create_receiver(num_blocks, block_bytes, owner.worker_id, owner.incarnation)
+    assert isinstance(hosted, PoolReceiver), "every receiver is one; the protocol is for its users"
+    hosted.also_serve(doors)
+    return hosted

@@ -1,0 +1,222 @@
+"""The receiver's side of TCP: a listening port, and a thread for every sender that was let in."""
+
+import hmac
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from kvtransfer.batches import TaggedBlocks
+from kvtransfer.claimed_write import ClaimedWriter
+from kvtransfer.claims import Claims
+from kvtransfer.doors import ServedPool
+from kvtransfer.errors import ExportUnavailable
+from kvtransfer.protocol import CopyBytes
+from kvtransfer.tcp_frames import TOKEN_BYTES, Hello, Welcome, pack_welcome
+from kvtransfer.tcp_link import Arrivals, SocketArrivals, TcpLink
+from kvtransfer.tcp_reception import Reception
+from kvtransfer.tcp_stream import ConnectionLost, Stream
+from runtime.clock import Clock
+from runtime.logging import get_logger
+from scheduling.ids import Incarnation, WorkerId
+from scheduling.messages import KvExport
+
+log = get_logger()
+
+NAME: Final = "tcp"
+_BACKLOG: Final = 128
+_JOIN_TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class DoorSettings:
+    """Where a door listens, under which name it is known, and its limits."""
+
+    host: str = "127.0.0.1"
+    # 0: a free one.
+    port: int = 0
+    # None: host.
+    advertise_host: str | None = None
+    max_senders: int = 128
+    # From the first byte of a batch to its last; what takes longer counts as stalled.
+    batch_timeout_s: float = 30.0
+
+
+# How the bytes of a sender come that connected by this stream; made on the link's thread.
+MakeArrivals: TypeAlias = Callable[[Stream, ServedPool], Arrivals]
+
+
+@dataclass(frozen=True, slots=True)
+class DoorKind:
+    """Which transport a door is of."""
+
+    transport: str
+    make_arrivals: MakeArrivals
+
+
+def socket_door(copy_bytes: CopyBytes) -> DoorKind:
+    """Bytes come over the connection itself."""
+
+    def make(stream: Stream, pool: ServedPool) -> Arrivals:
+        return SocketArrivals(stream, pool, copy_bytes)
+
+    return DoorKind(NAME, make)
+
+
+class TcpDoor:
+    """See `Door`."""
+
+    def __init__(
+        self,
+        pool: ServedPool,
+        number: int,
+        kind: DoorKind,
+        settings: DoorSettings,
+        clock: Clock,
+    ) -> None:
+        self._kind = kind
+        self._pool = pool
+        self._number = number
+        self._settings = settings
+        self._clock = clock
+        self._claims = Claims.private(settings.max_senders)
+        # Guards what follows; held for an instant only.
+        self._lock = threading.Lock()
+        self._link_by_slot: dict[int, tuple[TcpLink, threading.Thread]] = {}
+        self._is_closed = False
+        listener = _listen(settings.host, settings.port)
+        port = listener.getsockname()[1]
+        self._token = secrets.token_bytes(TOKEN_BYTES)
+        self._export = KvExport(
+            transport=kind.transport,
+            address=format_address(settings.advertise_host or settings.host, port),
+            num_blocks=pool.layout.num_blocks,
+            block_bytes=pool.layout.block_bytes,
+            worker_id=WorkerId(pool.owner.worker_id),
+            incarnation=Incarnation(pool.owner.incarnation),
+            host="",
+            token=self._token.hex(),
+        )
+        self._reception = Reception(listener, pool.owner.incarnation, self._admit, clock)
+        self._thread = threading.Thread(
+            target=self._reception.run, name=f"kv-door-{port}", daemon=True
+        )
+        self._thread.start()
+        log.info("kv_door_open", transport=kind.transport, address=self._export.address)
+
+    def export(self) -> KvExport:
+        return self._export
+
+    def is_writing(self, block_ids: npt.NDArray[np.int64]) -> bool:
+        # Exact: a link's claim ends when nothing of its batch is written any more.
+        return bool(self._claims.writing_slots(block_ids))
+
+    def forget_sender(self, sender_id: str) -> bool:
+        return not self._claims.slots_of(sender_id)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            links = list(self._link_by_slot.values())
+        self._reception.stop()
+        for link, _ in links:
+            link.abort()
+        self._thread.join(_JOIN_TIMEOUT_S)
+        for _, thread in links:
+            thread.join(_JOIN_TIMEOUT_S)
+
+    def _admit(self, connection: socket.socket, hello: Hello) -> Welcome | None:
+        owner, layout = self._pool.owner, self._pool.layout
+        # Senders of another life or worker are told so; their token cannot be ours.
+        if hello.worker_id != owner.worker_id:
+            return Welcome.OTHER_WORKER
+        if hello.incarnation != owner.incarnation:
+            return Welcome.OTHER_INCARNATION
+        if not hmac.compare_digest(hello.token, self._token):
+            return None
+        if (hello.num_blocks, hello.block_bytes) != (layout.num_blocks, layout.block_bytes):
+            return Welcome.OTHER_LAYOUT
+        with self._lock:
+            if self._is_closed:
+                return Welcome.OTHER_WORKER
+            free = (s for s in range(self._settings.max_senders) if s not in self._link_by_slot)
+            slot = next(free, None)
+            if slot is None:
+                return Welcome.FULL
+            self._claims.begin(slot, hello.sender_id)
+            stream = Stream(connection)
+            writer = ClaimedWriter(self._pool.views, self._claims.slots[slot])
+            timeout_s = self._settings.batch_timeout_s
+            link = TcpLink(stream, self._pool, writer, timeout_s, self._clock)
+            thread = threading.Thread(
+                target=self._serve,
+                args=(link, stream, slot, hello.sender_id),
+                name=f"kv-link-{hello.sender_id}",
+                daemon=True,
+            )
+            self._link_by_slot[slot] = (link, thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system gives no more threads: the others go on, this one may come again.
+                del self._link_by_slot[slot]
+                log.warning("kv_link_without_thread", sender_id=hello.sender_id)
+                return Welcome.FULL
+        return Welcome.COME_IN
+
+    def _serve(self, link: TcpLink, stream: Stream, slot: int, sender_id: str) -> None:
+        arrivals: Arrivals | None = None
+        try:
+            arrivals = self._kind.make_arrivals(stream, self._pool)
+            welcome = pack_welcome(Welcome.COME_IN, self._pool.owner.incarnation)
+            stream.send([memoryview(welcome + arrivals.greeting())], lambda: None)
+            link.run(sender_id, arrivals, self._mark_door)
+        except ConnectionLost:
+            pass  # it left before it was welcomed
+        except Exception:
+            # The one place where a defect ends a link instead of going unseen.
+            log.exception("kv_link_failed", sender_id=sender_id)
+        finally:
+            if arrivals is not None:
+                arrivals.close()
+            with self._lock:
+                del self._link_by_slot[slot]
+            stream.reset()
+
+    def _mark_door(self, blocks: TaggedBlocks) -> None:
+        self._pool.door_of[blocks.dst] = self._number
+
+
+def format_address(host: str, port: int) -> str:
+    """host:port, with brackets where the host has colons of its own."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        try:
+            # A restarted worker takes its port over at once.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ExportUnavailable(
+            f"{format_address(host, port)} cannot be listened on, another process may have it "
+            f"already: {error.strerror or error}",
+            "set kv_host and kv_port to an address of this machine that is free",
+        ) from error
+    return listener

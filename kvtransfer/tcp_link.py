@@ -1,0 +1,175 @@
+"""The receiver's end of one connection: takes batches and has them written to their final place."""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+
+from kvtransfer.batches import TaggedBlocks, plain_copy
+from kvtransfer.claimed_write import ClaimedWriter
+from kvtransfer.doors import ServedPool
+from kvtransfer.errors import StaleGeneration
+from kvtransfer.plan import merge_runs
+from kvtransfer.protocol import CopyBytes
+from kvtransfer.tcp_frames import (
+    BATCH_HEAD_BYTES,
+    Answer,
+    BatchHead,
+    FrameError,
+    Verdict,
+    pack_answer,
+    read_batch_head,
+    read_tables,
+)
+from kvtransfer.tcp_stream import ConnectionLost, Patience, Stream
+from runtime.clock import Clock
+from runtime.logging import get_logger
+
+log = get_logger()
+
+_SCRATCH_BYTES: Final = 256 << 10
+
+
+class Arrivals(Protocol):
+    """How the bytes of one sender's batches come."""
+
+    def greeting(self) -> bytes:
+        """What the sender needs to know, sent after the welcome."""
+        ...
+
+    def take(self, head: BatchHead, blocks: TaggedBlocks, patience: Patience) -> None:
+        """Have the bytes of a granted batch in their place when this returns.
+
+        Raises: ConnectionLost, FrameError; whatever it raises, nothing is written afterwards.
+        """
+        ...
+
+    def refuse(self, head: BatchHead, patience: Patience) -> None:
+        """Get past the bytes of a refused batch, so that the next one is found."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Stalled(Exception):
+    """A batch did not come in time."""
+
+
+class TcpLink:
+    """One sender's connection. `run` belongs to the link's thread, `abort` to any."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        pool: ServedPool,
+        writer: ClaimedWriter,
+        batch_timeout_s: float,
+        clock: Clock,
+    ) -> None:
+        self._stream = stream
+        self._num_blocks = pool.layout.num_blocks
+        self._writer = writer
+        self._batch_timeout_s = batch_timeout_s
+        self._clock = clock
+        # For the log line about a lost connection.
+        self._transfer_id: str | None = None
+
+    def run(
+        self, sender_id: str, arrivals: Arrivals, mark_door: Callable[[TaggedBlocks], None]
+    ) -> None:
+        """Take batches until the connection ends; `mark_door` is called before each appears."""
+        try:
+            while True:
+                self._stream.wait_readable()
+                self._take_batch(arrivals, mark_door)
+        except ConnectionLost as error:
+            if self._transfer_id is not None:
+                self._log_drop(sender_id, error.problem)
+        except FrameError as error:
+            self._log_drop(sender_id, error.problem)
+        except Stalled:
+            self._log_drop(sender_id, f"stalled for {self._batch_timeout_s:g} s")
+
+    def abort(self) -> None:
+        """End `run` soon, whatever it waits for."""
+        self._stream.abort()
+
+    def _take_batch(self, arrivals: Arrivals, mark_door: Callable[[TaggedBlocks], None]) -> None:
+        patience = self._patience()
+        head_bytes = self._stream.receive(BATCH_HEAD_BYTES, patience)
+        head = read_batch_head(head_bytes, self._num_blocks)
+        tables = self._stream.receive(head.num_table_bytes, patience)
+        self._transfer_id, blocks = read_tables(head, tables, self._num_blocks)
+        is_taken = False
+
+        def take() -> None:
+            nonlocal is_taken
+            arrivals.take(head, blocks, patience)
+            is_taken = True
+            mark_door(blocks)
+
+        try:
+            self._writer.write(blocks, take)
+            answer = Answer(head.sequence_number, Verdict.PUBLISHED)
+        except StaleGeneration as error:
+            if not is_taken:
+                arrivals.refuse(head, patience)
+            expected = error.expected or 0
+            answer = Answer(head.sequence_number, Verdict.STALE, error.block_id, expected)
+        self._stream.send([memoryview(pack_answer(answer))], patience)
+        self._transfer_id = None
+
+    def _patience(self) -> Patience:
+        until_s = self._clock.now() + self._batch_timeout_s
+
+        def wait_on() -> None:
+            if self._clock.now() >= until_s:
+                raise Stalled
+
+        return wait_on
+
+    def _log_drop(self, sender_id: str, problem: str) -> None:
+        log.warning(
+            "kv_link_dropped",
+            sender_id=sender_id,
+            transfer_id=self._transfer_id,
+            problem=problem,
+        )
+
+
+class SocketArrivals:
+    """See `Arrivals`: the bytes follow their batch, and the kernel puts them in their place."""
+
+    def __init__(self, stream: Stream, pool: ServedPool, copy_bytes: CopyBytes) -> None:
+        self._stream = stream
+        self._block_bytes = pool.layout.block_bytes
+        self._data = pool.views.data.data
+        self._copy_bytes = copy_bytes
+
+    def greeting(self) -> bytes:
+        return b""
+
+    def take(self, head: BatchHead, blocks: TaggedBlocks, patience: Patience) -> None:
+        ids, size = blocks.dst.tolist(), self._block_bytes
+        spans = [
+            self._data[dst * size : (dst + num_blocks) * size]
+            for _, dst, num_blocks in merge_runs(range(len(ids)), ids)
+        ]
+        if self._copy_bytes is plain_copy:
+            self._stream.receive_into(spans, patience)
+            return
+        for span in spans:
+            staged = bytearray(len(span))
+            self._stream.receive_into([memoryview(staged)], patience)
+            self._copy_bytes(np.frombuffer(span, np.uint8), np.frombuffer(staged, np.uint8))
+
+    def refuse(self, head: BatchHead, patience: Patience) -> None:
+        num_bytes = head.num_blocks * self._block_bytes
+        scratch = memoryview(bytearray(min(num_bytes, _SCRATCH_BYTES)))
+        while num_bytes:
+            part = scratch[: min(num_bytes, len(scratch))]
+            self._stream.receive_into([part], patience)
+            num_bytes -= len(part)
+
+    def close(self) -> None:
+        """Nothing is held."""

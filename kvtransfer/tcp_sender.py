@@ -1,0 +1,185 @@
+"""The sender's end of a connection: blocks go from the pool to the kernel, batches ahead."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kvtransfer.batches import Batch, PushSettings, TargetPool, cut_batches, source_blocks
+from kvtransfer.errors import (
+    StaleGeneration,
+    TransferCancelled,
+    TransferError,
+    TransferTimeout,
+)
+from kvtransfer.protocol import BlockMoves, PushReceipt, never
+from kvtransfer.tcp_connect import dial
+from kvtransfer.tcp_connection import Connection
+from kvtransfer.tcp_frames import (
+    ANSWER_BYTES,
+    MAX_BATCH_BLOCKS,
+    Answer,
+    FrameError,
+    Verdict,
+    pack_batch,
+    read_answer,
+)
+from kvtransfer.tcp_stream import ConnectionLost, Stream
+from runtime.clock import Clock
+from scheduling.messages import KvExport
+
+# Batches that are sent and not answered: enough that the wire never waits for an answer.
+MAX_BATCHES_AHEAD: Final = 4
+# How long a cancelled or late push waits for the answers to what it sent.
+_LAST_ANSWERS_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class TcpLine:
+    """A connection, and nothing else."""
+
+    stream: Stream
+
+    def close(self) -> None:
+        """Nothing but the stream is held."""
+
+
+class TcpSender:
+    """See `KvSender`. A broken connection is made anew, but never in the middle of a push."""
+
+    def __init__(
+        self, export: KvExport, sender_id: str, settings: PushSettings, clock: Clock
+    ) -> None:
+        self._export = export
+        self._settings = settings
+        self._clock = clock
+        self._connection = Connection(export, lambda: TcpLine(dial(export, sender_id)))
+
+    def push(
+        self,
+        source: memoryview,
+        moves: BlockMoves,
+        *,
+        timeout_s: float,
+        should_stop: Callable[[], bool] = never,
+    ) -> PushReceipt:
+        self._connection.check()
+        block_bytes = self._export.block_bytes
+        pool = source_blocks(source, moves, block_bytes)
+        target = TargetPool(self._export.num_blocks, block_bytes, MAX_BATCH_BLOCKS)
+        batches = cut_batches(pool, moves, target, self._settings)
+        stream = self._connection.line().stream
+        push = _Push(stream, moves, pool, self._clock, timeout_s, should_stop)
+        try:
+            return push.run(batches, block_bytes)
+        except (ConnectionLost, FrameError) as error:
+            raise self._connection.loss(error.problem) from error
+        except BaseException:
+            if push.is_out_of_step:
+                self._connection.drop()
+            raise
+
+    def check(self) -> None:
+        self._connection.check()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass(slots=True)
+class _Push:
+    """One push under way."""
+
+    stream: Stream
+    moves: BlockMoves
+    pool: npt.NDArray[np.uint8]
+    clock: Clock
+    timeout_s: float
+    should_stop: Callable[[], bool]
+    started_at_s: float = 0.0
+    num_done: int = 0
+    # Sent and not answered, oldest first.
+    ahead: deque[tuple[int, Batch]] = field(default_factory=deque)
+    refusal: Answer | None = None
+    refused: Batch | None = None
+    # Bytes of a batch are missing, or answers are: the connection cannot be used again.
+    is_out_of_step: bool = False
+
+    def run(self, batches: Iterator[Batch], block_bytes: int) -> PushReceipt:
+        self.started_at_s = self.clock.now()
+        num_copies = num_checksums = 0
+        for number, batch in enumerate(batches):
+            self._stop_between_batches()
+            while len(self.ahead) >= MAX_BATCHES_AHEAD or (self.ahead and self.stream.has_news()):
+                self._take_answer(self._go_on)
+            if self.refusal is not None:
+                break
+            self.is_out_of_step = True
+            self.ahead.append((number, batch))
+            self.stream.send(self._buffers(number, batch), self._go_on)
+            self.is_out_of_step = False
+            num_copies += len(batch.runs)
+            num_checksums += len(batch.blocks.sampled)
+        self._take_answers(self._go_on)
+        return PushReceipt(
+            num_blocks=self.num_done,
+            num_bytes=self.num_done * block_bytes,
+            num_copies=num_copies,
+            num_checksums=num_checksums,
+            elapsed_s=self.clock.now() - self.started_at_s,
+        )
+
+    def _buffers(self, number: int, batch: Batch) -> list[memoryview]:
+        frame = pack_batch(number, self.moves.transfer_id, batch.blocks)
+        spans = [self.pool[src : src + length].reshape(-1).data for src, _, length in batch.runs]
+        return [memoryview(frame), *spans]
+
+    def _stop_between_batches(self) -> None:
+        """Raises: TransferCancelled, TransferTimeout, once all that was sent is answered."""
+        is_late = self.clock.now() - self.started_at_s > self.timeout_s
+        if not (self.should_stop() or is_late):
+            return
+        until_s = self.clock.now() + _LAST_ANSWERS_S
+
+        def wait_a_moment() -> None:
+            if self.clock.now() >= until_s:
+                raise self._gave_up(is_late)
+
+        self._take_answers(wait_a_moment)
+        raise self._gave_up(is_late)
+
+    def _go_on(self) -> None:
+        """Between slices of a call that takes long."""
+        is_late = self.clock.now() - self.started_at_s > self.timeout_s
+        if is_late or self.should_stop():
+            self.is_out_of_step = True
+            raise self._gave_up(is_late)
+
+    def _gave_up(self, is_late: bool) -> TransferError:
+        self.is_out_of_step |= bool(self.ahead)
+        kind = TransferTimeout if is_late else TransferCancelled
+        return kind(self.moves.transfer_id, self.num_done, self.moves.num_blocks)
+
+    def _take_answers(self, patience: Callable[[], None]) -> None:
+        """All that are missing. Raises: StaleGeneration where one was a refusal."""
+        while self.ahead:
+            self._take_answer(patience)
+        if self.refusal is not None:
+            assert self.refused is not None
+            blocks, answer = self.refused.blocks, self.refusal
+            tags = blocks.tags[blocks.dst == answer.block_id]
+            tag = int(tags[0]) if len(tags) else 0
+            raise StaleGeneration(answer.block_id, tag, answer.expected or None)
+
+    def _take_answer(self, patience: Callable[[], None]) -> None:
+        answer = read_answer(self.stream.receive(ANSWER_BYTES, patience))
+        number, batch = self.ahead.popleft()
+        if answer.sequence_number != number:
+            raise FrameError("answers come out of order")
+        if answer.verdict is Verdict.PUBLISHED:
+            self.num_done += batch.num_blocks
+        elif self.refusal is None:
+            self.refusal, self.refused = answer, batch

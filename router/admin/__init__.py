@@ -1,0 +1,1 @@
+"""What operators see and change: the Admin service and what it needs."""

@@ -1,0 +1,132 @@
+"""Sequences whose KV waits in a decode worker's host memory: when they go on, and when not there.
+
+Only that worker has the KV, so each worker has a line of its own; nobody else stands behind it. The
+worker takes nothing new meanwhile, so its running tasks end and make room. Each reservation here
+covers all that the sequence may still need: it never asks for more again, so it is swapped once.
+"""
+
+from collections.abc import Iterator
+
+from router.events import DECODE_LEG, GENERAL, GROWTH, Action, Reserve, SendCommand, Share
+from router.fleet import WorkerView, free_estimate
+from router.sequence import Leg, LegState, Sequence
+from router.state import RouterState
+from scheduling.block_pool import num_blocks_for
+from scheduling.lifecycle import Change
+from scheduling.messages import ResumeGeneration
+from scheduling.placement import decode_preferences
+
+
+def park(state: RouterState, sequence: Sequence, now: float) -> list[Action]:
+    """The worker took the sequence off its device, or has no room for it after all."""
+    leg = sequence.decode
+    assert leg is not None
+    if leg.parked_at_s is None:
+        sequence.num_preemptions += 1
+        sequence.num_swaps += 1
+        state.counters.num_preemptions += 1
+        sequence.reserve_all = True
+        leg.parked_at_s = now
+        sequence.move(Change.SWAPPED_OUT, now)
+    key = state.policy.ordering.generation_key(sequence.as_waiting())
+    return state.legs.park(leg, key)
+
+
+def resume_parked(state: RouterState, now: float) -> list[Action]:
+    """Ask for room for the first in line of each worker that seems to have it."""
+    return [
+        reserve for view in state.fleet if (reserve := _resume_first(state, view, now)) is not None
+    ]
+
+
+def resume_answered(state: RouterState, leg: Leg, is_granted: bool, now: float) -> list[Action]:
+    """The ledger's word on a parked leg that is still wanted."""
+    assert leg.worker_id is not None
+    if not is_granted:
+        state.fleet.pause(leg.worker_id, now)
+        state.legs.resume_refused(leg)
+        return []
+    state.legs.resume_granted(leg)
+    return [SendCommand(leg.worker_id, ResumeGeneration(leg.task_id, leg.num_blocks))]
+
+
+def came_back(sequence: Sequence, now: float) -> None:
+    """The KV is on the device again."""
+    assert sequence.decode is not None
+    sequence.decode.parked_at_s = None
+    sequence.move(Change.SWAPPED_IN, now)
+
+
+def to_recompute(state: RouterState, now: float) -> Iterator[Sequence]:
+    """Sequences to give up where they are.
+
+    One can never go on there, because the worker is too small for the longest answer. Or it has
+    waited for long, and another decode worker has room that nobody else waits for. Either way its
+    next reservation is the last it needs, so it does not come back here.
+    """
+    for view in list(state.fleet):
+        task_id = view.parked.peek()
+        if task_id is None:
+            continue
+        sequence = state.sequence_by_task[task_id]
+        leg = sequence.decode
+        assert leg is not None
+        if leg.state is not LegState.PARKED:
+            continue
+        if _num_blocks(sequence, view) > view.hello.num_blocks or (
+            _is_overdue(state, leg, now) and _is_room_elsewhere(state, sequence, view, now)
+        ):
+            yield sequence
+
+
+def next_overdue_at(state: RouterState, now: float) -> float | None:
+    """When the first of those that wait will have waited for long."""
+    instants = []
+    for view in state.fleet:
+        task_id = view.parked.peek()
+        leg = None if task_id is None else state.legs.get(task_id, DECODE_LEG)
+        if leg is not None and leg.parked_at_s is not None and not _is_overdue(state, leg, now):
+            instants.append(_overdue_at(state, leg))
+    return min(instants, default=None)
+
+
+def _resume_first(state: RouterState, view: WorkerView, now: float) -> Reserve | None:
+    task_id = view.parked.peek()
+    if task_id is None or view.is_starving or view.paused_until_s > now:
+        return None
+    sequence = state.sequence_by_task[task_id]
+    leg = sequence.decode
+    assert leg is not None
+    if leg.state is not LegState.PARKED:
+        return None  # the ledger has been asked
+    num_blocks = _num_blocks(sequence, view)
+    share: Share = GENERAL if num_blocks <= view.num_general_blocks else GROWTH
+    if free_estimate(view, share) < num_blocks:
+        return None
+    state.legs.ask_to_resume(leg, num_blocks)
+    life = (view.hello.worker_id, view.hello.incarnation)
+    return Reserve(leg.claim, (life,), num_blocks, share)
+
+
+def _num_blocks(sequence: Sequence, view: WorkerView) -> int:
+    num_tokens = sequence.num_kv_tokens + sequence.num_response_tokens
+    return num_blocks_for(num_tokens, view.hello.block_size)
+
+
+def _is_room_elsewhere(
+    state: RouterState, sequence: Sequence, view: WorkerView, now: float
+) -> bool:
+    if len(state.prompt_queue) or len(state.generation_queue):
+        return False  # they are to have it
+    num_blocks = _num_blocks(sequence, view)
+    candidates = state.fleet.decode_candidates(now, GENERAL, sequence.request.prefix)
+    return bool(decode_preferences(candidates, num_blocks, view.hello.compatibility))
+
+
+def _is_overdue(state: RouterState, leg: Leg, now: float) -> bool:
+    return now >= _overdue_at(state, leg)
+
+
+def _overdue_at(state: RouterState, leg: Leg) -> float:
+    assert leg.parked_at_s is not None
+    return leg.parked_at_s + state.settings.max_parked_s

@@ -1,0 +1,152 @@
+"""`tandem admin workers`, `cordon`, `uncordon` and `drain`: who takes new tasks, who must not."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tandemserve.admin_results import WorkerView
+from tandemserve.cli.drain import DrainWatch
+from tandemserve.cli.option_groups import AsJson, ConnectionOptions, expanded
+from tandemserve.cli.output import note, print_json, print_table
+from tandemserve.cli.watch import Watch, show_until_interrupted
+from tandemserve.clock import monotonic
+
+if TYPE_CHECKING:
+    from tandemserve.client import Client
+
+_POLL_S = 0.25
+
+WorkerName = Annotated[str, typer.Argument(help="Id, or the beginning of one.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Even if nobody of its kind is left for new tasks.")
+]
+
+
+@expanded
+def workers(connection: ConnectionOptions, watch: Watch = None, as_json: AsJson = False) -> None:
+    """List the workers: what they take on, their tasks, their free KV blocks.
+
+    Examples:
+
+      tandem admin workers
+
+      tandem admin workers --watch 1
+
+      tandem admin workers --json | jq '.[] | select(.state != "ready")'
+    """
+    with connection.open() as client:
+
+        def show() -> None:
+            found = client.admin.workers()
+            if as_json:
+                print_json(found)
+            else:
+                _print_workers(found)
+
+        show_until_interrupted(show, watch)
+
+
+@expanded
+def cordon(
+    connection: ConnectionOptions,
+    worker: WorkerName,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a worker take no new tasks, at any router; it keeps those that it has.
+
+    It stays so until `uncordon` or the end of its process, whatever happens to connections.
+
+    Examples:
+
+      tandem admin cordon decode-1
+    """
+    with connection.open() as client:
+        _print_admission(client.admin.cordon(worker, force=force), as_json)
+
+
+@expanded
+def uncordon(connection: ConnectionOptions, worker: WorkerName, as_json: AsJson = False) -> None:
+    """Let a worker take new tasks again.
+
+    Examples:
+
+      tandem admin uncordon decode-1
+    """
+    with connection.open() as client:
+        _print_admission(client.admin.uncordon(worker), as_json)
+
+
+@expanded
+def drain(
+    connection: ConnectionOptions,
+    worker: WorkerName,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Do not wait for its tasks: move them elsewhere.")
+    ] = False,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0.0, max=86_400.0, help="Give up waiting after seconds.")
+    ] = 600.0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cordon a worker and wait until it is empty, so that it can be stopped without harm.
+
+    With --migrate its tasks go on elsewhere: their KV is computed again, and clients see a pause
+    and then the very next token. Exit code 1 when it is not empty in time; it stays cordoned.
+
+    Examples:
+
+      tandem admin drain decode-1
+
+      tandem admin drain decode-1 --migrate --drain-timeout 30
+    """
+    with connection.open() as client:
+        if migrate:
+            view = client.admin.evacuate(worker, force=force)
+        else:
+            view = client.admin.cordon(worker, force=force)
+        _wait_empty(client, DrainWatch(view, monotonic(), drain_timeout))
+    if as_json:
+        print_json({"worker_id": view.worker_id, "empty": True})
+    else:
+        print(f"{view.worker_id} is empty; stop it, or `tandem admin uncordon {view.worker_id}`")
+
+
+def _wait_empty(client: "Client", watch: DrainWatch) -> None:
+    while True:
+        line = watch.look(client.admin.workers(), monotonic())
+        if line:
+            note(line)
+        if watch.is_over:
+            return
+        time.sleep(_POLL_S)
+
+
+def _print_admission(view: WorkerView, as_json: bool) -> None:
+    if as_json:
+        print_json(view)
+    else:
+        tasks = "1 task" if view.num_tasks == 1 else f"{view.num_tasks} tasks"
+        print(f"{view.worker_id} is {view.admission}; it has {tasks}")
+
+
+def _print_workers(found: tuple[WorkerView, ...]) -> None:
+    rows = [
+        [
+            view.worker_id,
+            view.role,
+            view.state if view.admission in ("", "open") else view.admission,
+            view.num_running,
+            view.num_tasks,
+            f"{view.num_free_blocks}/{view.num_blocks}",
+            view.address,
+        ]
+        for view in found
+    ]
+    columns = ["worker", "role", "state", "running", "tasks", "free KV", "address"]
+    print_table("Workers", columns, rows)
+    for view in found:
+        if view.problem:
+            note(f"{view.worker_id}: {view.problem}")

@@ -1,0 +1,54 @@
+"""When a worker that is being drained is empty. Pure: what the router says and the time go in."""
+
+from collections.abc import Iterable
+
+from tandemserve.admin_results import WorkerView
+from tandemserve.cli.durations import brief
+from tandemserve.errors import DeadlineExceeded
+
+# What a router had sent before it heard of the cordon arrives within this.
+_SETTLE_S = 0.5
+
+
+class DrainWatch:
+    """Follows one life of one worker."""
+
+    def __init__(self, worker: WorkerView, now: float, timeout_s: float) -> None:
+        self._worker = worker
+        self._began_at_s = now
+        self._timeout_s = timeout_s
+        self._empty_since_s: float | None = None
+        self._told: int | None = None
+        self.is_over = False
+
+    def look(self, workers: Iterable[WorkerView], now: float) -> str:
+        """A line about the progress, or "". Raises: DeadlineExceeded when it takes too long."""
+        name = self._worker.worker_id
+        passed = brief(now - self._began_at_s)
+        view = next((view for view in workers if view.worker_id == name), None)
+        if view is None or view.incarnation != self._worker.incarnation:
+            self.is_over = True
+            return f"{name} has left the cluster, {passed}"
+        if view.admission == "open":
+            raise DeadlineExceeded(
+                f"{name} takes new tasks again: somebody uncordoned it; ask who, then drain again"
+            )
+        if view.state == "ready" and view.num_tasks == 0:
+            if self._empty_since_s is None:
+                self._empty_since_s = now
+            self.is_over = now - self._empty_since_s >= _SETTLE_S
+        else:
+            self._empty_since_s = None
+        if not self.is_over and now - self._began_at_s >= self._timeout_s:
+            raise DeadlineExceeded(
+                f"{name} still has {_tasks(view)} after {passed} and stays {view.admission}; wait "
+                "longer, add --migrate, or `tandem admin requests --worker` and cancel"
+            )
+        if view.num_tasks == self._told:
+            return ""
+        self._told = view.num_tasks
+        return f"{name}: {_tasks(view)} left, {view.num_running} running, {passed}"
+
+
+def _tasks(view: WorkerView) -> str:
+    return "1 task" if view.num_tasks == 1 else f"{view.num_tasks} tasks"

@@ -1,0 +1,272 @@
+"""Operators take requests and workers out of a running cluster; nobody else loses a token."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from deploy.local.child import ChildProcess
+from deploy.local.cluster import LocalCluster
+from deploy.local.port import reserve_port
+from deploy.local.settings import ROOT
+from tandemserve import (
+    AsyncClient,
+    AsyncStream,
+    Completion,
+    LastWorker,
+    RequestCancelled,
+    RequestFilter,
+    UnknownName,
+    WorkerView,
+)
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
+
+StartCluster = Callable[..., AbstractAsyncContextManager[LocalCluster]]
+AssertEmpty = Callable[..., Awaitable[float]]
+Until = Callable[..., Awaitable[float]]
+
+PROMPT = [5 + i % 300 for i in range(40)]
+NUM_OUTPUT = 300
+LONG: dict[str, Any] = {"max_tokens": NUM_OUTPUT, "ignore_eos": True, "temperature": 0.9}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(
+    start_cluster: StartCluster, model_folders: dict[str, Path]
+) -> AsyncIterator[LocalCluster]:
+    async with start_cluster(
+        model_folders["llama"], num_prefill=2, decode={"num_blocks": "256"}
+    ) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def all_open_again(cluster: LocalCluster) -> AsyncIterator[None]:
+    """No test leaves a cordon to the next."""
+    yield
+    async with cluster.client() as client:
+        for view in await client.admin.workers():
+            await client.admin.uncordon(view.worker_id)
+
+
+async def tandem(cluster: LocalCluster, *arguments: str) -> tuple[int, str, str]:
+    """`tandem admin ARGUMENTS` as a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tandemserve.cli.main", "admin", *arguments),
+        *("--target", cluster.endpoint),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60.0)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def begun(client: AsyncClient, *seeds: int) -> list[AsyncStream]:
+    """Answers that have their first token."""
+    streams = [client.stream(PROMPT, seed=seed, **LONG) for seed in seeds]
+    for stream in streams:
+        await anext(stream)
+    return streams
+
+
+async def view_of(client: AsyncClient, worker_id: str) -> WorkerView:
+    return {view.worker_id: view for view in await client.admin.workers()}[worker_id]
+
+
+def token_ids(answers: list[Completion]) -> list[tuple[int, ...]]:
+    return [answer.token_ids for answer in answers]
+
+
+async def test_a_request_ends_on_both_workers_and_its_caller_is_told_who_did_it(
+    cluster: LocalCluster, assert_empty: AssertEmpty, until: Until
+) -> None:
+    async with cluster.client() as client:
+        stream = client.stream(PROMPT, request_id="runaway-job-1", n=16, **LONG)
+        await anext(stream)
+
+        async def is_listed() -> bool:
+            listed = await client.admin.requests(RequestFilter(state="running", phase="decoding"))
+            return [view.request_id for view in listed.requests] == ["runaway-job-1"]
+
+        await until(is_listed)
+        code, out, err = await tandem(
+            cluster, "cancel", "runaway", "--reason", "too long", "--as", "eve"
+        )
+        assert (code, out, err) == (0, "runaway-job-1 cancelled\n", "")
+        with pytest.raises(RequestCancelled, match=r"by an operator \(eve\): too long; ask the"):
+            await stream.completion()
+        assert await assert_empty(cluster, 2.0) < 2.0
+        history = await client.admin.request("runaway")
+        assert (history.request.state, history.request.error_code) == ("cancelled", "cancelled")
+        # On a slow machine some answers come to their end before the command has started.
+        ends = {timeline.events[-1].change for timeline in history.timelines}
+        assert "operator_cancelled" in ends <= {"operator_cancelled", "sequence_ended"}
+        (outcome,) = await client.admin.cancel("runaway-job-1")
+        assert (outcome.cancelled, outcome.state) == (False, "cancelled")
+
+
+async def test_a_wrong_id_is_refused_with_a_hint_and_nothing_ends(cluster: LocalCluster) -> None:
+    async with cluster.client() as client:
+        stream = client.stream(PROMPT, request_id="job-7", **LONG)
+        await anext(stream)
+        with pytest.raises(UnknownName, match="did you mean 'job-7'"):
+            await client.admin.cancel("job-7", "jab-7")
+        code, out, err = await tandem(cluster, "drain", "decode-9")
+        assert (code, out) == (1, "")
+        assert err.startswith("error [unknown_name]: worker_id: no worker 'decode-9' is known")
+        code, _, err = await tandem(cluster, "cordon", "decode")
+        assert code == 1
+        assert "is the beginning of 2 workers (decode-0, decode-1)" in err
+        assert len((await stream.completion()).token_ids) == NUM_OUTPUT
+
+
+async def test_running_answers_move_off_a_worker_and_go_on_with_the_very_next_token(
+    cluster: LocalCluster, assert_empty: AssertEmpty
+) -> None:
+    seeds = range(8)
+    async with cluster.client() as client:
+        expected = [await client.generate(PROMPT, seed=seed, **LONG) for seed in seeds]
+        streams = await begun(client, *seeds)
+        await client.admin.evacuate("decode-1")
+        code, out, err = await tandem(cluster, "drain", "decode-1", "--migrate", "--json")
+        assert (code, json.loads(out)) == (0, {"worker_id": "decode-1", "empty": True}), err
+        answers = [await stream.completion() for stream in streams]
+        assert token_ids(answers) == token_ids(expected)
+        moved = [answer for answer in answers if answer.timings.num_migrations]
+        assert moved
+        assert {answer.timings.decode_worker for answer in answers} == {"decode-0"}
+        assert (await view_of(client, "decode-1")).admission == "evacuating"
+    await assert_empty(cluster)
+
+
+async def test_prompts_and_parked_kv_move_off_a_prefill_worker(
+    cluster: LocalCluster, assert_empty: AssertEmpty, until: Until
+) -> None:
+    seeds = range(40)
+    async with cluster.client() as client:
+        calls = [
+            asyncio.create_task(client.generate(PROMPT * 4, seed=seed, **LONG)) for seed in seeds
+        ]
+
+        # Decode workers have room for some of them: the others wait with parked KV.
+        async def some_are_parked() -> bool:
+            return (await client.admin.status()).num_generation_queued > 0
+
+        async def is_empty() -> bool:
+            return (await view_of(client, "prefill-0")).num_tasks == 0
+
+        await until(some_are_parked)
+        await client.admin.evacuate("prefill-0")
+        await until(is_empty)
+        answers = await asyncio.gather(*calls)
+        assert any(answer.timings.num_migrations for answer in answers)
+        await client.admin.uncordon("prefill-0")
+        again = await client.generate(PROMPT * 4, seed=7, **LONG)
+        assert again.token_ids == answers[7].token_ids
+    await assert_empty(cluster)
+
+
+async def test_a_drain_waits_for_what_runs_and_gives_up_in_time(
+    cluster: LocalCluster, assert_empty: AssertEmpty
+) -> None:
+    async with cluster.client() as client:
+        streams = await begun(client, *range(6))
+        code, out, err = await tandem(cluster, "drain", "decode-0", "--drain-timeout", "0")
+        assert (code, out) == (1, "")
+        assert "and stays cordoned; wait longer, add --migrate" in err
+        drain = asyncio.create_task(tandem(cluster, "drain", "decode-0"))
+        answers = [await stream.completion() for stream in streams]
+        assert not any(answer.timings.num_migrations for answer in answers)
+        code, out, err = await drain
+        assert (code, out) == (
+            0,
+            "decode-0 is empty; stop it, or `tandem admin uncordon decode-0`\n",
+        ), err
+        fresh = await client.generate(PROMPT, max_tokens=3)
+        assert fresh.timings.decode_worker == "decode-1"
+    await assert_empty(cluster)
+
+
+async def test_the_last_worker_of_its_kind_is_closed_only_by_force(cluster: LocalCluster) -> None:
+    async with cluster.client() as client:
+        await client.admin.cordon("decode-0")
+        with pytest.raises(LastWorker, match="or insist with --force"):
+            await client.admin.evacuate("decode-1")
+        code, _, err = await tandem(cluster, "drain", "decode-1")
+        assert (code, err.startswith("error [last_worker]: decode-1 is the last open")) == (1, True)
+        assert (await client.admin.cordon("decode-1", force=True)).admission == "cordoned"
+        for worker in ("decode-0", "decode-1"):
+            assert (await client.admin.uncordon(worker)).admission == "open"
+        assert (await client.generate(PROMPT, max_tokens=3)).token_ids
+
+
+async def test_every_router_honours_a_cordon_also_one_that_connects_later(
+    cluster: LocalCluster, model_folders: dict[str, Path], until: Until
+) -> None:
+    async with (
+        second_router(cluster, model_folders["llama"]) as early,
+        AsyncClient(early) as other,
+        cluster.client() as client,
+    ):
+
+        async def all_ready() -> bool:
+            views = await other.admin.workers()
+            return [view.state for view in views] == ["ready"] * 4
+
+        await until(all_ready)
+        await client.admin.cordon("decode-0")
+
+        async def is_known() -> bool:
+            return (await view_of(other, "decode-0")).admission == "cordoned"
+
+        await until(is_known)
+        for one in (client, other):
+            answers = [await one.generate(PROMPT, max_tokens=3) for _ in range(4)]
+            assert {answer.timings.decode_worker for answer in answers} == {"decode-1"}
+    # The router that was told dies and comes back; the worker remembers.
+    router = cluster.process("router-0")
+    os.kill(router.pid, signal.SIGKILL)
+    assert await router.wait_ended(30.0)
+    router.start()
+    async with cluster.client() as client:
+
+        async def is_back() -> bool:
+            views = await cluster.workers()
+            return [view.state for view in views] == ["ready"] * 4
+
+        await until(is_back)
+        assert (await view_of(client, "decode-0")).admission == "cordoned"
+        answers = [await client.generate(PROMPT, max_tokens=3) for _ in range(4)]
+        assert {answer.timings.decode_worker for answer in answers} == {"decode-1"}
+
+
+@asynccontextmanager
+async def second_router(cluster: LocalCluster, model: Path) -> AsyncIterator[str]:
+    """Another replica; yields its address."""
+    port = reserve_port("127.0.0.1", 0)
+    flags = {"router-id": "router-1", "port": str(port.port), "model": str(model)}
+    flags |= {"redis-url": cluster.redis.url}
+    command = (sys.executable, "-P", "-m", "router", *(f"--{k}={v}" for k, v in flags.items()))
+    log = cluster.log_folder / "router-1-extra.log"
+    environ = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    child = ChildProcess("router-1", command, environ, log)
+    child.start()
+    try:
+        yield f"127.0.0.1:{port.port}"
+        child.terminate()
+        assert await child.wait_ended(30.0)
+        assert child.ended_well, log.read_text("utf-8")
+    finally:
+        child.kill()
+        port.release()

@@ -1,0 +1,111 @@
+"""A defect that no verdict notices would make every round green."""
+
+from dataclasses import replace
+
+import pytest
+
+from deploy.chaos.drawing import SHORT, draw_plan
+from deploy.chaos.oracle import RightAnswer, RightAnswers
+from deploy.chaos.plan import Ask, Fate
+from deploy.chaos.verdict import LEFT, Ending, Received, problems_of
+from scheduling import sampling
+from tandemserve import (
+    Choice,
+    Completion,
+    Delta,
+    FinishReason,
+    Timings,
+    TokenLogprobs,
+    Usage,
+)
+
+TOKENS, TEXT = (5, 6, 7, 8), "word"
+LOGPROBS = tuple(sampling.TokenLogprobs(-0.5 * number) for number in range(4))
+RIGHT = RightAnswers((RightAnswer(TOKENS, TEXT, "length", None, LOGPROBS),), None, ())
+TIMINGS = Timings(0, 0, 0, 0, 0, 0, None, 0, 0, 0, "tcp", "prefill-0", "decode-0", True, 0, 0)
+CHOICE = Choice(
+    0,
+    TEXT,
+    TOKENS,
+    tuple(TokenLogprobs(entry.logprob, ()) for entry in LOGPROBS),
+    FinishReason.LENGTH,
+    None,
+    Usage(3, 4, 0),
+    TIMINGS,
+)
+
+
+def ask(fate: Fate = "finish") -> Ask:
+    return replace(draw_plan(1, SHORT).asks[0], fate=fate, num_choices=1)
+
+
+def received(num_tokens: int) -> list[Received]:
+    return [
+        Received(list(TOKENS[:num_tokens]), TEXT[:num_tokens], list(CHOICE.logprobs[:num_tokens]))
+    ]
+
+
+def whole(choice: Choice) -> Ending:
+    return Ending(Completion("id", "model", 0, (choice,)))
+
+
+def test_the_undisturbed_answer_is_right() -> None:
+    assert problems_of(ask(), RIGHT, received(4), whole(CHOICE)) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(CHOICE, token_ids=(5, 6, 7, 9)),
+        replace(CHOICE, token_ids=TOKENS[:3]),
+        replace(CHOICE, token_ids=(*TOKENS, 8)),
+        replace(CHOICE, text="wore"),
+        replace(CHOICE, finish_reason=FinishReason.STOP),
+        replace(CHOICE, matched_stop="d"),
+        replace(CHOICE, logprobs=CHOICE.logprobs[:3]),
+        replace(CHOICE, usage=Usage(3, 5, 0)),
+    ],
+)
+def test_a_whole_answer_that_differs_anywhere_is_a_problem(wrong: Choice) -> None:
+    assert problems_of(ask(), RIGHT, received(4), whole(wrong))
+
+
+def test_pieces_that_are_not_the_whole_are_a_problem() -> None:
+    assert problems_of(ask(), RIGHT, received(3), whole(CHOICE))
+
+
+@pytest.mark.parametrize(
+    ("fate", "code"),
+    [
+        ("cancel", "cancelled"),
+        ("operator", "cancelled"),
+        ("leave", LEFT),
+        ("deadline", "deadline_exceeded"),
+    ],
+)
+def test_a_beginning_and_a_fitting_error_are_right(fate: Fate, code: str) -> None:
+    for num_tokens in range(5):
+        assert problems_of(ask(fate), RIGHT, received(num_tokens), Ending(None, code)) == []
+
+
+def test_an_error_that_nobody_caused_is_a_problem() -> None:
+    ending = Ending(None, "deadline_exceeded", "too late")
+    (problem,) = problems_of(ask(), RIGHT, received(2), ending)
+    assert "fate finish, but it ended with deadline_exceeded" in problem
+    failed = Ending(None, "worker_failed")
+    assert problems_of(ask(), RIGHT, received(2), failed)
+    assert not problems_of(ask(), RIGHT, received(2), failed, frozenset({"worker_failed"}))
+
+
+def test_a_wrong_token_before_an_error_is_a_problem() -> None:
+    got = received(3)
+    got[0].token_ids[2] = 9
+    (problem,) = problems_of(ask("cancel"), RIGHT, got, Ending(None, "cancelled"))
+    assert "token 2 of 4 is wrong" in problem
+
+
+def test_a_gap_and_a_repeat_are_noticed_when_they_come() -> None:
+    got = Received()
+    assert got.take(Delta(0, 0, (5, 6), "wo")) is None
+    assert got.take(Delta(0, 3, (8,), "d")) == "a piece begins at token 3 instead of 2"
+    assert got.take(Delta(0, 2, (7,), "r")) == "a piece begins at token 2 instead of 3"

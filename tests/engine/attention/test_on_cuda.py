@@ -1,0 +1,91 @@
+"""Attention on a CUDA device: FlashInfer and the torch backend against the reference.
+
+Run with: pytest -m gpu tests/engine/attention. The first run compiles kernels (minutes).
+"""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from engine.attention.backend import AttentionBackend
+from engine.attention.choice import AttentionName, AttentionShape, choose_attention
+from engine.attention.testing import batch_over, reference_attention, scattered_batch
+from engine.kv_pool import KvLayout, KvPool
+from engine.model_config import LayerAttention
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+NUM_BLOCKS = 256
+LAYOUT = KvLayout(2, 4, 64, 16, "bfloat16")
+NUM_HEADS = 12
+LAYERS = {
+    "full": LayerAttention(0.125),
+    "window": LayerAttention(0.125, sliding_window=100),
+    "softcap": LayerAttention(0.125, softcap=30.0),
+}
+NAMES: tuple[AttentionName, ...] = ("flashinfer", "torch")
+
+
+def make(name: AttentionName, layer: LayerAttention) -> AttentionBackend:
+    if name == "flashinfer" and find_spec("flashinfer") is None:
+        pytest.skip("the package flashinfer is absent")
+    shape = AttentionShape(LAYOUT, NUM_HEADS, (layer,) * LAYOUT.num_layers, torch.device("cuda"))
+    return choose_attention(shape, name)
+
+
+def rows(num_tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(num_tokens, NUM_HEADS, LAYOUT.head_dim, generator=generator)
+    key, value = torch.randn(
+        2, num_tokens, LAYOUT.num_kv_heads, LAYOUT.head_dim, generator=generator
+    )
+    return query.bfloat16().float(), key, value
+
+
+def on_cuda(
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = tensors
+    return query.cuda(), key.cuda(), value.cuda()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_a_mixed_batch_matches_the_reference(name: AttentionName, layer: LayerAttention) -> None:
+    batch = scattered_batch([300, 7, 0, 530], [1, 1, 70, 33], 16, NUM_BLOCKS, seed=1)
+    pools = (KvPool(LAYOUT, NUM_BLOCKS, "cuda"), KvPool(LAYOUT, NUM_BLOCKS))
+    history = torch.randn(pools[1].tensor.shape, generator=torch.Generator().manual_seed(2))
+    for pool in pools:
+        pool.tensor.copy_(history)
+    step = make(name, layer).begin(batch, pools[0])
+    for index in range(LAYOUT.num_layers):
+        new = rows(int(batch.num_queries.sum()), seed=index)
+        actual = step.attend(index, *on_cuda(new)).cpu()
+        expected = reference_attention(batch, pools[1], (index, layer), new)
+        torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
+    assert torch.equal(pools[0].tensor.cpu(), pools[1].tensor)
+
+
+@pytest.mark.parametrize("num_others", [1, 31])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_decoded_token_has_the_same_bits_in_any_batch(
+    name: AttentionName, num_others: int
+) -> None:
+    attention = make(name, LAYERS["full"])
+    blocks = torch.arange(NUM_BLOCKS).view(32, 8).numpy()
+    new = rows(num_others + 1, seed=4)
+    results = []
+    for count in (1, num_others + 1):
+        pool = KvPool(LAYOUT, NUM_BLOCKS, "cuda")
+        pool.tensor.copy_(
+            torch.randn(pool.tensor.shape, generator=torch.Generator().manual_seed(5))
+        )
+        pieces = [(120 - 3 * index, 1) for index in range(count)]
+        batch = batch_over(blocks[:count], pieces, 16)
+        query, key, value = on_cuda(new)
+        step = attention.begin(batch, pool)
+        results.append(step.attend(0, query[:count], key[:count], value[:count])[0])
+    assert torch.equal(results[0], results[1])

@@ -1,0 +1,32 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.attention.choice import AttentionShape, AttentionUnavailable, choose_attention
+from engine.attention.native import NativeAttention
+from engine.attention.split_kv import SplitKvAttention
+from engine.kv_pool import KvLayout
+from engine.model_config import LayerAttention
+from engine.native.library import find_compiler
+
+SHAPE = AttentionShape(
+    KvLayout(1, 2, 64, 16, "float32"), 4, (LayerAttention(0.125),), torch.device("cpu")
+)
+
+
+def test_by_itself_a_cpu_takes_the_compiled_kernel_where_it_can_be_compiled() -> None:
+    expected = SplitKvAttention if find_compiler() is None else NativeAttention
+    assert isinstance(choose_attention(SHAPE), expected)
+
+
+def test_shapes_that_the_kernel_is_not_made_for_take_torch() -> None:
+    wide = replace(SHAPE, layout=KvLayout(1, 1, 264, 16, "float32"))
+    assert isinstance(choose_attention(wide), SplitKvAttention)
+    with pytest.raises(AttentionUnavailable, match="--attention torch on every worker"):
+        choose_attention(wide, "native")
+
+
+def test_backends_have_different_names() -> None:
+    names = {choose_attention(SHAPE, "torch").arithmetic, choose_attention(SHAPE).arithmetic}
+    assert len(names) == (1 if find_compiler() is None else 2)

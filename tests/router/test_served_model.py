@@ -1,0 +1,86 @@
+"""Prompts become token ids: checked, shared, and never at the cost of the event loop."""
+
+import asyncio
+import time
+from array import array
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from engine.bundled import bundled_model_path
+from router.served_model import PromptEncoder, ServedModel, load_served_model
+from scheduling.errors import ContextTooLong, InvalidRequest
+
+MILLION = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def model() -> ServedModel:
+    loaded = load_served_model(bundled_model_path(), "demo", max_chars=10_000_000)
+    return replace(loaded, context_length=10 * MILLION)
+
+
+@pytest_asyncio.fixture
+async def encoder(model: ServedModel) -> AsyncIterator[PromptEncoder]:
+    made = PromptEncoder(model, num_threads=1)
+    yield made
+    made.close()
+
+
+async def longest_turn_s(work: object) -> float:
+    """Most processor time that the loop's thread spent between two turns of others."""
+    longest_s, task = 0.0, asyncio.ensure_future(work)  # type: ignore[call-overload]
+    while not task.done():
+        began_s = time.thread_time()
+        await asyncio.sleep(0)
+        longest_s = max(longest_s, time.thread_time() - began_s)
+    await task
+    return longest_s
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4096, 4097, 20_000])
+async def test_ids_come_back_as_they_are(encoder: PromptEncoder, num_tokens: int) -> None:
+    given = array("I", (i % 2048 for i in range(num_tokens)))
+    assert await encoder.encode(None, None, given) == tuple(given)
+
+
+@pytest.mark.parametrize("num_tokens", [10, 10_000])
+async def test_an_id_outside_the_vocabulary_is_named(
+    encoder: PromptEncoder, num_tokens: int
+) -> None:
+    given = [5] * num_tokens
+    given[-3] = 2048
+    with pytest.raises(InvalidRequest, match="tokens: id 2048 is not in the vocabulary of 2048"):
+        await encoder.encode(None, None, given)
+
+
+async def test_equal_ids_of_all_prompts_are_one_object(encoder: PromptEncoder) -> None:
+    first = await encoder.encode(None, None, array("I", [1999] * 10))
+    second = await encoder.encode("Once upon a time " * 100, None, None)
+    third = await encoder.encode(None, None, array("I", second))
+    assert len({id(token_id) for token_id in first}) == 1
+    assert [id(token_id) for token_id in second] == [id(token_id) for token_id in third]
+
+
+async def test_a_prompt_longer_than_the_context_is_refused_unseen(model: ServedModel) -> None:
+    class Untouchable(list[int]):
+        def __getitem__(self, index: object) -> int:  # type: ignore[override]
+            raise AssertionError("looked at")
+
+        __iter__ = None  # type: ignore[assignment]
+
+    encoder = PromptEncoder(replace(model, context_length=100), num_threads=1)
+    with pytest.raises(ContextTooLong, match="has 100 tokens, the model's context is 100"):
+        await encoder.encode(None, None, Untouchable([1] * 100))
+    encoder.close()
+
+
+@pytest.mark.slow
+async def test_prompts_of_a_million_tokens_leave_the_event_loop_its_turns(
+    encoder: PromptEncoder,
+) -> None:
+    ids = array("I", (i % 2048 for i in range(MILLION)))
+    assert await longest_turn_s(encoder.encode(None, None, ids)) < 0.02
+    assert await longest_turn_s(encoder.encode("Once upon a time. " * 50_000, None, None)) < 0.02

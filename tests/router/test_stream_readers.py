@@ -1,0 +1,142 @@
+"""Callers that break off, come back and go on elsewhere get each token exactly once."""
+
+import asyncio
+import random
+from contextlib import aclosing
+
+import pytest
+
+from router.events import EmitFinished, EmitTokens, PhaseTimings
+from router.streams import AcceptedInfo, RequestStream, StreamBook
+from router.wire.generate import emissions_to_proto
+from router.write_turns import BusyMeter, WriteTurns
+from scheduling.ids import RequestId, TaskId
+from scheduling.messages import TokensEmitted
+from tandemserve.replay import Replay
+from tandemserve.results import Accepted, Delta
+from tandemserve.wire import event_from
+
+PATIENCE_S = 20.0
+INFO = AcceptedInfo("model", 3, 5, "standard")
+TIMINGS = PhaseTimings(0, 0, 0, 0, 0, 0, None, 0, 0, 0, "", "", "", False, 0, 0)
+
+
+def text_of(number: int) -> str:
+    """Of every three tokens one has no text yet, and the next one has it as well."""
+    return ("<a>", "", f"<{number - 1}><{number}>")[number % 3]
+
+
+def turns_of(dice: random.Random) -> WriteTurns:
+    meter = BusyMeter(lambda: 0.0)
+    meter.share, meter.look = dice.choice([0.0, 0.6, 1.0]), lambda now: None  # type: ignore[method-assign]
+    return dice.choice([WriteTurns(), WriteTurns(0.002, meter)])
+
+
+async def some_turns(dice: random.Random, most: int) -> None:
+    for _ in range(dice.randrange(most)):
+        await asyncio.sleep(0)
+
+
+class Conversation:
+    """One request, two routers that each may compute it, and its caller."""
+
+    def __init__(self, number: int, dice: random.Random, turns: WriteTurns) -> None:
+        self._id = RequestId(f"r{number}")
+        self._dice, self._turns = dice, turns
+        self._lengths = [dice.randint(1, 60) for _ in range(dice.choice([1, 1, 3]))]
+        self._replay = Replay(self._id, len(self._lengths))
+        self._received: list[list[int]] = [[] for _ in self._lengths]
+        # At each of two routers.
+        self._streams: dict[int, RequestStream] = {}
+        self._computing: dict[int, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        dice, replay = self._dice, self._replay
+        while not replay.is_complete:
+            told = replay.received() if replay.has_news else ()
+            starts = tuple(None if is_over else len(ids) for _, ids, is_over in told)
+            replay.begin_attempt()
+            stream = self._stream_at(dice.randrange(2), starts)
+            reader, leaving = stream.take_over(), None
+            if dice.random() < 0.3:  # a call that broke is still served for a moment
+                leaving = asyncio.create_task(self._read_on(stream, reader, starts))
+                await some_turns(dice, 5)
+                reader = stream.take_over()
+            async with asyncio.timeout(PATIENCE_S):
+                await self._attempt(stream, reader, starts)
+                if leaving is not None:
+                    await leaving
+        for computing in self._computing.values():
+            computing.cancel()
+        assert self._received == [list(range(length)) for length in self._lengths]
+        for choice, length in zip(replay.completion().choices, self._lengths, strict=True):
+            assert choice.text == "".join(map(text_of, range(length)))
+
+    def _stream_at(self, router: int, starts: tuple[int | None, ...]) -> RequestStream:
+        """What the router has of the request; begun there where it knows nothing that helps."""
+        stream = self._streams.get(router)
+        if stream is not None and stream.can_serve(starts) and self._dice.random() < 0.7:
+            return stream
+        if router in self._computing:
+            self._computing[router].cancel()  # the router was lost
+        stream = self._streams[router] = RequestStream(
+            self._id, b"f", len(self._lengths), INFO, starts
+        )
+        StreamBook(turns=self._turns).open(stream)
+        self._computing[router] = asyncio.create_task(self._compute(stream, starts))
+        return stream
+
+    async def _compute(self, stream: RequestStream, starts: tuple[int | None, ...]) -> None:
+        dice = self._dice
+        done = [s or 0 for s in starts] or [0] * len(self._lengths)
+        open_answers = [i for i in range(len(done)) if not starts or starts[i] is not None]
+        while open_answers:
+            await some_turns(dice, 4)
+            index = dice.choice(open_answers)
+            first = done[index]
+            end = min(self._lengths[index], first + dice.choice([1, 1, 1, 3]))
+            ids = tuple(range(first, end))
+            is_last = end == self._lengths[index]
+            text, reason = "".join(map(text_of, ids)), "stop" if is_last else None
+            tokens = TokensEmitted(TaskId("t"), first, ids, text, finish_reason=reason)
+            stream.append(EmitTokens(self._id, index, tokens))
+            done[index] = end
+            if is_last:
+                stream.append(EmitFinished(self._id, index, "stop", None, end, TIMINGS))
+                open_answers.remove(index)
+
+    async def _attempt(
+        self, stream: RequestStream, reader: int, starts: tuple[int | None, ...]
+    ) -> None:
+        dice = self._dice
+        most = dice.choice([None, None, 1, 2, 6])
+        self._replay.receive(self._id, Accepted("model", 3, False, 5))
+        num_batches = 0
+        async with aclosing(stream.follow(reader, starts)) as batches:
+            async for batch in batches:
+                for response in emissions_to_proto(self._id, batch, INFO, str):
+                    event = event_from(response)
+                    assert event is not None
+                    news = self._replay.receive(self._id, event)
+                    if isinstance(news, Delta):
+                        self._received[news.index] += news.token_ids
+                    await some_turns(dice, 3)
+                num_batches += 1
+                if num_batches == most:
+                    return  # the connection breaks
+
+    async def _read_on(
+        self, stream: RequestStream, reader: int, starts: tuple[int | None, ...]
+    ) -> None:
+        async with aclosing(stream.follow(reader, starts)) as batches:
+            async for _ in batches:
+                await some_turns(self._dice, 4)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_any_reading_breaking_off_and_resuming_gives_each_token_once(seed: int) -> None:
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    turns = turns_of(dice)
+    conversations = [Conversation(n, dice, turns) for n in range(dice.choice([1, 5, 40]))]
+    await asyncio.gather(*(each.run() for each in conversations))
