@@ -2,8 +2,8 @@
 
 Run: python benchmarks/batch_invariance.py [--threads 1]
 Prints, for each shape, the row counts that give a row the same bits, with the weight as saved
-([outputs, inputs], transposed on the way) and as the engine stores it ([inputs, outputs]); then the
-time of a product at the row counts the engine would use.
+([outputs, inputs], transposed on the way), stored as [inputs, outputs], and packed by oneDNN, which
+the engine does where it can; then the time of a product by the number of rows.
 """
 
 import argparse
@@ -17,10 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
 
+from engine.linear import Linear
+from engine.packed_product import can_pack
 from engine.row_tiles import CANDIDATE_ROWS, ProductShape, find_row_tiles, row_count_groups
 
 CPU = torch.device("cpu")
 SHAPES = ((256, 512), (688, 256), (256, 2048), (896, 1152), (1024, 3072), (4864, 896))
+PACKED_TRIED_ROWS = (*range(1, 9), 12, 16, 24, 31, 32, 64, 100, 128, 256)
 TIMED_ROWS = (1, 2, 4, 16, 32, 64, 256)
 
 
@@ -45,13 +48,20 @@ def _products(inner: int, columns: int, dtype: torch.dtype) -> None:
         shape = ProductShape(inner, columns, dtype, CPU, transposed=transposed)
         groups = [list(sizes) for sizes, _ in row_count_groups(shape, CANDIDATE_ROWS)]
         print(f"  {label:10s} equal bits: {groups}")
-    chosen = find_row_tiles([ProductShape(inner, columns, dtype, CPU)]).sizes
-    print(f"  {'chosen':10s} {list(chosen)}")
+    is_packed = can_pack(dtype, CPU)
+    engine_shape = ProductShape(inner, columns, dtype, CPU, packed=is_packed)
+    if is_packed:
+        groups = [list(sizes) for sizes, _ in row_count_groups(engine_shape, PACKED_TRIED_ROWS)]
+        print(f"  {'packed':10s} equal bits: {groups}")
+    chosen = find_row_tiles([engine_shape])
+    print(f"  {'chosen':10s} {list(chosen.sizes)}, fingerprint {chosen.fingerprint}")
     matrix = torch.randn(inner, columns).to(dtype)
     saved = matrix.t().contiguous()
+    linear = Linear(saved)
     for label, multiply in (
         ("as saved", lambda rows: F.linear(rows, saved)),
         ("as stored", lambda rows: torch.mm(rows, matrix)),
+        ("engine", lambda rows: linear(rows, (0, len(rows)))),
     ):
         times = {
             count: _microseconds(multiply, torch.randn(count, inner).to(dtype))

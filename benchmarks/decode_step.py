@@ -1,77 +1,146 @@
 """Tokens per second of the engine alone: decode steps of several batch sizes, and prompt chunks.
 
-Run: python benchmarks/decode_step.py [--model DIR] [--dtype float32] [--threads 1] [--profile]
-Without a folder it makes a random model of two million parameters.
+Run: python benchmarks/decode_step.py [--shape 0.1b] [--attention torch] [--profile]
+Without a folder it makes a random model: of two million parameters in float32, or with
+`--shape 0.1b` of 100 million in bfloat16 (768 wide, 12 layers, 12/4 heads of 64, FFN 2048,
+vocabulary 32000, tied). Beside each step stands its floor: the time to read its weights and KV once
+at the speed of a plain read loop, or, if that is longer, to do its multiplications at the speed of
+one large product. `wall` and `cpu` (of the engine's thread) are the fastest of all steps, since
+others may use the machine.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from engine.attention.choice import AttentionShape, choose_attention
 from engine.kv_pool import KvLayout, KvPool
+from engine.linear import Linear
 from engine.loading import load_model
 from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
-from engine.testing import make_random_model_folder, random_model_config
+from engine.testing import family_fields, make_random_model_folder
 from scheduling.sampling import SamplingParams
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
 
 BLOCK_SIZE = 16
+SHAPES = {
+    "2m": {
+        "vocab_size": 2048,
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "0.1b": {
+        "vocab_size": 32_000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the threads that are asked for can do at best."""
+
+    read_bytes_per_s: float
+    # Of a packed product of 256 rows in the model's dtype.
+    flops: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--shape", choices=SHAPES, default="2m")
+    parser.add_argument("--dtype", help="default: bfloat16 for 0.1b, else float32")
+    parser.add_argument("--attention", default="auto", choices=("auto", "torch", "native"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--context", type=int, nargs="+", default=[32, 300])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16, 32])
+    parser.add_argument("--context", type=int, nargs="+", default=[300])
+    parser.add_argument("--prefill", type=int, nargs="+", default=[64, 256, 512])
     parser.add_argument("--profile", action="store_true", help="operators of the last decode batch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = load_model(args.model or _random_folder(), args.dtype)
-    print(f"{args.dtype}, {args.threads} thread(s), row counts {model.row_tiles.sizes}")
+    dtype = args.dtype or ("bfloat16" if args.shape == "0.1b" else "float32")
+    model = load_model(args.model or _random_folder(args.shape), dtype)
+    machine = _measure_machine(model)
+    runner = _runner(model, args, 1, 1)
+    print(
+        f"{dtype}, {args.threads} thread(s), {runner.arithmetic}\n"
+        f"read loop {machine.read_bytes_per_s / 1e9:.1f} GB/s, "
+        f"large product {machine.flops / 1e9:.0f} GFLOP/s, "
+        f"weights of a step {_weight_bytes(model) / 1e6:.0f} MB"
+    )
     for context in args.context:
         for batch in args.batch:
-            runner = _runner(model, batch, context + 2 * args.steps + 20)
-            _decode(runner, model, batch, context, args)
-    for chunk in (64, 256, 512):
-        _prefill(model, chunk)
+            _decode(model, machine, batch, context, args)
+    for chunk in args.prefill:
+        _prefill(model, machine, chunk, args)
 
 
-def _random_folder() -> Path:
+def _random_folder(shape: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="decode-step-"))
-    config = random_model_config(
-        "llama",
-        vocab_size=2048,
-        hidden_size=256,
-        intermediate_size=688,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=64,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    make_random_model_folder(folder, config=config)
+    sizes = SHAPES[shape] | {"head_dim": 64, "max_position_embeddings": 2048}
+    fields = family_fields("llama", **sizes, tie_word_embeddings=True)
+    make_random_model_folder(folder, fields=fields)
     return folder
 
 
-def _runner(model: Decoder, batch: int, tokens: int) -> ModelRunner:
+def _linears(model: Decoder) -> list[Linear]:
+    return [*model.weights.layer_linears, model.weights.lm_head]
+
+
+def _weight_bytes(model: Decoder) -> int:
+    return sum(
+        linear.num_inputs * linear.num_outputs * model.dtype.itemsize for linear in _linears(model)
+    )
+
+
+def _measure_machine(model: Decoder) -> Machine:
+    numbers = torch.ones(64 << 20)
+    reading = _fastest(numbers.sum, 30)
+    widest = max(model.weights.layer_linears, key=lambda linear: linear.num_outputs)
+    rows = torch.ones(256, widest.num_inputs, dtype=model.dtype)
+    bounds = model.row_tiles.cut(256)
+    multiplying = _fastest(lambda: widest(rows, bounds), 40)
+    return Machine(
+        numbers.nbytes / reading, 2 * 256 * widest.num_inputs * widest.num_outputs / multiplying
+    )
+
+
+def _fastest(call: Callable[[], object], repeats: int) -> float:
+    # One thread is timed by its own clock, which stands still while others have the core.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    best = float("inf")
+    for _ in range(repeats):
+        started = clock()
+        call()
+        best = min(best, clock() - started)
+    return best
+
+
+def _runner(model: Decoder, args: argparse.Namespace, batch: int, tokens: int) -> ModelRunner:
     config = model.config
     dtype = str(model.dtype).removeprefix("torch.")
     layout = KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
     pool = KvPool(layout, batch * (tokens // BLOCK_SIZE + 1))
-    return ModelRunner(model, pool, batch)
+    shape = AttentionShape(layout, config.num_heads, config.layer_attention, model.device)
+    return ModelRunner(model, pool, batch, choose_attention(shape, args.attention))
 
 
 def _start(runner: ModelRunner, slot: int, tokens: int, room: int, temperature: float) -> None:
@@ -83,42 +152,59 @@ def _start(runner: ModelRunner, slot: int, tokens: int, room: int, temperature: 
 
 
 def _decode(
-    runner: ModelRunner, model: Decoder, batch: int, context: int, args: argparse.Namespace
+    model: Decoder, machine: Machine, batch: int, context: int, args: argparse.Namespace
 ) -> None:
+    room = context + 2 * args.steps + 20
+    runner = _runner(model, args, batch, room)
     for slot in range(batch):
-        _start(runner, slot, context, context + 2 * args.steps + 19, args.temperature)
+        _start(runner, slot, context, room - 1, args.temperature)
         runner.step(StepPlan((ScheduledChunk(slot, 0, context, True),)))
-    times = []
-    for step in range(args.steps + 5):
-        chunks = tuple(ScheduledChunk(slot, context + step, 1, True) for slot in range(batch))
-        started = time.perf_counter()
-        runner.step(StepPlan(chunks))
-        times.append(time.perf_counter() - started)
-    middle = statistics.median(times[5:])
+    wall, cpu = float("inf"), float("inf")
+    for step in range(args.steps):
+        plan = _decode_plan(batch, context + step)
+        started, started_cpu = time.perf_counter(), time.thread_time()
+        runner.step(plan)
+        wall = min(wall, time.perf_counter() - started)
+        cpu = min(cpu, time.thread_time() - started_cpu)
+    kv_bytes = batch * context * runner.kv_pool.layout.block_bytes / BLOCK_SIZE
+    weights = _weight_bytes(model)
+    reading = (weights + kv_bytes) / machine.read_bytes_per_s
+    floor = max(reading, 2 * batch * weights / model.dtype.itemsize / machine.flops)
     print(
-        f"decode  batch {batch:3d}  context {context:4d}+  {1e3 * middle:7.3f} ms/step  "
-        f"{batch / middle:8.0f} tokens/s  (fastest step {1e3 * min(times):.3f} ms)"
+        f"decode  batch {batch:3d}  context {context:4d}+  wall {1e3 * wall:7.2f}  "
+        f"cpu {1e3 * cpu:7.2f}  floor {1e3 * floor:6.2f} ms  ({wall / floor:.1f} x, "
+        f"cpu {cpu / floor:.1f} x)  {batch / wall:7.0f} tokens/s"
     )
     if args.profile and batch == args.batch[-1]:
-        with torch.profiler.profile() as profile:
-            for step in range(args.steps + 5, args.steps + 25):
-                chunks = tuple(
-                    ScheduledChunk(slot, context + step, 1, True) for slot in range(batch)
-                )
-                runner.step(StepPlan(chunks))
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=22))
+        _profile(runner, batch, context + args.steps)
 
 
-def _prefill(model: Decoder, chunk: int) -> None:
-    times = []
+def _decode_plan(batch: int, position: int) -> StepPlan:
+    return StepPlan(tuple(ScheduledChunk(slot, position, 1, True) for slot in range(batch)))
+
+
+def _profile(runner: ModelRunner, batch: int, position: int) -> None:
+    with torch.profiler.profile() as profile:
+        for step in range(20):
+            runner.step(_decode_plan(batch, position + step))
+    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=22))
+
+
+def _prefill(model: Decoder, machine: Machine, chunk: int, args: argparse.Namespace) -> None:
+    wall, cpu = float("inf"), float("inf")
     for _ in range(8):
-        runner = _runner(model, 1, chunk)
+        runner = _runner(model, args, 1, chunk)
         _start(runner, 0, chunk, chunk, 0.0)
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.thread_time()
         runner.step(StepPlan((ScheduledChunk(0, 0, chunk, True),)))
-        times.append(time.perf_counter() - started)
-    middle = statistics.median(times)
-    print(f"prefill chunk {chunk:4d}  {1e3 * middle:7.3f} ms  {chunk / middle:8.0f} tokens/s")
+        wall = min(wall, time.perf_counter() - started)
+        cpu = min(cpu, time.thread_time() - started_cpu)
+    in_layers = sum(x.num_inputs * x.num_outputs for x in model.weights.layer_linears)
+    floor = 2 * chunk * in_layers / machine.flops
+    print(
+        f"prefill chunk {chunk:4d}  wall {1e3 * wall:7.2f}  cpu {1e3 * cpu:7.2f}  "
+        f"floor {1e3 * floor:6.2f} ms  ({wall / floor:.1f} x)  {chunk / wall:7.0f} tokens/s"
+    )
 
 
 if __name__ == "__main__":

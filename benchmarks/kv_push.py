@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from kvtransfer.batches import PushSettings
 from kvtransfer.protocol import BlockMoves
-from kvtransfer.sending import PushSettings
-from kvtransfer.shared_memory import SharedMemoryReceiver, SharedMemoryTransport
+from kvtransfer.receiver import PoolReceiver
+from kvtransfer.shared_memory import SharedMemoryTransport
 
 BLOCK_BYTES = (4 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
 NUM_BLOCKS = (1, 16, 256, 1024)
@@ -103,7 +104,7 @@ def _measure(block_bytes: int, num_blocks: int, is_scattered: bool) -> Row:
 
 
 def _best_push(
-    receiver: SharedMemoryReceiver,
+    receiver: PoolReceiver,
     source: "np.ndarray[tuple[int], np.dtype[np.uint8]]",
     pairs: tuple[tuple[int, ...], tuple[int, ...]],
     fraction: float,

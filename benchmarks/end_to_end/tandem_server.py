@@ -1,0 +1,60 @@
+"""A Tandem cluster as `tandem up` starts it: one prefill and one decode worker."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from benchmarks.end_to_end.measure import Stream
+from benchmarks.end_to_end.workload import Ask
+from tandemserve import AsyncClient, Delta
+
+_KV_CACHE_MIB = 512
+_START_TIMEOUT_S = 240.0
+_STOP_TIMEOUT_S = 60.0
+
+
+@asynccontextmanager
+async def tandem(
+    model: Path, prefill: Mapping[str, str], decode: Mapping[str, str], log: Path
+) -> AsyncIterator[Stream]:
+    """Start the cluster and stop it; the mappings hold settings of the workers."""
+    command = [
+        *(sys.executable, "-m", "deploy.local", "up", "--json", "--model", str(model)),
+        *("--prefill", "1", "--decode", "1", "--port", "0", "--kv-cache-mib", str(_KV_CACHE_MIB)),
+        *(f"--prefill-worker.{name}={value}" for name, value in prefill.items()),
+        *(f"--decode-worker.{name}={value}" for name, value in decode.items()),
+    ]
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=errors
+        )
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT_S)
+        if not line:
+            raise SystemExit(f"the cluster did not start; see {log}")
+        async with AsyncClient(json.loads(line)["endpoint"]) as client:
+            yield sdk_stream(client)
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+
+
+def sdk_stream(client: AsyncClient) -> Stream:
+    """A function that asks through the SDK."""
+
+    async def stream(ask: Ask) -> AsyncIterator[int]:
+        options = client.stream(
+            ask.prompt, max_tokens=ask.num_output, temperature=0.0, ignore_eos=True
+        )
+        async with options as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    yield len(event.token_ids)
+
+    return stream
