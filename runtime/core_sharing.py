@@ -1,24 +1,36 @@
-"""Engines of one machine that tell each other when they compute, so that one alone uses all cores.
+"""Engines of one machine that tell each other when they compute, so that no core has to idle.
 
-Prefill and decode rarely peak together: with few clients one waits for the other, and half of the
-cores would idle. Each engine keeps, in a small file that all of them map, the instant until which
-it counts as busy; whoever begins a step divides the cores by the engines that are busy then.
-Nothing depends on the file being right: a wrong count costs speed for one step.
+Prefill and decode seldom need the same: with few clients one waits for the other, with many the
+prompts decide how soon anybody is served. Fixed shares waste whatever the other side does not use.
+So engines take turns: each keeps, in a small file that all of them map, until when it computes and
+since when it waits, and whoever waited longest goes next. On a machine with many cores several
+compute at once, each with its share. Nothing depends on the file being right: a wrong mark costs
+speed for one step.
 """
 
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 
-_NUM_PLACES = 256
-_PLACE_BYTES = 8
-# A step that takes longer, or whose process died in it, no longer counts.
-MAX_STEP_S = 5.0
-# After a step its engine counts as busy for this long: the next one usually follows at once.
+# A step gains from this many cores nearly in proportion, so fewer are never divided.
+MIN_CORES_OF_A_SHARE = 4
+# After a step its engine keeps its share for this long: the next step usually follows at once.
 LINGER_S = 0.02
+# A waiting engine asks again far sooner; one that does not ask any more has given up its turn.
+MAX_WAIT_BETWEEN_ASKS_S = 0.02
+# How long a stopped engine can hold the others up: a multiple of its longest step, within bounds.
+_PATIENCE = 4.0
+MIN_PATIENCE_S = 0.25
+MAX_PATIENCE_S = 5.0
+
+_NUM_PLACES = 64
+_INSTANTS_OF_A_PLACE = 4
+_PLACE_BYTES = 8 * _INSTANTS_OF_A_PLACE
+_FILE_BYTES = _NUM_PLACES * _PLACE_BYTES
 
 
 class TooManyEngines(RuntimeError):
@@ -28,10 +40,46 @@ class TooManyEngines(RuntimeError):
         super().__init__(f"{_NUM_PLACES} engines share {path} already; use a second file")
 
 
-def share_of_cores(num_cores: int, busy_until: Sequence[float], now: float) -> int:
-    """Threads for an engine that begins now, from the instants of the others."""
-    num_busy = 1 + sum(instant > now for instant in busy_until)
-    return max(1, num_cores // num_busy)
+@dataclass(frozen=True, slots=True)
+class EngineMark:
+    """What an engine tells the others; instants in seconds of the machine's monotonic clock."""
+
+    # It computes, at the latest until then.
+    busy_until: float = 0.0
+    # It keeps its share until then.
+    active_until: float = 0.0
+    # It waits for its turn, and the mark counts until then.
+    waiting_since: float = 0.0
+    waiting_until: float = 0.0
+
+
+NO_MARK = EngineMark()
+
+
+def max_engines_at_once(num_cores: int) -> int:
+    """How many engines may compute at the same time."""
+    return max(1, num_cores // MIN_CORES_OF_A_SHARE)
+
+
+def possible_shares(num_cores: int) -> tuple[int, ...]:
+    """Every number of threads that `share_of_cores` may answer with, the smallest first."""
+    at_once = range(1, max_engines_at_once(num_cores) + 1)
+    return tuple(sorted({num_cores // num_engines for num_engines in at_once}))
+
+
+def share_of_cores(
+    num_cores: int, others: Sequence[EngineMark], waiting_since: float, now: float
+) -> int | None:
+    """Threads for an engine that wants to compute now; None while it is the turn of others."""
+    limit = max_engines_at_once(num_cores)
+    num_busy = sum(mark.busy_until > now for mark in others)
+    num_before = sum(
+        mark.waiting_until > now and mark.waiting_since < waiting_since for mark in others
+    )
+    if num_busy + num_before >= limit:
+        return None
+    num_active = sum(max(mark.busy_until, mark.active_until) > now for mark in others)
+    return num_cores // min(limit, 1 + num_active)
 
 
 class CoreSharing:
@@ -43,30 +91,50 @@ class CoreSharing:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # Never shorter: another process maps it already.
-            if os.fstat(self._file).st_size < _NUM_PLACES * _PLACE_BYTES:
-                os.truncate(self._file, _NUM_PLACES * _PLACE_BYTES)
+            if os.fstat(self._file).st_size < _FILE_BYTES:
+                os.truncate(self._file, _FILE_BYTES)
             self._place = self._take_place(path)
-            self._map = mmap.mmap(self._file, _NUM_PLACES * _PLACE_BYTES)
+            self._map = mmap.mmap(self._file, _FILE_BYTES)
         except BaseException:
             os.close(self._file)
             raise
         self._instants: memoryview[float] = memoryview(self._map).cast("d")
-        self._instants[self._place] = 0.0
+        self._write(self._place, NO_MARK)
+        self._waiting_since: float | None = None
+        self._began_at = 0.0
+        # Until a step was seen nobody knows how long one takes.
+        self._longest_step_s = MAX_PATIENCE_S
 
-    def begin(self, now: float) -> int:
-        """The threads to use for a step that begins now."""
-        instants: list[float] = list(self._instants)
-        del instants[self._place]
-        self._instants[self._place] = now + MAX_STEP_S
-        return share_of_cores(self._num_cores, instants, now)
+    def begin(self, now: float) -> int | None:
+        """The threads to use for a step that begins now; None: ask again in a millisecond."""
+        if self._waiting_since is None:
+            self._waiting_since = now
+        others = dict(self._others())
+        share = self._share(list(others.values()), now)
+        if share is None and self._forget_the_dead(others, now):
+            share = self._share([mark for _, mark in self._others()], now)
+        if share is None:
+            until = now + MAX_WAIT_BETWEEN_ASKS_S
+            self._write(self._place, EngineMark(0.0, 0.0, self._waiting_since, until))
+            return None
+        patience_s = _PATIENCE * self._longest_step_s
+        until = now + min(MAX_PATIENCE_S, max(MIN_PATIENCE_S, patience_s))
+        self._write(self._place, EngineMark(until, until))
+        self._waiting_since = None
+        self._began_at = now
+        return share
 
-    def end(self, now: float) -> None:
-        """The step is over."""
-        self._instants[self._place] = now + LINGER_S
+    def end(self, now: float, *, has_computed: bool = True) -> None:
+        """The step is over, or there was none to make."""
+        if has_computed:
+            took_s = now - self._began_at
+            # Forgets a single slow step after a while.
+            self._longest_step_s = max(took_s, 0.9 * self._longest_step_s)
+        self._write(self._place, EngineMark(0.0, now + LINGER_S) if has_computed else NO_MARK)
 
     def close(self) -> None:
         """Give the place back."""
-        self._instants[self._place] = 0.0
+        self._write(self._place, NO_MARK)
         self._instants.release()
         self._map.close()
         os.close(self._file)
@@ -82,12 +150,42 @@ class CoreSharing:
     ) -> None:
         self.close()
 
+    def _share(self, others: Sequence[EngineMark], now: float) -> int | None:
+        assert self._waiting_since is not None
+        return share_of_cores(self._num_cores, others, self._waiting_since, now)
+
+    def _others(self) -> Iterator[tuple[int, EngineMark]]:
+        instants: list[float] = list(self._instants)
+        for place in range(_NUM_PLACES):
+            begin = place * _INSTANTS_OF_A_PLACE
+            values = instants[begin : begin + _INSTANTS_OF_A_PLACE]
+            if place != self._place and any(values):
+                yield place, EngineMark(*values)
+
+    def _write(self, place: int, mark: EngineMark) -> None:
+        begin = place * _INSTANTS_OF_A_PLACE
+        for index, instant in enumerate(astuple(mark)):
+            self._instants[begin + index] = instant
+
     def _take_place(self, path: Path) -> int:
         # A lock on one byte; the kernel lets it go when the process ends, however it ends.
         for place in range(_NUM_PLACES):
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-            except OSError:
-                continue
-            return place
+            if self._lock(place):
+                return place
         raise TooManyEngines(path)
+
+    def _forget_the_dead(self, others: dict[int, EngineMark], now: float) -> bool:
+        """Clear the marks of engines that were killed in a step; whether there were any."""
+        dead = [place for place, mark in others.items() if mark.busy_until > now]
+        dead = [place for place in dead if self._lock(place)]
+        for place in dead:
+            self._write(place, NO_MARK)
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
+        return bool(dead)
+
+    def _lock(self, place: int) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except OSError:
+            return False
+        return True

@@ -30,14 +30,14 @@ from kvtransfer.tcp import TcpTransport
 from kvtransfer.tcp_door import DoorSettings
 from runtime.clock import MonotonicClock
 from runtime.config import WorkerConfig
-from runtime.core_sharing import CoreSharing, TooManyEngines
+from runtime.core_sharing import CoreSharing, TooManyEngines, possible_shares
 from runtime.cores import available_cores, resolve_num_threads
 from runtime.errors import StartupError
 from runtime.logging import get_logger
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import PROTOCOL_VERSION, KvExport, WorkerHello
 from scheduling.worker_events import WorkerEvent
-from worker.core_sharing import CoreSharingRunner
+from worker.core_sharing import Cores, OwnCores, SharedCores
 from worker.engine_loop import Core, EngineLoop, KvSide, ReportSink
 from worker.output_text import OutputText
 
@@ -92,6 +92,7 @@ class Worker:
     _runner: Runner
     _tokenizer: Tokenizer
     _num_threads: int
+    _cores: Cores
 
     def engine_loop(self, sink: ReportSink) -> EngineLoop:
         """The engine thread over the parts, not started."""
@@ -104,6 +105,7 @@ class Worker:
             self.inbox,
             sink,
             prepare_thread=partial(torch.set_num_threads, self._num_threads),
+            cores=self._cores,
         )
 
 
@@ -163,8 +165,8 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         arithmetic=runner.arithmetic,
         compatibility=hello.compatibility,
     )
-    shared = _with_shared_cores(config, runner, layout)
-    return Worker(hello, config.model.name, parts, inbox, shared, tokenizer, num_threads)
+    cores = _cores(config, runner, layout)
+    return Worker(hello, config.model.name, parts, inbox, runner, tokenizer, num_threads, cores)
 
 
 def _resolve_dtype(config: WorkerConfig, folder: ModelFolder) -> str:
@@ -188,28 +190,27 @@ def _attention(config: WorkerConfig, model: Decoder, layout: KvLayout) -> Attent
         raise StartupError(str(error)) from error
 
 
-def _with_shared_cores(config: WorkerConfig, runner: ModelRunner, layout: KvLayout) -> Runner:
-    """The runner, with as many threads as other engines leave where the setting asks for it."""
+def _cores(config: WorkerConfig, runner: ModelRunner, layout: KvLayout) -> Cores:
+    """Shared with other engines of the machine where the setting asks for it."""
     num_cores = available_cores()
     if config.shared_cores is None or num_cores == 1 or config.device != "cpu":
-        return runner
+        return OwnCores()
     before = torch.get_num_threads()
     try:
-        # Every number of threads that a share may have.
         is_same = all(
             _computes_the_same(config, runner, layout, num_threads)
-            for num_threads in sorted({num_cores // busy for busy in range(1, num_cores + 1)})
+            for num_threads in possible_shares(num_cores)
         )
     finally:
         torch.set_num_threads(before)
     if not is_same:
         log.warning("cores_not_shared", reason="results would depend on the number of threads")
-        return runner
+        return OwnCores()
     try:
         sharing = CoreSharing(config.shared_cores, num_cores)
     except (OSError, TooManyEngines) as error:
         raise StartupError(f"shared_cores {config.shared_cores}: {error}") from error
-    return CoreSharingRunner(runner, sharing, MonotonicClock())
+    return SharedCores(sharing, MonotonicClock())
 
 
 def _computes_the_same(

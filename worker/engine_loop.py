@@ -1,8 +1,8 @@
 """The engine thread: events in, one iteration after another, reports out.
 
 It owns the core and the runner. It never waits for the event loop: events come through a queue,
-reports leave through a callback that must not block. It waits only when there is nothing to
-compute, and then for the next event or the next look at awaited KV.
+reports leave through a callback that must not block. It waits when there is nothing to compute, or
+when other engines of the machine have the cores, and then for the next event or the next look.
 """
 
 import queue
@@ -35,6 +35,7 @@ from scheduling.worker_events import (
     WorkerAction,
     WorkerEvent,
 )
+from worker.core_sharing import Cores, OwnCores
 from worker.engine_pulse import EnginePulse
 from worker.output_text import OutputText
 
@@ -43,6 +44,8 @@ log = get_logger()
 # How often awaited KV is looked at while nothing else is to do. Completion is by flags in shared
 # memory, which no event announces.
 _POLL_S = 0.0005
+# How often cores that others use are asked for: far shorter than a step, far longer than asking.
+_POLL_CORES_S = 0.001
 
 
 class Core(Protocol):
@@ -88,8 +91,11 @@ class EngineLoop:
         inbox: "queue.SimpleQueue[WorkerEvent | None]",
         sink: ReportSink,
         prepare_thread: Callable[[], None] = lambda: None,
+        cores: Cores | None = None,
     ) -> None:
         self._core = core
+        self._cores = cores or OwnCores()
+        self._waits_for_cores = False
         self._runner = runner
         self._text = text
         self._kv = kv
@@ -141,7 +147,7 @@ class EngineLoop:
                     self._perform(self._core.handle(event))
                 for event in self._kv.poll():
                     self._perform(self._core.handle(event))
-                has_work = self._iterate()
+                has_work = self._take_turn()
                 self._flush()
                 self.pulse.end()
         except BaseException as error:
@@ -156,13 +162,32 @@ class EngineLoop:
             if has_work:
                 first = self._inbox.get_nowait()
             else:
-                first = self._inbox.get(timeout=_POLL_S if self._kv.is_polling else None)
+                first = self._inbox.get(timeout=self._longest_wait_s())
             while first is not None:
                 events.append(first)
                 first = self._inbox.get_nowait()
         except queue.Empty:
             pass  # nothing, or nothing more, has arrived: the normal case
         return events
+
+    def _longest_wait_s(self) -> float | None:
+        if self._kv.is_polling:
+            return _POLL_S
+        return _POLL_CORES_S if self._waits_for_cores else None
+
+    def _take_turn(self) -> bool:
+        # The cores come first, so that the plan holds all that arrived while they were awaited.
+        needs_cores = self._core.num_tasks > 0
+        self._waits_for_cores = needs_cores and not self._cores.begin()
+        if self._waits_for_cores:
+            return False
+        has_work = False
+        try:
+            has_work = self._iterate()
+        finally:
+            if needs_cores:
+                self._cores.end(has_computed=has_work)
+        return has_work
 
     def _iterate(self) -> bool:
         actions, plan = self._core.plan()

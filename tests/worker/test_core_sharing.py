@@ -4,11 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.fake_runner import FakeRunner
 from runtime.clock import ManualClock
-from runtime.core_sharing import LINGER_S, CoreSharing
-from scheduling.step import StepPlan
-from worker.core_sharing import CoreSharingRunner
+from runtime.core_sharing import MIN_CORES_OF_A_SHARE, CoreSharing
+from runtime.core_sharing_testing import EngineProcess
+from worker.core_sharing import SharedCores
 
 
 @pytest.fixture(autouse=True)
@@ -18,25 +17,26 @@ def restored_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_a_step_runs_with_the_threads_that_others_leave(tmp_path: Path) -> None:
-    clock, used = ManualClock(100.0), list[int]()
+def test_an_iteration_has_the_threads_that_other_engines_leave(tmp_path: Path) -> None:
+    path, num_cores = tmp_path / "cores", 2 * MIN_CORES_OF_A_SHARE
+    clock = ManualClock(100.0)
+    with CoreSharing(path, num_cores) as sharing, EngineProcess(path, num_cores) as other:
+        cores = SharedCores(sharing, clock)
+        assert cores.begin()
+        assert torch.get_num_threads() == num_cores
+        cores.end(has_computed=True)
+        assert other.begin(clock.now()) is not None
+        assert cores.begin()
+        assert torch.get_num_threads() == MIN_CORES_OF_A_SHARE
+        cores.end(has_computed=True)
 
-    def note(plan: StepPlan) -> None:
-        used.append(torch.get_num_threads())
-        clock.advance(0.5)
 
-    with CoreSharing(tmp_path / "cores", 3) as sharing:
-        inner = FakeRunner(100, 16, 4, before_step=note)
-        runner = CoreSharingRunner(inner, sharing, clock)
-        runner.step(StepPlan(()))
-        assert used == [3]
-        # Another engine of the machine, as it looks in the file while it computes.
-        other = memoryview(bytearray(8)).cast("d")
-        other[0] = clock.now() + LINGER_S
-        with (tmp_path / "cores").open("r+b") as file:
-            file.seek(8)
-            file.write(other.cast("B"))
-        runner.step(StepPlan(()))
-        assert used == [3, 1]
-        runner.step(StepPlan(()))
-        assert used == [3, 1, 3]
+def test_an_iteration_waits_while_another_engine_has_all_cores(tmp_path: Path) -> None:
+    path, clock = tmp_path / "cores", ManualClock(100.0)
+    with CoreSharing(path, 2) as sharing, EngineProcess(path, 2) as other:
+        cores = SharedCores(sharing, clock)
+        assert other.begin(clock.now()) == 2
+        assert not cores.begin()
+        clock.advance(0.01)
+        other.end(clock.now())
+        assert cores.begin()

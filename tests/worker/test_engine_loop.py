@@ -35,6 +35,7 @@ from scheduling.worker_events import (
     SessionLost,
     WorkerEvent,
 )
+from worker.core_sharing import Cores
 from worker.engine_loop import EngineLoop
 from worker.output_text import OutputText
 
@@ -61,6 +62,24 @@ class QuietKv:
         return []
 
 
+@dataclass
+class GatedCores:
+    """Others have the cores until the gate opens."""
+
+    gate: threading.Event = field(default_factory=threading.Event)
+    was_asked: threading.Event = field(default_factory=threading.Event)
+    num_begun: int = 0
+    num_ended: int = 0
+
+    def begin(self) -> bool:
+        self.was_asked.set()
+        self.num_begun += self.gate.is_set()
+        return self.gate.is_set()
+
+    def end(self, *, has_computed: bool) -> None:
+        self.num_ended += 1
+
+
 class BrokenCore(PrefillCore):
     """Its bookkeeping fails with the first cancel."""
 
@@ -80,6 +99,7 @@ class Bench:
     )
     before_step: Callable[[StepPlan], None] | None = None
     kv: QuietKv = field(default_factory=QuietKv)
+    cores: Cores | None = None
     frames: queue.SimpleQueue[tuple[list[SendReport], WorkerLoad]] = field(
         default_factory=queue.SimpleQueue
     )
@@ -93,6 +113,7 @@ class Bench:
             self.kv,
             queue.SimpleQueue(),
             lambda reports, load: self.frames.put((reports, load)),
+            cores=self.cores,
         )
 
     def prompt(self, task_id: str, num_tokens: int = 6) -> None:
@@ -166,6 +187,36 @@ def test_commands_that_come_during_a_step_count_after_it(tokenizer: Tokenizer) -
     assert not any(isinstance(report, TokensEmitted) for report in reports)
     assert len(place.runner.steps) == 1
     assert place.loop.stop(PATIENCE_S)
+
+
+def test_a_plan_holds_what_came_while_other_engines_had_the_cores(tokenizer: Tokenizer) -> None:
+    cores = GatedCores()
+    place = Bench(tokenizer, cores=cores)
+    place.loop.start()
+    place.prompt("a", num_tokens=3)
+    assert cores.was_asked.wait(PATIENCE_S)
+    assert place.runner.steps == []
+    place.prompt("b", num_tokens=3)
+    for _ in range(2):  # the second question comes after a look into the inbox
+        cores.was_asked.clear()
+        assert cores.was_asked.wait(PATIENCE_S)
+    cores.gate.set()
+    place.until_released("b")
+    assert [len(step.chunks) for step in place.runner.steps] == [2]
+    assert place.loop.stop(PATIENCE_S)
+    assert cores.num_begun == cores.num_ended
+
+
+def test_cores_that_never_become_free_do_not_keep_an_engine_from_stopping(
+    tokenizer: Tokenizer,
+) -> None:
+    cores = GatedCores()
+    place = Bench(tokenizer, cores=cores)
+    place.loop.start()
+    place.prompt("a")
+    assert cores.was_asked.wait(PATIENCE_S)
+    assert place.loop.stop(PATIENCE_S)
+    assert cores.num_begun == 0
 
 
 def test_a_failing_step_fails_its_tasks_and_the_thread_goes_on(tokenizer: Tokenizer) -> None:
