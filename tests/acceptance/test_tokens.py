@@ -27,7 +27,8 @@ AssertEmpty = Callable[..., Awaitable[float]]
 
 NUM_OUTPUT = 48
 # Tokens; with the answer it fits the smallest pool.
-LONG_PROMPT = 300
+# Six chunks; with two tokens of answer it fits the smallest decode worker.
+LONG_PROMPT = 180
 MAX_TRIES = 100
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95}
 # Chunks are of 32 tokens, blocks of 16. Four prompts of each.

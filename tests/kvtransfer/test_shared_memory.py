@@ -183,7 +183,8 @@ def test_a_block_that_left_quarantine_is_never_written_again(
             except PushRefused as refusal:
                 refusals.add(refusal.code)
             assert receiver.buffer() == own
-    assert refusals == {"kv_stale_generation"}
+    # Whether one was late enough to be refused is a matter of luck; for any other reason none was.
+    assert refusals <= {"kv_stale_generation"}
 
 
 def test_damage_in_another_process_is_found(receiver: PoolReceiver) -> None:
