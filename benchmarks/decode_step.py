@@ -5,8 +5,8 @@ Without a folder it makes a random model: of two million parameters in float32, 
 `--shape 0.1b` of 100 million in bfloat16 (768 wide, 12 layers, 12/4 heads of 64, FFN 2048,
 vocabulary 32000, tied). Beside each step stands its floor: the time to read its weights and KV once
 at the speed of a plain read loop, or, if that is longer, to do its multiplications at the speed of
-one large product. `wall` and `cpu` (of the engine's thread) are the fastest of all steps, since
-others may use the machine.
+one large product of the engine's own. With `--attention torch` nothing is compiled. `wall` and
+`cpu` (of the engine's thread) are the fastest of all steps, since others may use the machine.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype = args.dtype or ("bfloat16" if args.shape == "0.1b" else "float32")
-    model = load_model(args.model or _random_folder(args.shape), dtype)
+    model = load_model(args.model or _random_folder(args.shape), dtype, kernels=args.attention)
     machine = _measure_machine(model)
     runner = _runner(model, args, 1, 1)
     print(

@@ -42,6 +42,10 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 
 
+def _either(by_nature: bool | None, in_file: bool) -> bool:
+    return in_file if by_nature is None else by_nature
+
+
 class ConfigJson(JsonSchema):
     """Llama's configuration, and what the other families share with it."""
 
@@ -52,6 +56,10 @@ class ConfigJson(JsonSchema):
     has_partial_rotation: ClassVar[bool] = False
     # The file may say layer by layer which attention is local.
     reads_layer_types: ClassVar[bool] = False
+    # Which products add a bias; None where the file says so.
+    qkv_bias_by_nature: ClassVar[bool | None] = None
+    o_bias_by_nature: ClassVar[bool | None] = None
+    mlp_bias_by_nature: ClassVar[bool | None] = None
 
     vocab_size: Count
     hidden_size: Count
@@ -80,15 +88,15 @@ class ConfigJson(JsonSchema):
 
     @property
     def has_qkv_bias(self) -> bool:
-        return self.attention_bias
+        return _either(self.qkv_bias_by_nature, self.attention_bias)
 
     @property
     def has_o_bias(self) -> bool:
-        return self.attention_bias
+        return _either(self.o_bias_by_nature, self.attention_bias)
 
     @property
     def has_mlp_bias(self) -> bool:
-        return self.mlp_bias
+        return _either(self.mlp_bias_by_nature, self.mlp_bias)
 
     @property
     def activation_name(self) -> str:
@@ -109,20 +117,11 @@ class MistralJson(ConfigJson):
     """Llama with a window over all layers, unless it is null."""
 
     architecture: ClassVar[Architecture] = "mistral"
+    qkv_bias_by_nature: ClassVar[bool | None] = False
+    o_bias_by_nature: ClassVar[bool | None] = False
+    mlp_bias_by_nature: ClassVar[bool | None] = False
     num_key_value_heads: Count | None = 8
     sliding_window: Count | None = 4096
-
-    @property
-    def has_qkv_bias(self) -> bool:
-        return False
-
-    @property
-    def has_o_bias(self) -> bool:
-        return False
-
-    @property
-    def has_mlp_bias(self) -> bool:
-        return False
 
     @property
     def window(self) -> int | None:
@@ -158,6 +157,9 @@ class Qwen2Json(ConfigJson):
     """Biases at query, key and value; a window over the upper layers where it is switched on."""
 
     architecture: ClassVar[Architecture] = "qwen2"
+    qkv_bias_by_nature: ClassVar[bool | None] = True
+    o_bias_by_nature: ClassVar[bool | None] = False
+    mlp_bias_by_nature: ClassVar[bool | None] = False
     reads_layer_types: ClassVar[bool] = True
     num_key_value_heads: Count | None = 32
     eos_token_id: TokenIds = ()
@@ -165,18 +167,6 @@ class Qwen2Json(ConfigJson):
     use_sliding_window: bool = False
     sliding_window: Count | None = 4096
     max_window_layers: int = 28
-
-    @property
-    def has_qkv_bias(self) -> bool:
-        return True
-
-    @property
-    def has_o_bias(self) -> bool:
-        return False
-
-    @property
-    def has_mlp_bias(self) -> bool:
-        return False
 
     @property
     def window(self) -> int | None:
@@ -194,16 +184,10 @@ class Qwen3Json(Qwen2Json):
     """Qwen2 with normalised queries and keys, and biases only by a flag."""
 
     architecture: ClassVar[Architecture] = "qwen3"
+    qkv_bias_by_nature: ClassVar[bool | None] = None
+    o_bias_by_nature: ClassVar[bool | None] = None
     has_qk_norm: ClassVar[bool] = True
     head_dim: Count | None = 128
-
-    @property
-    def has_qkv_bias(self) -> bool:
-        return self.attention_bias
-
-    @property
-    def has_o_bias(self) -> bool:
-        return self.attention_bias
 
 
 class Qwen3MoeJson(Qwen3Json):
@@ -242,6 +226,7 @@ class Gemma2Json(ConfigJson):
     """Every other layer local; scores and logits capped."""
 
     architecture: ClassVar[Architecture] = "gemma2"
+    mlp_bias_by_nature: ClassVar[bool | None] = False
     reads_layer_types: ClassVar[bool] = True
     num_key_value_heads: Count | None = 4
     head_dim: Count | None = 256
@@ -255,10 +240,6 @@ class Gemma2Json(ConfigJson):
     final_logit_softcapping: Positive | None = 30.0
     attn_logit_softcapping: Positive | None = 50.0
     use_bidirectional_attention: bool | None = None
-
-    @property
-    def has_mlp_bias(self) -> bool:
-        return False
 
     @property
     def activation_name(self) -> str:

@@ -4,9 +4,14 @@ How the numbers are laid out and which kernel runs is decided here; that a row's
 depend on the other rows is promised by the row counts of engine/row_tiles.py.
 """
 
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+from engine.native.library import KernelLibrary
+from engine.native.products import TiledMatrix
 from engine.packed_product import can_pack, multiply_packed, pack
 from engine.row_tiles import ProductShape, multiply_in_tiles
 
@@ -14,27 +19,23 @@ from engine.row_tiles import ProductShape, multiply_in_tiles
 class Linear:
     """rows @ weight.T + bias, at row counts that `RowTiles.cut` gave. Weights do not change."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, kernels: KernelLibrary | None = None
+    ) -> None:
         """`weight` [outputs, inputs] as model files store it, `bias` [outputs]; both are copied
         into memory of this object's own."""
         self.num_outputs, self.num_inputs = weight.shape
-        self._is_packed = can_pack(weight.dtype, weight.device)
-        # Packed, or contiguous as [inputs, outputs]: there more row counts agree bit for bit than
-        # with the order of the file.
-        self._matrix = pack(weight) if self._is_packed else weight.t().contiguous()
+        self._matrix, self._product_shape = _stored(weight, kernels)
         self._bias = None if bias is None else bias.clone()
 
     @property
-    def product_shape(self) -> ProductShape:
-        """What `find_row_tiles` has to examine."""
-        matrix = self._matrix
-        return ProductShape(
-            self.num_inputs, self.num_outputs, matrix.dtype, matrix.device, packed=self._is_packed
-        )
+    def product_shape(self) -> ProductShape | None:
+        """What `find_row_tiles` has to examine; None where every number of rows is alike."""
+        return self._product_shape
 
     def dense(self) -> Tensor:
         """[outputs, inputs] the weight as it was given; for tests and checks, not for speed."""
-        return self._matrix.to_dense() if self._is_packed else self._matrix.t()
+        return self._matrix.dense()
 
     @property
     def bias(self) -> Tensor | None:
@@ -45,16 +46,61 @@ class Linear:
         """[bounds[-1], outputs] of rows [bounds[-1], inputs]."""
         if not rows.shape[0]:
             return rows.new_empty(0, self.num_outputs)
-        out = multiply_in_tiles(self._multiply, rows, bounds)
+        out = multiply_in_tiles(self._matrix.multiply, rows, bounds)
         return out if self._bias is None else out.add_(self._bias)
 
-    def _multiply(self, rows: Tensor) -> Tensor:
-        if self._is_packed:
-            return multiply_packed(rows, self._matrix)
-        return torch.mm(rows, self._matrix)
-
     @staticmethod
-    def fused(weights: list[Tensor], biases: list[Tensor] | None = None) -> "Linear":
+    def fused(
+        weights: list[Tensor],
+        biases: list[Tensor] | None = None,
+        kernels: KernelLibrary | None = None,
+    ) -> "Linear":
         """Several projections of the same rows as one; the outputs lie side by side."""
         bias = None if biases is None else torch.cat(biases)
-        return Linear(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
+        return Linear(torch.cat(weights) if len(weights) > 1 else weights[0], bias, kernels)
+
+
+def product_shapes(linears: Iterable[Linear]) -> Iterator[ProductShape]:
+    """What `find_row_tiles` has to examine."""
+    return (shape for linear in linears if (shape := linear.product_shape) is not None)
+
+
+class _Matrix(Protocol):
+    """A weight [outputs, inputs] in some order in memory."""
+
+    def dense(self) -> Tensor: ...
+
+    def multiply(self, rows: Tensor) -> Tensor: ...
+
+
+class _PackedMatrix:
+    def __init__(self, weight: Tensor) -> None:
+        self._packed = pack(weight)
+
+    def dense(self) -> Tensor:
+        return self._packed.to_dense()
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        return multiply_packed(rows, self._packed)
+
+
+class _PlainMatrix:
+    def __init__(self, weight: Tensor) -> None:
+        # Contiguous as [inputs, outputs]: there more row counts agree bit for bit than with the
+        # order of the file.
+        self._matrix = weight.t().contiguous()
+
+    def dense(self) -> Tensor:
+        return self._matrix.t()
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        return torch.mm(rows, self._matrix)
+
+
+def _stored(weight: Tensor, kernels: KernelLibrary | None) -> tuple[_Matrix, ProductShape | None]:
+    if kernels is not None and kernels.can_multiply and weight.dtype == torch.bfloat16:
+        return TiledMatrix(weight, kernels), None
+    is_packed = can_pack(weight.dtype, weight.device)
+    outputs, inputs = weight.shape
+    shape = ProductShape(inputs, outputs, weight.dtype, weight.device, packed=is_packed)
+    return (_PackedMatrix if is_packed else _PlainMatrix)(weight), shape

@@ -9,6 +9,7 @@ from engine.config_json import CONFIG_FILE
 from engine.json_file import read_file
 from engine.model_folder import ModelFolder, open_model_folder
 from engine.models.decoder import Decoder
+from engine.native.choice import KernelChoice, choose_kernels
 from engine.weights import load_decoder_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -26,18 +27,25 @@ class DeviceUnavailable(ValueError):
 
 
 def load_model(
-    folder: str | Path | ModelFolder, dtype: str = "float32", device: str = "cpu"
+    folder: str | Path | ModelFolder,
+    dtype: str = "float32",
+    device: str = "cpu",
+    kernels: KernelChoice = "auto",
 ) -> Decoder:
     """Load a folder for computation in `dtype`, "float32" or "bfloat16".
 
-    Set the number of torch threads before. Raises: a leaf of ModelFolderError, DeviceUnavailable,
-        NoCommonRowCount, ValueError for an unknown dtype.
+    `kernels`: whether compiled ones compute what they can; on a GPU they never do. Set the number
+    of torch threads before. Raises: a leaf of ModelFolderError, DeviceUnavailable,
+        NoCommonRowCount, KernelsNotBuilt, KernelsNotLoaded, ValueError for an unknown dtype.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; use one of {sorted(_DTYPES)}")
     target = _checked_device(device)
     checked = folder if isinstance(folder, ModelFolder) else open_model_folder(folder)
-    weights = load_decoder_weights(checked.config, checked.weight_files, _DTYPES[dtype], target)
+    compiled = choose_kernels(kernels) if target.type == "cpu" else None
+    weights = load_decoder_weights(
+        checked.config, checked.weight_files, _DTYPES[dtype], target, compiled
+    )
     return Decoder(checked.config, weights)
 
 

@@ -27,6 +27,10 @@ PACKED_CANDIDATE_ROWS = (
 _WIDE_COLUMNS = 16_384
 _MAX_ROWS_OF_WIDE = 64
 _DRAWN_COLUMNS = 2048
+# Numbers of products in one batch. No number was found that changes a bit (1 to 777, with one and
+# two threads; the benchmark repeats it), so a few stand for all: one product, which the library
+# may treat as a plain one; fewer and more than there are threads; an odd number and a power of two.
+_TRIED_BATCHES = (1, 2, 5, 16)
 
 
 class NoCommonRowCount(RuntimeError):
@@ -68,12 +72,15 @@ class ProductShape:
 class RowTiles:
     """The allowed row counts, ascending, and the fingerprint of their arithmetic."""
 
+    # Empty: every count is allowed.
     sizes: tuple[int, ...]
     # Equal fingerprints mean equal bits for the same model: the same order of summation.
     fingerprint: str
 
     def smallest_at_least(self, rows: int) -> int:
         """The allowed count that wastes least for `rows`; the largest when none is enough."""
+        if not self.sizes:
+            return rows
         return next((size for size in self.sizes if size >= rows), self.sizes[-1])
 
     def cut(self, rows: int) -> tuple[int, ...]:
@@ -81,6 +88,8 @@ class RowTiles:
 
         A rest is padded up when most of the larger piece is used, else cut further.
         """
+        if not self.sizes:
+            return (0, rows) if rows else (0,)
         bounds = [0]
         rest = rows
         while rest > 0:
@@ -109,11 +118,14 @@ def multiply_in_tiles(
 def find_row_tiles(shapes: Iterable[ProductShape], min_rows: int = 1) -> RowTiles:
     """The best common set of row counts for all these products, at least `min_rows` the largest.
 
+    Without any product every count is allowed.
     Best: contains a count that one row can afford, then the largest count, then the most counts.
     Deterministic for one machine, torch build and number of threads; nothing is timed.
     Raises: NoCommonRowCount.
     """
     distinct = tuple(dict.fromkeys(shapes))
+    if not distinct:
+        return RowTiles((), "any")
     groups = [row_count_groups(shape, shape.candidates) for shape in distinct]
     affordable = max(_affordable_rows(shape.dtype) for shape in distinct)
     best: tuple[tuple[bool, int, int], tuple[int, ...], str] | None = None
@@ -178,7 +190,7 @@ def _noise_product(shape: ProductShape) -> Callable[[int], Tensor]:
         # A few batch sizes at once: each must give the same bits in each of its products.
         flat = [
             torch.bmm(left.expand(count, -1, -1).contiguous(), _stack(matrix, count, shape))
-            for count in (1, 2, 5, 16)
+            for count in _TRIED_BATCHES
         ]
         return torch.cat([part.reshape(-1, shape.columns) for part in flat])
 

@@ -32,6 +32,7 @@ from engine.models.tensor_layout import (
     expected_shapes,
     layer_tensors,
 )
+from engine.native.library import KernelLibrary
 
 # As safetensors spells them; numbers of any other type are a quantised model's.
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -67,9 +68,15 @@ class TensorShapeMismatch(ModelFolderError):
 
 
 def load_decoder_weights(
-    config: ModelConfig, weight_files: Sequence[Path], dtype: torch.dtype, device: torch.device
+    config: ModelConfig,
+    weight_files: Sequence[Path],
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: KernelLibrary | None = None,
 ) -> DecoderWeights:
     """Load and fuse all weights. Tensors that the model does not use are ignored.
+
+    The parts will compute with `kernels`, which are for the CPU, or without them with torch.
 
     Raises: TensorMissing, TensorShapeMismatch, InvalidWeightFile, UnsupportedModelOption.
     """
@@ -77,7 +84,7 @@ def load_decoder_weights(
         located = _locate(stack, weight_files)
         for name, shape in expected_shapes(config).items():
             _check(name, shape, located, weight_files[0].parent)
-        return _Reader(config, located, dtype, device).decoder()
+        return _Reader(config, located, dtype, device, kernels).decoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +140,9 @@ class _Reader:
         located: Mapping[str, _Located],
         dtype: torch.dtype,
         device: torch.device,
+        kernels: KernelLibrary | None,
     ) -> None:
+        self._kernels = kernels
         self._config = config
         self._located = located
         self._dtype = dtype
@@ -142,14 +151,14 @@ class _Reader:
     def decoder(self) -> DecoderWeights:
         # In memory of its own: the file will be unmapped.
         embedding = self._read("model.embed_tokens.weight").to(self._device, self._dtype, copy=True)
-        head = Linear(
-            embedding if self._config.tie_word_embeddings else self._converted("lm_head.weight")
-        )
+        is_tied = self._config.tie_word_embeddings
+        head_weight = embedding if is_tied else self._converted("lm_head.weight")
         return DecoderWeights(
             embedding=embedding,
             layers=tuple(self._layer(index) for index in range(self._config.num_layers)),
             final_norm=self._norm("model.norm.weight"),
-            lm_head=head,
+            lm_head=Linear(head_weight, kernels=self._kernels),
+            kernels=self._kernels,
         )
 
     def _layer(self, index: int) -> LayerWeights:
@@ -179,31 +188,30 @@ class _Reader:
         )
 
     def _dense(self, names: MlpTensors) -> DenseMlp:
-        return DenseMlp(
-            self._linear(names.gate_up), self._linear(names.down), self._config.activation
-        )
+        gate_up, down = self._linear(names.gate_up), self._linear(names.down)
+        return DenseMlp(gate_up, down, self._config.activation, self._kernels)
 
     def _linear(self, stacked: StackedTensors) -> Linear:
         """The projections side by side."""
         names = [name for name, _ in stacked.projections]
         weights = [self._converted(f"{name}.weight") for name in names]
         biases = [self._converted(f"{name}.bias") for name in names] if stacked.has_bias else None
-        return Linear.fused(weights, biases)
+        return Linear.fused(weights, biases, self._kernels)
 
     def _norm(self, name: str) -> RmsNorm:
         if self._config.is_gemma:
-            return RmsNorm(self._exact_norm_weight(name), self._config.rms_norm_eps)
-        weight = self._read(name).to(self._device, self._dtype, copy=True)
-        return RmsNorm(weight, self._config.rms_norm_eps)
+            return self._norm_of(self._exact_norm_weight(name))
+        return self._norm_of(self._read(name).to(self._device, self._dtype, copy=True))
 
     def _optional_norm(self, name: str | None) -> RmsNorm | None:
         return self._norm(name) if name else None
 
     def _head_norm(self, name: str | None) -> RmsNorm | None:
         """Heads are float32 whatever the model's dtype."""
-        if name is None:
-            return None
-        return RmsNorm(self._exact_norm_weight(name), self._config.rms_norm_eps)
+        return self._norm_of(self._exact_norm_weight(name)) if name else None
+
+    def _norm_of(self, weight: Tensor) -> RmsNorm:
+        return RmsNorm(weight, self._config.rms_norm_eps, self._kernels)
 
     def _exact_norm_weight(self, name: str) -> Tensor:
         """In float32; Gemma's files hold the weight less one."""

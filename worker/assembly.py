@@ -1,7 +1,8 @@
 """The parts of a worker that differ by role, and the engine under them, put together."""
 
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -16,7 +17,8 @@ from engine.model_folder import ModelFolder, model_fingerprint, open_model_folde
 from engine.model_folder_errors import ModelFolderError
 from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
-from engine.native.library import KernelsNotBuilt
+from engine.native.library import KernelsNotBuilt, KernelsNotLoaded
+from engine.row_tiles import NoCommonRowCount
 from engine.runner import Runner
 from engine.tokenizer import Tokenizer
 from kvtransfer import nixl, tcp
@@ -76,6 +78,8 @@ class RoleParts:
     export: KvExport | None = None
     # Connect to a pool ahead of the first push; returns at once.
     prepare_peer: Callable[[KvExport], None] = _push_to_nobody
+    # Blocks that only running answers may take, where the role has such.
+    num_growth_blocks: int = 0
 
 
 BuildRole = Callable[[Workplace], RoleParts]
@@ -109,19 +113,35 @@ class Worker:
         )
 
 
+@contextmanager
+def engine_errors_in_one_line() -> Iterator[None]:
+    """What the model or this machine refuses. Raises: StartupError."""
+    try:
+        yield
+    except (
+        ModelFolderError,
+        DeviceUnavailable,
+        AttentionUnavailable,
+        KernelsNotBuilt,
+        KernelsNotLoaded,
+        NoCommonRowCount,
+    ) as error:
+        raise StartupError(str(error)) from error
+
+
 def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRole) -> Worker:
     """Load the model and allocate the KV cache; takes seconds. Raises: StartupError."""
     num_threads = resolve_num_threads(config.num_threads)
     torch.set_num_threads(num_threads)
-    try:
+    with engine_errors_in_one_line():
         folder = open_model_folder(config.model)
         dtype = _resolve_dtype(config, folder)
-        model = load_model(folder, dtype, config.device)
+        # The kernels are for CPUs, FlashInfer is not.
+        kernels = "torch" if config.attention == "flashinfer" else config.attention
+        model = load_model(folder, dtype, config.device, kernels)
         tokenizer = Tokenizer.from_folder(config.model)
         weights = weights_fingerprint(folder)
         fingerprint = model_fingerprint(config.model)
-    except (ModelFolderError, DeviceUnavailable) as error:
-        raise StartupError(str(error)) from error
     if config.device != "cpu":
         raise StartupError(
             "KV transfer between GPU pools is not available yet; start the worker with --device cpu"
@@ -155,6 +175,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         model_fingerprint=fingerprint,
         export=parts.export,
         max_message_bytes=config.max_message_bytes,
+        num_growth_blocks=parts.num_growth_blocks,
     )
     log.info(
         "engine_ready",
@@ -184,10 +205,8 @@ def _layout(folder: ModelFolder, block_size: int, dtype: str) -> KvLayout:
 def _attention(config: WorkerConfig, model: Decoder, layout: KvLayout) -> AttentionBackend:
     shape = model.config
     wanted = AttentionShape(layout, shape.num_heads, shape.layer_attention, model.device)
-    try:
+    with engine_errors_in_one_line():
         return choose_attention(wanted, config.attention)
-    except (AttentionUnavailable, KernelsNotBuilt) as error:
-        raise StartupError(str(error)) from error
 
 
 def _cores(config: WorkerConfig, runner: ModelRunner, layout: KvLayout) -> Cores:
@@ -219,7 +238,10 @@ def _computes_the_same(
     """Whether so many threads give the runner's bits at the runner's own row counts."""
     torch.set_num_threads(num_threads)
     model = runner.model
-    again = Decoder(model.config, model.weights)
+    try:
+        again = Decoder(model.config, model.weights)
+    except NoCommonRowCount:
+        return False
     same_rows = (again.row_tiles, again.head_tiles) == (model.row_tiles, model.head_tiles)
     arithmetic = f"{again.arithmetic}-{_attention(config, model, layout).arithmetic}"
     return same_rows and arithmetic == runner.arithmetic

@@ -1,6 +1,6 @@
 """Which attention backend a worker uses: as asked, else the fastest one its machine can run.
 
-The choice depends on what is installed, never on what happens to fail, so that equal machines
+The choice depends on what is installed, never on what fails to compile, so that equal machines
 choose alike: workers that exchange KV must agree (`AttentionBackend.arithmetic`).
 """
 
@@ -16,7 +16,7 @@ from engine.attention.native import NativeAttention, fits
 from engine.attention.split_kv import SplitKvAttention
 from engine.kv_pool import KvLayout
 from engine.model_config import LayerAttention
-from engine.native.library import find_compiler, load_kernels
+from engine.native.choice import choose_kernels
 
 AttentionName = Literal["auto", "torch", "native", "flashinfer"]
 
@@ -40,12 +40,15 @@ class AttentionShape:
 
 
 def choose_attention(shape: AttentionShape, name: AttentionName = "auto") -> AttentionBackend:
-    """The backend; compiling the native one takes about two seconds, once per machine.
+    """The backend; compiling the native one takes a few seconds, once per machine.
 
-    Raises: AttentionUnavailable, KernelsNotBuilt, NoCommonRowCount.
+    Raises: AttentionUnavailable, KernelsNotBuilt, NoCommonRowCount; KernelsNotLoaded where the
+        native one is asked for by name.
     """
+    kernels = None
     if name == "auto":
-        name = _best(shape)
+        kernels = choose_kernels() if _may_be_native(shape) else None
+        name = "native" if kernels else _best_without_kernels(shape)
     layout, num_heads, layers, device = shape.layout, shape.num_heads, shape.layers, shape.device
     if name == "torch":
         return SplitKvAttention(layout, num_heads, layers, device)
@@ -58,23 +61,25 @@ def choose_attention(shape: AttentionShape, name: AttentionName = "auto") -> Att
                 "start every worker with --dtype bfloat16",
             )
         return FlashInferAttention(layout, num_heads, layers, InstalledKernels(device))
-    compiler = find_compiler()
-    if device.type != "cpu" or compiler is None or not fits(layout, num_heads):
+    if kernels is None and _may_be_native(shape):
+        kernels = choose_kernels("native")
+    if kernels is None:
         raise AttentionUnavailable(
             "native",
             "it needs the CPU, a C compiler, head_dim up to 256 and up to 32 heads per KV head",
             "install gcc, or choose --attention torch on every worker",
         )
-    return NativeAttention(layout, num_heads, layers, load_kernels(compiler))
+    return NativeAttention(layout, num_heads, layers, kernels)
 
 
-def _best(shape: AttentionShape) -> Literal["torch", "native", "flashinfer"]:
-    if shape.device.type == "cuda":
-        is_installed = find_spec("flashinfer") is not None
-        is_bfloat16 = shape.layout.torch_dtype == torch.bfloat16
-        return "flashinfer" if is_installed and is_bfloat16 else "torch"
-    can_compile = find_compiler() is not None and fits(shape.layout, shape.num_heads)
-    return "native" if can_compile else "torch"
+def _may_be_native(shape: AttentionShape) -> bool:
+    return shape.device.type == "cpu" and fits(shape.layout, shape.num_heads)
+
+
+def _best_without_kernels(shape: AttentionShape) -> Literal["torch", "flashinfer"]:
+    is_installed = shape.device.type == "cuda" and find_spec("flashinfer") is not None
+    is_bfloat16 = shape.layout.torch_dtype == torch.bfloat16
+    return "flashinfer" if is_installed and is_bfloat16 else "torch"
 
 
 def _require_flashinfer(device: torch.device) -> None:

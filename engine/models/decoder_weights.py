@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.linear import Linear
 from engine.models.mlp import Mlp
 from engine.models.norm import RmsNorm
+from engine.native.library import KernelLibrary
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class DecoderWeights:
     final_norm: RmsNorm
     # hidden_size -> vocab_size; with tied weights a copy of the embedding.
     lm_head: Linear
+    # What the parts compute with; None: with torch.
+    kernels: KernelLibrary | None = None
 
     @property
     def layer_linears(self) -> Iterator[Linear]:

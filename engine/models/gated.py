@@ -7,11 +7,14 @@ docs/decisions/batch-invariance.md.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from engine.model_config import Activation
+from engine.native.library import KernelLibrary
+from engine.native.rows import apply_gate
 
 # gelu(x) is about x * sigmoid(2u), u = sqrt(2 / pi) * (x + 0.044715 x^3); Hendrycks, Gimpel 2016.
 _GELU_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
@@ -31,10 +34,16 @@ def gated_gelu_tanh(gate_up: Tensor) -> Tensor:
     return _weighted(gate, exponent, up).to(gate_up.dtype)
 
 
-GATED_BY_ACTIVATION: Mapping[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": gated_silu,
-    "gelu_tanh": gated_gelu_tanh,
-}
+Gated = Callable[[Tensor], Tensor]
+
+_BY_TORCH: Mapping[Activation, Gated] = {"silu": gated_silu, "gelu_tanh": gated_gelu_tanh}
+
+
+def choose_gated(activation: Activation, kernels: KernelLibrary | None = None) -> Gated:
+    """activation(gate) * up of rows [gate, up]; without `kernels` by torch, in other bits."""
+    if kernels is None:
+        return _BY_TORCH[activation]
+    return partial(apply_gate, kernels, is_gelu=activation == "gelu_tanh")
 
 
 def softcapped(values: Tensor, cap: float) -> Tensor:

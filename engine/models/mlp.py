@@ -13,18 +13,25 @@ from torch import Tensor
 
 from engine.linear import Linear
 from engine.model_config import Activation
-from engine.models.gated import GATED_BY_ACTIVATION
+from engine.models.gated import choose_gated
 from engine.models.step_rows import StepRows
+from engine.native.library import KernelLibrary
 
 
 class DenseMlp:
     """down(activation(gate) * up)."""
 
-    def __init__(self, gate_up: Linear, down: Linear, activation: Activation) -> None:
+    def __init__(
+        self,
+        gate_up: Linear,
+        down: Linear,
+        activation: Activation,
+        kernels: KernelLibrary | None = None,
+    ) -> None:
         """`gate_up` hidden_size -> 2 * intermediate_size, `down` back to hidden_size."""
         self.gate_up = gate_up
         self.down = down
-        self._gated = GATED_BY_ACTIVATION[activation]
+        self._gated = choose_gated(activation, kernels)
 
     @property
     def linears(self) -> Iterable[Linear]:

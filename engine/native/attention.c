@@ -4,24 +4,15 @@
  * else is in the batch: scores of 16 keys at a time, the softmax joined after every SPLIT keys
  * counted from the start of the sequence, values added key by key. Rows share the loads of keys and
  * values, nothing else. No reassociation: compile without -ffast-math.
- *
- * Vectors are those of GCC and Clang, so that the compiler picks the instructions of the machine.
  */
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#define LANES 16
 #define SPLIT 256
 #define MAX_HEAD_DIM 256
 /* Rows that share loads; a row is computed with its three neighbours, or with zeros. */
 #define MAX_ROWS 32
 #define ROWS 4
 #define HIDDEN -1.0e30f
-
-typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES), may_alias));
-typedef uint32_t uvec __attribute__((vector_size(4 * LANES), may_alias));
 
 typedef struct {
     void *pool; /* [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim] */
@@ -66,44 +57,6 @@ typedef struct {
     float highest[MAX_ROWS], weight[MAX_ROWS];
     int64_t position[MAX_ROWS];
 } tile;
-
-static inline vec splat(float value) { return (vec){0} + value; }
-
-static inline vec pick(ivec condition, vec yes, vec no) {
-    return (vec)((condition & (ivec)yes) | (~condition & (ivec)no));
-}
-
-/* exp, exact to about one unit in the last place; 0 below -87. Reduction and polynomial after
- * Cephes (S. Moshier). */
-static inline vec exp_of(vec x) {
-    ivec is_low = x < splat(-87.0f);
-    x = pick(is_low, splat(-87.0f), x);
-    x = pick(x > splat(88.0f), splat(88.0f), x);
-    vec shifted = x * 1.44269504088896341f + 12582912.0f;
-    vec n = shifted - 12582912.0f;
-    vec r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    vec p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    vec y = p * (r * r) + r + 1.0f;
-    ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
-    y = y * (vec)power;
-    return pick(is_low, splat(0.0f), y);
-}
-
-static inline float bfloat16_to_float(uint16_t bits) {
-    return (union { uint32_t bits; float value; }){(uint32_t)bits << 16}.value;
-}
-
-static inline uint16_t float_to_bfloat16(float value) {
-    uint32_t bits = (union { float value; uint32_t bits; }){value}.bits;
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
-}
 
 /* Rows become columns. */
 static inline void transpose(uvec rows[LANES]) {
@@ -249,8 +202,11 @@ static void weigh_row(tile *tile, int row, int64_t padded, int64_t dim) {
     float highest = tile->highest[row];
     for (int t = 0; t < LANES; t++) highest = best[t] > highest ? best[t] : highest;
     if (highest <= HIDDEN) {
-        /* Nothing of this split is seen, and nothing was before. */
-        memset(tile->scores[row], 0, (size_t)padded * 4);
+        /* Nothing of this split is seen, and nothing was before; or what is seen is not a number. */
+        for (int64_t t = 0; t < padded; t += LANES) {
+            vec *s = (vec *)&tile->scores[row][t];
+            *s = pick(*s <= HIDDEN, splat(0.0f), *s);
+        }
         return;
     }
     if (highest != tile->highest[row]) {

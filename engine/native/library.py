@@ -1,26 +1,27 @@
 """The compiled kernels: built from C on first use, kept for later starts, loaded with ctypes.
 
 There is no compiled code in the repository. A machine without a C compiler does without: see
-`find_compiler` and engine/attention/choice.py.
+`choose_kernels` in engine/native/choice.py.
 """
 
 import ctypes
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("attention.c")
+_FOLDER = Path(__file__).parent
+# Headers as well: the digest covers them.
+_TEXTS = tuple(sorted(_FOLDER.glob("*.[ch]")))
 # No -ffast-math: the order of operations is the promise. Contraction to fused multiply-adds is
 # fixed by the compiler's name and version, which are part of the digest.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-std=gnu11")
 _COMPILERS = ("cc", "gcc", "clang")
 _COMPILE_TIMEOUT_S = 120.0
-_CPUINFO = Path("/proc/cpuinfo")
+_NO_FILE = ("-x", "c", os.devnull)
 
 
 class KernelsNotBuilt(RuntimeError):
@@ -28,8 +29,19 @@ class KernelsNotBuilt(RuntimeError):
 
     def __init__(self, compiler: str, reason: str) -> None:
         super().__init__(
-            f"{compiler} did not build the attention kernels: {reason}; repair the compiler "
+            f"{compiler} did not build the compiled kernels: {reason}; repair the compiler "
             "(GCC 12 or Clang 15 at least), or start every worker with --attention torch"
+        )
+
+
+class KernelsNotLoaded(RuntimeError):
+    """The system does not let this process keep or load a library that it has built."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the compiled kernels cannot be loaded: {reason}; make the home or the temporary "
+            "folder writable and executable (no noexec), or start every worker with "
+            "--attention torch"
         )
 
 
@@ -38,8 +50,10 @@ class KernelLibrary:
     """The kernels in memory."""
 
     functions: ctypes.CDLL
-    # Equal digests mean equal source, compiler, options and processor: equal bits.
+    # Equal digests mean equal source, compiler, options and target: equal bits.
     digest: str
+    # Whether this machine has the matrix unit that engine/native/products.py needs.
+    can_multiply: bool
 
 
 def find_compiler() -> str | None:
@@ -48,23 +62,41 @@ def find_compiler() -> str | None:
 
 
 def load_kernels(compiler: str, cache_folder: Path | None = None) -> KernelLibrary:
-    """The kernels, compiled within about two seconds unless an earlier start has done it.
+    """The kernels, compiled within a few seconds unless an earlier start has done it.
 
-    Raises: KernelsNotBuilt.
+    Raises: KernelsNotBuilt, KernelsNotLoaded.
     """
     digest = _digest(compiler)
-    kept = cache_folder or Path.home() / ".cache" / "tandem" / "kernels"
-    if _is_private(kept):
-        return KernelLibrary(_library_in(kept, compiler, digest), digest)
-    with tempfile.TemporaryDirectory(prefix="tandem-kernels-") as folder:
-        return KernelLibrary(_library_in(Path(folder), compiler, digest), digest)
+    kept = cache_folder or _folder_at_home()
+    if kept is not None and _is_private(kept):
+        try:
+            return _library_in(kept, compiler, digest)
+        except OSError:
+            pass  # full, mounted noexec, or a damaged file: a folder of our own may do
+    try:
+        with tempfile.TemporaryDirectory(prefix="tandem-kernels-") as folder:
+            return _library_in(Path(folder), compiler, digest)
+    except OSError as error:
+        raise KernelsNotLoaded(str(error)) from error
 
 
-def _library_in(folder: Path, compiler: str, digest: str) -> ctypes.CDLL:
-    library = folder / f"attention-{digest}.so"
+def _library_in(folder: Path, compiler: str, digest: str) -> KernelLibrary:
+    """Raises: OSError, KernelsNotBuilt."""
+    library = folder / f"kernels-{digest}.so"
     if not library.exists():
         _compile(compiler, library)
-    return ctypes.CDLL(str(library))
+    functions = ctypes.CDLL(str(library))
+    # The threads that torch computes with; absent where torch was built without OpenMP.
+    functions.tandem_use_threads(getattr(ctypes.CDLL(None), "GOMP_parallel", None))
+    functions.tandem_can_multiply.restype = ctypes.c_int64
+    return KernelLibrary(functions, digest, bool(functions.tandem_can_multiply()))
+
+
+def _folder_at_home() -> Path | None:
+    try:
+        return Path.home() / ".cache" / "tandem" / "kernels"
+    except RuntimeError:
+        return None  # a user without a home: normal in containers
 
 
 def _is_private(wanted: Path) -> bool:
@@ -81,27 +113,45 @@ def _is_private(wanted: Path) -> bool:
 def _compile(compiler: str, library: Path) -> None:
     # Under a name of its own first: several workers may start at once.
     handle, name = tempfile.mkstemp(dir=library.parent, suffix=".so")
-    os.close(handle)
     try:
-        _run(compiler, *_FLAGS, "-o", name, str(SOURCE))
+        sources = (str(path) for path in _TEXTS if path.suffix == ".c")
+        _run(compiler, *_FLAGS, "-o", name, *sources, "-lm")
+        _make_durable(Path(name))
         os.replace(name, library)
     finally:
+        os.close(handle)
         Path(name).unlink(missing_ok=True)
+
+
+def _make_durable(file: Path) -> None:
+    """A crash after the rename must not leave a library that is named but not written."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _digest(compiler: str) -> str:
     """Of everything that the bits of a result depend on."""
-    facts = (SOURCE.read_text(), _FLAGS, _run(compiler, "--version"), _processor())
+    texts = tuple(path.read_text() for path in _TEXTS)
+    facts = (texts, _FLAGS, _run(compiler, "--version"), _target(compiler))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _processor() -> str:
-    """What -march=native looks at, as far as the system tells."""
-    if not _CPUINFO.exists():
-        return f"{platform.machine()} {platform.processor()}"
-    wanted = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU part")
-    lines = _CPUINFO.read_text().split("\n\n")[0].splitlines()
-    return "\n".join(line for line in lines if line.startswith(wanted))
+def _target(compiler: str) -> str:
+    """What -march=native means here: the instructions and the tuning that it stands for.
+
+    Not what the system says of the processor: a flag that the compiler does not know changes no
+    bit, and another kernel of the system may show other flags.
+    """
+    macros = _run(compiler, "-march=native", "-dM", "-E", *_NO_FILE)
+    try:
+        # GCC only. On some processors the macros leave out what is tuned for.
+        options = _run(compiler, "-march=native", "-Q", "--help=target")
+    except KernelsNotBuilt:
+        options = ""
+    return macros + options
 
 
 def _run(*command: str) -> str:

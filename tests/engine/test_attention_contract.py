@@ -200,3 +200,23 @@ def test_what_lies_before_the_window_is_not_read(backend: Backend) -> None:
     rows = random_rows(21, layout, 8, seed=3)
     out = backend.make(layout, 8, layers).begin(batch, pool).attend(0, *rows)
     assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
+@pytest.mark.parametrize("num_broken", [256, 300, 512])
+@pytest.mark.parametrize("start", [300, 700])
+def test_keys_that_are_not_numbers_give_no_number(
+    backend: Backend, num_broken: int, start: int
+) -> None:
+    torch.set_num_threads(1)
+    layout = KvLayout(1, 2, 64, 32, backend.dtypes[-1])
+    batch = scattered_batch([start, start], [1, 1], 32, NUM_BLOCKS, seed=2)
+    pool = full_pools(layout, seed=1)[0]
+    # All keys that a kernel may look at first; those behind them are numbers.
+    for position in range(min(num_broken, start)):
+        block = int(batch.block_tables[1, position // 32])
+        pool.layer(0)[block, 0, :, position % 32] = torch.nan
+    rows = random_rows(2, layout, 8, seed=3)
+    out = backend.make(layout, 8, (PLAIN,)).begin(batch, pool).attend(0, *rows)
+    assert torch.isfinite(out[0]).all()
+    assert torch.isnan(out[1]).all()

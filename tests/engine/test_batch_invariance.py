@@ -4,6 +4,7 @@ Compared are the logprobs of the whole vocabulary at every output token, as exac
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,17 @@ NUM_BLOCKS = 400
 Alone = Callable[[TrialRequest], TrialResult]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module",
+    params=product(["float32", "bfloat16"], ["auto", "torch"]),
+    ids="-".join,
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     torch.set_num_threads(1)
     folder: Path = tmp_path_factory.mktemp("model")
     make_random_model_folder(folder, seed=3, fields=FIELDS)
-    return load_model(folder, request.param)
+    dtype, kernels = request.param
+    return load_model(folder, dtype, kernels=kernels)
 
 
 def run(

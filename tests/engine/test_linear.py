@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.linear import Linear
+from engine.linear import Linear, product_shapes
 from engine.packed_product import can_pack, multiply_packed, pack
 from engine.row_tiles import find_row_tiles
 
@@ -52,7 +52,7 @@ def test_a_row_has_the_same_bits_at_every_allowed_row_count(
 ) -> None:
     torch.set_num_threads(1)
     linear = Linear(random_matrix(outputs, inputs, dtype))
-    tiles = find_row_tiles([linear.product_shape])
+    tiles = find_row_tiles(product_shapes([linear]))
     rows = random_matrix(256, inputs, dtype)
     expected = linear(rows, tiles.cut(256))[:256]
     for size in tiles.sizes:
@@ -71,7 +71,7 @@ def test_packed_and_plain_products_are_told_apart() -> None:
     weight = random_matrix(64, 48, torch.float32)
     rows = random_matrix(8, 48, torch.float32)
     torch.testing.assert_close(multiply_packed(rows, pack(weight)), rows @ weight.t())
-    packed = Linear(weight).product_shape
+    (packed,) = product_shapes([Linear(weight)])
     assert packed.packed
     assert all(size in packed.candidates for size in find_row_tiles([packed]).sizes)
     bounds = find_row_tiles([packed]).cut(100)

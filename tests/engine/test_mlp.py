@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.linear import Linear
+from engine.linear import Linear, product_shapes
 from engine.models.mlp import DenseMlp, MixtureMlp
 from engine.models.step_rows import StepRows
 from engine.row_tiles import RowTiles, find_row_tiles
@@ -33,7 +33,7 @@ def build(num_per_token: int, normalizes: bool, dtype: torch.dtype) -> MixtureMl
 
 @cache
 def tiles_of(mlp: MixtureMlp) -> RowTiles:
-    return find_row_tiles(linear.product_shape for linear in mlp.linears)
+    return find_row_tiles(product_shapes(mlp.linears))
 
 
 def computed(mlp: MixtureMlp, rows: Tensor) -> Tensor:
