@@ -1,182 +1,211 @@
 """How fast KV blocks move through shared memory, against one plain memcpy of the same bytes.
 
-    python -m benchmarks.kv_push [--json] [--max-mib 256]
+    python -m benchmarks.kv_push [--quick] [--rounds 9] [--out FILE.json]
 
-The receiver's mapping and the sender's are separate, as they are between processes; both run in
+In each round memcpy and every push take their turn, in another order; ratios are taken within a
+round. The receiver's mapping and the sender's are separate, as they are between processes; both run in
 this one. `memcpy` is a single contiguous numpy copy between private memory: the physical limit.
+`pieces` is the same copy cut as a push cuts it into batches: beyond a size of its own (`ld.so
+--list-tunables`, x86_non_temporal_threshold) glibc copies past the cache, which is faster, and
+below it does not.
 """
 
 import argparse
-import json
+import itertools
 import os
 import random
-import sys
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.record import Target, print_targets, spread, write_results
+
 from kvtransfer.batches import PushSettings
-from kvtransfer.protocol import BlockMoves
+from kvtransfer.protocol import BlockMoves, KvSender
 from kvtransfer.receiver import PoolReceiver
 from kvtransfer.shared_memory import SharedMemoryTransport
 
 BLOCK_BYTES = (4 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
 NUM_BLOCKS = (1, 16, 256, 1024)
-FRACTIONS = (0.0, 1 / 16, 1.0)
+PIECE_BYTES = PushSettings().max_batch_bytes
+# By checksum fraction: none, the default sample, all.
+PUSHES = {"push": 0.0, "push_sampled": 1 / 16, "push_checked": 1.0}
 TIMEOUT_S = 60.0
+# Small transfers are repeated within a turn, or the clock would be measured.
+TURN_BYTES = 16 << 20
+MAX_PER_TURN = 64
+# Of memcpy, for a push without checksums.
+LEAST_SHARE = 0.95
+
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+_generations = itertools.count(1)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case; speeds in MB/s (10**6 bytes), the best of several rounds."""
+    """One case; speeds in MB/s (10**6 bytes), one value a round."""
 
     block_bytes: int
     num_blocks: int
     is_scattered: bool
     num_copies: int
-    memcpy_mb_per_s: float
-    # By checksum fraction: none, the default sample, all.
-    push_mb_per_s: float
-    push_sampled_mb_per_s: float
-    push_checked_mb_per_s: float
-    # The receiver's first poll of the whole transfer, without and with every checksum.
-    poll_us: float
-    poll_checked_us: float
+    # By "memcpy", "pieces" and the names of PUSHES.
+    mb_per_s: dict[str, list[float]]
+    # The receiver's first poll of a whole transfer, by the names of PUSHES: medians.
+    poll_us: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        order = "scattered" if self.is_scattered else "contiguous"
+        return f"{self.num_blocks} blocks of {self.block_bytes >> 10} KiB, {order}"
+
+    def shares(self, of: str = "memcpy", what: str = "push") -> list[float]:
+        """What the push reached of it in each round."""
+        pairs = zip(self.mb_per_s[what], self.mb_per_s[of], strict=True)
+        return [mine / theirs for mine, theirs in pairs]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="one JSON array on stdout")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each")
     parser.add_argument("--max-mib", type=int, default=256, help="leave out larger transfers")
+    parser.add_argument("--quick", action="store_true", help="three rounds, small: a look")
+    parser.add_argument("--out", type=Path, help="write all figures there as JSON")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.max_mib = 3, min(options.max_mib, 16)
     rows = []
-    if not options.json:
-        print(_header())
-    for row in _measure_all(options.max_mib << 20):
+    print(f"MB/s: median (lowest-highest) of {options.rounds} rounds; shares within a round")
+    print(_header())
+    for row in _measure_all(options.max_mib << 20, options.rounds):
         rows.append(row)
-        if not options.json:
-            print(_line(row), flush=True)
-    if options.json:
-        json.dump([asdict(row) for row in rows], sys.stdout, indent=2)
-        print()
+        print(_line(row), flush=True)
+    targets = [
+        Target(f"push beside memcpy, {row.name}", tuple(row.shares()), LEAST_SHARE) for row in rows
+    ]
+    print_targets(targets)
+    print(f"{sum(target.is_met for target in targets)} of {len(targets)} cases meet the target")
+    if options.out:
+        write_results(options.out, {"rows": [asdict(r) for r in rows]}, targets, options.quick)
 
 
-def _measure_all(max_bytes: int) -> Iterator[Row]:
+def _measure_all(max_bytes: int, rounds: int) -> Iterator[Row]:
     for block_bytes in BLOCK_BYTES:
         for num_blocks in NUM_BLOCKS:
             if block_bytes * num_blocks > max_bytes:
                 continue
             for is_scattered in (False, True) if num_blocks > 1 else (False,):
-                yield _measure(block_bytes, num_blocks, is_scattered)
+                yield _measure(block_bytes, num_blocks, is_scattered, rounds)
 
 
-def _measure(block_bytes: int, num_blocks: int, is_scattered: bool) -> Row:
+def _measure(block_bytes: int, num_blocks: int, is_scattered: bool, rounds: int) -> Row:
     num_bytes = block_bytes * num_blocks
     source = np.arange(num_bytes // 8, dtype=np.uint64).view(np.uint8)
-    src = tuple(range(num_blocks))
-    dst = list(src)
+    dst = list(range(num_blocks))
     if is_scattered:
         random.Random(num_blocks).shuffle(dst)
     receiver = SharedMemoryTransport().create_receiver(
         num_blocks, block_bytes, f"benchmark-{os.getpid()}", 1
     )
-    rounds = max(5, min(200, (64 << 20) // num_bytes))
-    pushes = {
-        fraction: _best_push(receiver, source, (src, tuple(dst)), fraction, rounds)
-        for fraction in FRACTIONS
+    pushes = {name: _Pushing(receiver, source, dst, fraction) for name, fraction in PUSHES.items()}
+    turns: dict[str, Callable[[], float]] = {
+        "memcpy": _copying(source, num_bytes),
+        "pieces": _copying(source, PIECE_BYTES),
+        **pushes,
     }
+    num_per_turn = max(1, min(MAX_PER_TURN, TURN_BYTES // num_bytes))
+    mb_per_s: dict[str, list[float]] = {name: [] for name in turns}
+    names = list(turns)
+    # The first round maps pages.
+    for number in range(rounds + 1):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            seconds = sum(turns[name]() for _ in range(num_per_turn))
+            if number:
+                mb_per_s[name].append(num_per_turn * num_bytes / seconds / 1e6)
+    for push in pushes.values():
+        push.close()
     receiver.close()
-    plain, sampled, checked = (num_bytes / pushes[fraction][0] / 1e6 for fraction in FRACTIONS)
     return Row(
         block_bytes=block_bytes,
         num_blocks=num_blocks,
         is_scattered=is_scattered,
-        num_copies=pushes[0.0][2],
-        memcpy_mb_per_s=num_bytes / _best_memcpy(source, rounds) / 1e6,
-        push_mb_per_s=plain,
-        push_sampled_mb_per_s=sampled,
-        push_checked_mb_per_s=checked,
-        poll_us=pushes[0.0][1] * 1e6,
-        poll_checked_us=pushes[1.0][1] * 1e6,
+        num_copies=pushes["push"].num_copies,
+        mb_per_s=mb_per_s,
+        poll_us={name: 1e6 * statistics.median(push.polls_s) for name, push in pushes.items()},
     )
 
 
-def _best_push(
-    receiver: PoolReceiver,
-    source: "np.ndarray[tuple[int], np.dtype[np.uint8]]",
-    pairs: tuple[tuple[int, ...], tuple[int, ...]],
-    fraction: float,
-    rounds: int,
-) -> tuple[float, float, int]:
-    """Seconds of the best push, of the best first poll, and the number of copies."""
-    export = receiver.export()
-    transport = SharedMemoryTransport(settings=PushSettings(checksum_fraction=fraction))
-    sender = transport.connect(export, sender_id="benchmark", block_bytes=export.block_bytes)
-    src, dst = pairs
-    ids = np.array(dst)
-    best_push_s = best_poll_s = float("inf")
-    num_copies = 0
-    for _ in range(rounds):
-        generations = (next(_generations),) * len(dst)
+class _Pushing:
+    """Pushes the source once a call, waits until it is there, and says how long the push took."""
+
+    def __init__(
+        self, receiver: PoolReceiver, source: Bytes, dst: Sequence[int], fraction: float
+    ) -> None:
+        export = receiver.export()
+        transport = SharedMemoryTransport(settings=PushSettings(checksum_fraction=fraction))
+        self._sender: KvSender = transport.connect(
+            export, sender_id="benchmark", block_bytes=export.block_bytes
+        )
+        self._receiver, self._source = receiver, source
+        self._src, self._dst, self._ids = tuple(range(len(dst))), tuple(dst), np.array(dst)
+        self.polls_s: list[float] = []
+        self.num_copies = 0
+
+    def __call__(self) -> float:
+        generations = (next(_generations),) * len(self._dst)
         tags = np.array(generations)
-        receiver.expect(ids, tags)
-        moves = BlockMoves("benchmark", src, dst, generations)
+        self._receiver.expect(self._ids, tags)
+        moves = BlockMoves("benchmark", self._src, self._dst, generations)
         started = time.perf_counter()
-        receipt = sender.push(source.data, moves, timeout_s=TIMEOUT_S)
+        receipt = self._sender.push(self._source.data, moves, timeout_s=TIMEOUT_S)
         pushed = time.perf_counter()
-        arrival = receiver.poll(ids, tags)
-        polled = time.perf_counter()
+        arrival = self._receiver.poll(self._ids, tags)
+        self.polls_s.append(time.perf_counter() - pushed)
         if not arrival.is_complete:
             raise SystemExit("a push did not arrive")
-        best_push_s = min(best_push_s, pushed - started)
-        best_poll_s = min(best_poll_s, polled - pushed)
-        num_copies = receipt.num_copies
-    sender.close()
-    return best_push_s, best_poll_s, num_copies
+        self.num_copies = receipt.num_copies
+        return pushed - started
+
+    def close(self) -> None:
+        """Let go of the receiver's memory."""
+        self._sender.close()
 
 
-def _count_from_one() -> Iterator[int]:
-    number = 0
-    while True:
-        number += 1
-        yield number
-
-
-_generations = _count_from_one()
-
-
-def _best_memcpy(source: "np.ndarray[tuple[int], np.dtype[np.uint8]]", rounds: int) -> float:
+def _copying(source: Bytes, piece_bytes: int) -> Callable[[], float]:
     target = np.ones_like(source)
 
-    def copy() -> None:
-        target[:] = source
+    def copy() -> float:
+        started = time.perf_counter()
+        for start in range(0, len(source), piece_bytes):
+            target[start : start + piece_bytes] = source[start : start + piece_bytes]
+        return time.perf_counter() - started
 
-    return min(_timed(copy) for _ in range(rounds))
-
-
-def _timed(call: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    return copy
 
 
 def _header() -> str:
     return (
-        f"{'block':>8} {'blocks':>6} {'order':>10} {'copies':>6} {'memcpy':>8} {'push':>8} "
-        f"{'%':>4} {'1/16':>8} {'all':>8} {'poll us':>8} {'all us':>8}"
+        f"{'block':>8} {'blocks':>6} {'order':>10} {'copies':>6} {'memcpy':>20} {'push':>20} "
+        f"{'of memcpy':>17} {'of pieces':>17} {'1/16':>7} {'all':>7} {'poll us':>7} {'all us':>7}"
     )
 
 
 def _line(row: Row) -> str:
     order = "scattered" if row.is_scattered else "contiguous"
-    share = 100 * row.push_mb_per_s / row.memcpy_mb_per_s
+    sampled, checked = (
+        statistics.median(row.mb_per_s[name]) for name in ("push_sampled", "push_checked")
+    )
     return (
-        f"{row.block_bytes >> 10:>5} KiB {row.num_blocks:>6} {order:>10} {row.num_copies:>6} "
-        f"{row.memcpy_mb_per_s:>8.0f} {row.push_mb_per_s:>8.0f} {share:>4.0f} "
-        f"{row.push_sampled_mb_per_s:>8.0f} {row.push_checked_mb_per_s:>8.0f} "
-        f"{row.poll_us:>8.1f} {row.poll_checked_us:>8.0f}"
+        f"{row.block_bytes >> 10:>4} KiB {row.num_blocks:>6} {order:>10} {row.num_copies:>6} "
+        f"{spread(row.mb_per_s['memcpy'], 0):>20} {spread(row.mb_per_s['push'], 0):>20} "
+        f"{spread(row.shares(), 2):>17} {spread(row.shares('pieces'), 2):>17} "
+        f"{sampled:>7.0f} {checked:>7.0f} "
+        f"{row.poll_us['push']:>7.1f} {row.poll_us['push_checked']:>7.0f}"
     )
 
 

@@ -1,6 +1,6 @@
 """How fast KV blocks move over TCP and NIXL, against a plain socket with the same bytes.
 
-    python -m benchmarks.kv_push_network [--json] [--rounds 9]
+    python -m benchmarks.kv_push_network [--quick] [--rounds 9] [--out FILE.json]
 
 Sender and receiver are two processes on this machine. In each round the plain socket (sendall,
 recv_into until all is there, one byte back) and every transport take their turn, so that what else
@@ -10,7 +10,6 @@ turns a round: "socket again" shows how far a ratio can be trusted.
 
 import argparse
 import itertools
-import json
 import mmap
 import multiprocessing
 import os
@@ -19,12 +18,14 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.record import Target, print_targets, spread, write_results
 from kvtransfer.batches import PushSettings
 from kvtransfer.errors import ExportUnavailable
 from kvtransfer.nixl import NixlTransport
@@ -37,6 +38,8 @@ from scheduling.messages import KvExport
 # Bytes of a block, and how many.
 SHAPES = ((64 << 10, 256), (64 << 10, 4096), (256 << 10, 1024), (4 << 20, 64))
 TIMEOUT_S = 60.0
+# Of a plain socket. Shared memory and NIXL stand beside it.
+LEAST_SHARE = {"tcp": 0.90}
 
 _lives = itertools.count(1)
 
@@ -52,21 +55,26 @@ class Order:
 
 @dataclass(frozen=True)
 class Row:
-    """One transport and one shape; speeds in MB/s (10**6 bytes), medians over the rounds."""
+    """One transport and one shape; speeds in MB/s (10**6 bytes), one value a round."""
 
     transport: str
     block_bytes: int
     num_blocks: int
     is_scattered: bool
-    socket_mb_per_s: float
-    push_mb_per_s: float
-    # Of the plain socket, within a round: median, lowest, highest.
-    ratio: float
-    lowest_ratio: float
-    highest_ratio: float
+    socket_mb_per_s: list[float]
+    push_mb_per_s: list[float]
     # CPU time of both processes, of the plain socket over that of the push: what is left of the
     # comparison on a busy machine.
-    cpu_ratio: float
+    cpu_ratios: list[float]
+
+    @property
+    def order(self) -> str:
+        return "scattered" if self.is_scattered else "contiguous"
+
+    def ratios(self) -> list[float]:
+        """Of the plain socket in the same round."""
+        pairs = zip(self.push_mb_per_s, self.socket_mb_per_s, strict=True)
+        return [mine / theirs for mine, theirs in pairs]
 
 
 @dataclass(frozen=True)
@@ -80,29 +88,43 @@ class Taken:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="one JSON array on stdout")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each")
+    parser.add_argument("--quick", action="store_true", help="one shape, three rounds: a look")
+    parser.add_argument("--out", type=Path, help="write all figures there as JSON")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds = 3
     rows = []
-    if not options.json:
-        print(
-            f"{'block':>9} {'blocks':>6} {'order':>10} {'transport':>13} {'socket':>7} {'push':>7} "
-            f"{'ratio':>6} {'cpu':>6}  (lowest to highest of {options.rounds} rounds)"
-        )
-    for row in _measure_all(options.rounds):
+    print(f"MB/s: median (lowest-highest) of {options.rounds} rounds; ratios within a round")
+    print(
+        f"{'block':>8} {'blocks':>6} {'order':>10} {'transport':>13} {'socket':>17} {'push':>17} "
+        f"{'ratio':>17} {'cpu':>6}"
+    )
+    for row in _measure_all(SHAPES[:1] if options.quick else SHAPES, options.rounds):
         rows.append(row)
-        if not options.json:
-            order = "scattered" if row.is_scattered else "contiguous"
-            print(
-                f"{row.block_bytes >> 10:>5} KiB {row.num_blocks:>6} {order:>10} "
-                f"{row.transport:>13} {row.socket_mb_per_s:>7.0f} {row.push_mb_per_s:>7.0f} "
-                f"{row.ratio:>6.2f} {row.cpu_ratio:>6.2f}  "
-                f"({row.lowest_ratio:.2f} to {row.highest_ratio:.2f})",
-                flush=True,
-            )
-    if options.json:
-        json.dump([asdict(row) for row in rows], sys.stdout, indent=2)
-        print()
+        print(_line(row), flush=True)
+    targets = [
+        Target(
+            f"{row.transport} beside a plain socket, {row.num_blocks} blocks of "
+            f"{row.block_bytes >> 10} KiB, {row.order}",
+            tuple(row.ratios()),
+            LEAST_SHARE[row.transport],
+        )
+        for row in rows
+        if row.transport in LEAST_SHARE
+    ]
+    print_targets(targets)
+    if options.out:
+        write_results(options.out, {"rows": [asdict(r) for r in rows]}, targets, options.quick)
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.block_bytes >> 10:>4} KiB {row.num_blocks:>6} {row.order:>10} "
+        f"{row.transport:>13} {spread(row.socket_mb_per_s, 0):>17} "
+        f"{spread(row.push_mb_per_s, 0):>17} {spread(row.ratios(), 2):>17} "
+        f"{statistics.median(row.cpu_ratios):>6.2f}"
+    )
 
 
 def _transports() -> dict[str, Transport]:
@@ -121,7 +143,7 @@ def _transports() -> dict[str, Transport]:
     return known
 
 
-def _measure_all(rounds: int) -> Iterator[Row]:
+def _measure_all(shapes: Sequence[tuple[int, int]], rounds: int) -> Iterator[Row]:
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("spawn").Process(target=_send, args=(theirs,), daemon=True)
     child.start()
@@ -130,7 +152,7 @@ def _measure_all(rounds: int) -> Iterator[Row]:
         ours.send(listener.getsockname()[1])
         plain, _ = listener.accept()
         with plain:
-            for block_bytes, num_blocks in SHAPES:
+            for block_bytes, num_blocks in shapes:
                 for is_scattered in (False, True):
                     yield from _measure(
                         ours, plain, (block_bytes, num_blocks, is_scattered), rounds
@@ -154,9 +176,10 @@ def _measure(
         )
         for name, transport in _transports().items()
     }
-    target = memoryview(mmap.mmap(-1, num_bytes))
-    target[:] = bytes(num_bytes)
-    seconds: dict[str, list[Taken]] = {name: [] for name in ("socket", "socket again", *receivers)}
+    # One for each turn, as each transport has its own: bytes that were written a moment ago are
+    # still in the cache, and written faster.
+    targets = {name: _zeroed(num_bytes) for name in ("socket", "socket again")}
+    seconds: dict[str, list[Taken]] = {name: [] for name in (*targets, *receivers)}
     for generation in range(1, rounds + 2):
         moves = BlockMoves("benchmark", src, tuple(dst), (generation,) * num_blocks)
         names = list(seconds)
@@ -165,27 +188,28 @@ def _measure(
             if name in receivers:
                 seconds[name].append(_push(child, receivers[name], moves))
             else:
-                seconds[name].append(_copy_plainly(child, plain, moves, target))
+                seconds[name].append(_copy_plainly(child, plain, moves, targets[name]))
     for receiver in receivers.values():
         receiver.close()
     # The first round maps pages and wires connections up.
     sockets = seconds.pop("socket")[1:]
     for name, all_taken in seconds.items():
         taken = all_taken[1:]
-        ratios = sorted(s.wall_s / t.wall_s for s, t in zip(sockets, taken, strict=True))
-        cpu_ratios = [s.cpu_s / t.cpu_s for s, t in zip(sockets, taken, strict=True)]
         yield Row(
             transport=name,
             block_bytes=block_bytes,
             num_blocks=num_blocks,
             is_scattered=is_scattered,
-            socket_mb_per_s=num_bytes / statistics.median(s.wall_s for s in sockets) / 1e6,
-            push_mb_per_s=num_bytes / statistics.median(t.wall_s for t in taken) / 1e6,
-            ratio=statistics.median(ratios),
-            lowest_ratio=ratios[0],
-            highest_ratio=ratios[-1],
-            cpu_ratio=statistics.median(cpu_ratios),
+            socket_mb_per_s=[num_bytes / s.wall_s / 1e6 for s in sockets],
+            push_mb_per_s=[num_bytes / t.wall_s / 1e6 for t in taken],
+            cpu_ratios=[s.cpu_s / t.cpu_s for s, t in zip(sockets, taken, strict=True)],
         )
+
+
+def _zeroed(num_bytes: int) -> memoryview:
+    target = memoryview(mmap.mmap(-1, num_bytes))
+    target[:] = bytes(num_bytes)
+    return target
 
 
 def _push(child: Connection, receiver: KvReceiver, moves: BlockMoves) -> Taken:

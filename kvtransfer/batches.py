@@ -25,7 +25,8 @@ class PushSettings:
     # Share of blocks that carry a checksum, in [0, 1].
     checksum_fraction: float = 1 / 16
     # Bytes announced, copied and published as one: the grain of cancels and deadlines.
-    max_batch_bytes: int = 8 << 20
+    # A batch costs half a millisecond over TCP (docs/decisions/kv-over-tcp.md).
+    max_batch_bytes: int = 16 << 20
     # The copy itself: replaced to inject faults.
     copy_bytes: CopyBytes = plain_copy
 

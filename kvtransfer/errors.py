@@ -14,6 +14,7 @@ TransferError
 ├── BacklogFull         the bounded queue of this peer is full; try again later
 ├── LinkBroken          the connection broke, the receiver lives; place the request anew
 ├── PusherClosed        the sending side is shutting down
+├── PathTooSlow         the way to the peer was measured, and is slower than asked for
 ├── ExportUnavailable   the memory cannot be allocated, mapped or joined
 ├── ChecksumMismatch    a block arrived, but not the bytes that were sent
 └── PushFailed          a defect on the sending side; the cause is attached
@@ -166,6 +167,19 @@ class LinkBroken(TransferError):
         super().__init__(
             f"the connection to worker {worker_id} broke ({problem}) and was made anew; drop this "
             f"transfer, the next one can succeed"
+        )
+        self.worker_id, self.problem = worker_id, problem
+
+
+class PathTooSlow(TransferError):
+    """The way to this peer was measured, and is slower than this worker's settings ask for."""
+
+    code = "kv_path_too_slow"
+
+    def __init__(self, worker_id: str, problem: str) -> None:
+        super().__init__(
+            f"the way to worker {worker_id} is too slow ({problem}); mend the faster way or the "
+            f"network, or lower min_kv_bytes_per_s"
         )
         self.worker_id, self.problem = worker_id, problem
 

@@ -1,4 +1,4 @@
-"""For tests: a network that delays, splits, stalls and cuts what goes through it."""
+"""For tests: a network that delays, splits, stalls and cuts; a door that says too much."""
 
 import contextlib
 import socket
@@ -6,6 +6,14 @@ import struct
 import threading
 from dataclasses import dataclass
 from types import TracebackType
+
+from kvtransfer.batches import plain_copy
+from kvtransfer.doors import ServedPool
+from kvtransfer.network_transport import NetworkKind, NetworkTransport
+from kvtransfer.tcp_door import NAME, DoorKind, DoorSettings
+from kvtransfer.tcp_link import Arrivals, SocketArrivals
+from kvtransfer.tcp_sender import TcpSender
+from kvtransfer.tcp_stream import Stream
 
 _READ_BYTES = 64 << 10
 
@@ -111,6 +119,19 @@ class FakeNetwork:
             while data := far.recv(_READ_BYTES):
                 near.sendall(data)
         _shut(near)
+
+
+def talkative_transport(num_greeting_bytes: int, door: DoorSettings) -> NetworkTransport:
+    """TCP whose door greets with more than the kernel keeps for a sender that does not read."""
+
+    class LongGreeting(SocketArrivals):
+        def greeting(self) -> bytes:
+            return bytes(num_greeting_bytes)
+
+    def make(stream: Stream, pool: ServedPool) -> Arrivals:
+        return LongGreeting(stream, pool, plain_copy)
+
+    return NetworkTransport(NetworkKind(NAME, lambda _: DoorKind(NAME, make), TcpSender), door)
 
 
 def _shut(connection: socket.socket) -> None:

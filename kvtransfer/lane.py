@@ -9,6 +9,7 @@ from typing import TypeAlias
 from kvtransfer.choice import ChosenPath, connect_best
 from kvtransfer.errors import (
     BacklogFull,
+    PathTooSlow,
     PusherClosed,
     PushFailed,
     StaleIncarnation,
@@ -16,7 +17,8 @@ from kvtransfer.errors import (
     TransferError,
     TransferTimeout,
 )
-from kvtransfer.protocol import BlockMoves, PushReceipt, Transport
+from kvtransfer.probe import measure_path
+from kvtransfer.protocol import BlockMoves, KvSender, PushReceipt, Transport
 from runtime.clock import Clock
 from runtime.logging import get_logger
 from scheduling.messages import KvExport
@@ -63,6 +65,10 @@ class LaneSettings:
     retire_after_s: float = 60.0
     # How long `close` waits for a cancelled lane.
     cancel_timeout_s: float = 5.0
+    # A way that is measured to be slower is not used; 0: any is.
+    min_bytes_per_s: float = 0.0
+    # A peer whose every way was too slow is not measured again before.
+    remeasure_after_s: float = 30.0
 
 
 @dataclass(slots=True)
@@ -103,6 +109,8 @@ class PeerLane:
 
         # The thread's own.
         self._connected: tuple[KvExport, ChosenPath] | None = None
+        # The peer was too slow, and until when that is taken for granted.
+        self._refused: tuple[KvExport, PathTooSlow, float] | None = None
         self._used_at_s = clock.now()
         # The life of the peer, and the transport, that the log has heard of.
         self._logged: tuple[int, str] | None = None
@@ -240,23 +248,60 @@ class PeerLane:
             if known == export:
                 return path
             self._disconnect()
-        path = connect_best(
-            self._transport_by_name,
-            export,
-            sender_id=self._settings.sender_id,
-            block_bytes=self._settings.block_bytes,
-        )
+        path = self._new_path_to(export)
         self._connected = (export, path)
         if self._logged != (export.incarnation, path.transport):
             self._logged = (export.incarnation, path.transport)
-            log.info(
-                "kv_path_chosen",
-                worker_id=export.worker_id,
-                incarnation=export.incarnation,
-                transport=path.transport,
-                reason=path.reason,
-            )
+            self._log_choice(export, path)
         return path
+
+    def _new_path_to(self, export: KvExport) -> ChosenPath:
+        if self._refused is not None:
+            refused, error, until_s = self._refused
+            if refused == export and self._clock.now() < until_s:
+                raise PathTooSlow(error.worker_id, error.problem)
+            self._refused = None
+        try:
+            return connect_best(
+                self._transport_by_name,
+                export,
+                sender_id=self._settings.sender_id,
+                block_bytes=self._settings.block_bytes,
+                measure=self._measure,
+            )
+        except PathTooSlow as error:
+            until_s = self._clock.now() + self._settings.remeasure_after_s
+            self._refused = (export, error, until_s)
+            log.error("kv_path_refused", worker_id=export.worker_id, error=str(error))
+            raise
+
+    def _measure(self, sender: KvSender, export: KvExport) -> float | None:
+        """See `Measure`."""
+        bytes_per_s = measure_path(sender, export, self._source, self._clock)
+        least = self._settings.min_bytes_per_s
+        if bytes_per_s is not None and bytes_per_s < least:
+            problem = f"{bytes_per_s / 1e6:.3g} MB/s by {export.transport}, not {least / 1e6:.3g}"
+            raise PathTooSlow(export.worker_id, problem)
+        return bytes_per_s
+
+    def _log_choice(self, export: KvExport, path: ChosenPath) -> None:
+        log.info(
+            "kv_path_chosen",
+            worker_id=export.worker_id,
+            incarnation=export.incarnation,
+            transport=path.transport,
+            reason=path.reason,
+            bytes_per_s=None if path.bytes_per_s is None else round(path.bytes_per_s),
+        )
+        if path.lost_ways:
+            log.warning(
+                "kv_path_slower_than_offered",
+                worker_id=export.worker_id,
+                transport=path.transport,
+                problem="; ".join(path.lost_ways),
+                hint="KV goes a slower way than this pool offers; mend it, or leave it out of "
+                "transports",
+            )
 
     def _connect_ahead(self, export: KvExport) -> None:
         try:

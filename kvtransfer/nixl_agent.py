@@ -41,8 +41,8 @@ class NixlAgent:
     Closing it deregisters its memory: what peers have not written yet is never written.
     """
 
-    def __init__(self, owner: str) -> None:
-        api = require_nixl()
+    def __init__(self, owner: str, api: Any = None) -> None:
+        api = api or require_nixl()
         # No thread of its own: one that polls for ever would take a core from the engine.
         config = api.nixl_agent_config(enable_prog_thread=False, backends=[_BACKEND])
         try:
@@ -91,8 +91,13 @@ class NixlAgent:
                 agent.get_xfer_descs([(at, size, 0) for at, size in remote], _HOST_MEMORY),
                 self._peer,
             )
+        except Exception as error:
+            raise NixlFailed("prepare a write", error) from error
+        try:
             return NixlWrite(agent, handle, agent.transfer(handle))
         except Exception as error:
+            # Nobody else knows of it: it would last as long as the agent.
+            _release(agent, handle)
             raise NixlFailed("begin a write", error) from error
 
     def close(self) -> None:
@@ -131,8 +136,11 @@ class NixlWrite:
     def release(self) -> None:
         """Let go of it; one that is not done is given up."""
         agent, handle, self._agent, self._handle = self._agent, self._handle, None, None
-        if agent is None:
-            return
-        # Refused while it moves: it ends with its agent, which the owner closes then.
-        with contextlib.suppress(Exception):
-            agent.release_xfer_handle(handle)
+        if agent is not None:
+            _release(agent, handle)
+
+
+def _release(agent: Any, handle: Any) -> None:
+    # Refused while it moves: it ends with its agent, which the owner closes then.
+    with contextlib.suppress(Exception):
+        agent.release_xfer_handle(handle)

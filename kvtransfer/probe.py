@@ -1,16 +1,68 @@
-"""Measures a transport over the path that requests take, before any request depends on it."""
+"""Measures a path over which requests will go, before any request depends on it.
+
+`measure_path` takes the real way to one peer, into blocks that every pool sets aside for it;
+`measure_transport` tries a transport on this machine alone.
+"""
 
 import os
 from typing import Final
 
-from kvtransfer.errors import TransferError
+from kvtransfer.errors import TransferError, TransferTimeout
 from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, ProbeReport, Transport
 from runtime.clock import Clock, wall_time_ns
+from scheduling.messages import SCRATCH_GENERATION, KvExport
 
 _NUM_BLOCKS: Final = 64
 _BLOCK_BYTES: Final = 256 << 10
 _NUM_ROUNDS: Final = 3
 _TIMEOUT_S: Final = 10.0
+# What is set aside in a pool: enough that setting up does not count, little beside any pool.
+_SCRATCH_BYTES: Final = 4 << 20
+_MAX_SCRATCH_BLOCKS: Final = 4096
+_NUM_PATH_ROUNDS: Final = 4
+# A path that is slower than this allows is known to be slow by then.
+_PATH_TIMEOUT_S: Final = 2.0
+
+
+def num_scratch_blocks(block_bytes: int) -> int:
+    """How many blocks a pool sets aside to be measured with."""
+    return min(max(1, _SCRATCH_BYTES // block_bytes), _MAX_SCRATCH_BLOCKS)
+
+
+def measure_path(
+    sender: KvSender, export: KvExport, source: memoryview, clock: Clock
+) -> float | None:
+    """Bytes per second of the fastest of a few pushes to this peer, each answered or published.
+
+    Takes two seconds at most. None where the pool sets no blocks aside. The bytes are whatever
+    lies at the beginning of `source`, the sender's pool; nobody reads them.
+    Raises: what a push raises, but no TransferTimeout.
+    """
+    count = export.num_scratch_blocks
+    num_source_blocks = len(source) // export.block_bytes
+    if not count or not num_source_blocks:
+        return None
+    moves = BlockMoves(
+        "probe",
+        tuple(index % num_source_blocks for index in range(count)),
+        tuple(range(export.num_blocks - count, export.num_blocks)),
+        (SCRATCH_GENERATION,) * count,
+    )
+    until_s = clock.now() + _PATH_TIMEOUT_S
+    fastest = 0.0
+    for _ in range(_NUM_PATH_ROUNDS):
+        started_at_s = clock.now()
+        num_done = count
+        try:
+            sender.push(source, moves, timeout_s=until_s - started_at_s)
+        except TransferTimeout as error:
+            num_done = error.num_blocks_done
+        now = clock.now()
+        elapsed_s = max(now - started_at_s, 1e-9)
+        fastest = max(fastest, num_done * export.block_bytes / elapsed_s)
+        if now >= until_s:
+            break
+    return fastest
 
 
 def measure_transport(transport: Transport, clock: Clock) -> ProbeReport:

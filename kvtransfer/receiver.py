@@ -9,10 +9,11 @@ import numpy as np
 from kvtransfer.doors import Door, DoorTransport, PoolOwner, ServedPool
 from kvtransfer.errors import ExportUnavailable
 from kvtransfer.layout import PoolLayout, PoolViews, block_index
+from kvtransfer.probe import num_scratch_blocks
 from kvtransfer.protocol import Arrival, Ids, KvReceiver, Transport
 from kvtransfer.receiving import ReceivedBlocks
 from kvtransfer.segment import populate
-from scheduling.messages import KvDoor, KvExport
+from scheduling.messages import SCRATCH_GENERATION, KvDoor, KvExport
 
 
 class PoolReceiver:
@@ -22,6 +23,17 @@ class PoolReceiver:
         self.pool = ServedPool(owner, layout, views, np.zeros(layout.num_blocks, np.uint8))
         self._blocks = ReceivedBlocks(views, layout.block_bytes)
         self._doors: list[Door] = []
+        self._num_scratch_blocks = 0
+
+    def set_scratch_aside(self, num_blocks: int) -> None:
+        """Take the last blocks out of use; see `KvExport.num_scratch_blocks`."""
+        self._num_scratch_blocks = num_blocks
+        ids = range(self._num_own_blocks, self.pool.layout.num_blocks)
+        self._blocks.expect(ids, [SCRATCH_GENERATION] * num_blocks)
+
+    @property
+    def _num_own_blocks(self) -> int:
+        return self.pool.layout.num_blocks - self._num_scratch_blocks
 
     def add_door(self, door: Door) -> None:
         """Doors are numbered in the order of these calls, from 0."""
@@ -39,10 +51,15 @@ class PoolReceiver:
     def export(self) -> KvExport:
         first, *others = (door.export() for door in self._doors)
         alternatives = (KvDoor(o.transport, o.address, o.host, o.token) for o in others)
-        return replace(first, alternatives=tuple(alternatives))
+        return replace(
+            first,
+            alternatives=tuple(alternatives),
+            num_scratch_blocks=self._num_scratch_blocks,
+        )
 
     def buffer(self) -> memoryview:
-        return self.pool.views.data.data
+        num_bytes = self._num_own_blocks * self.pool.layout.block_bytes
+        return self.pool.views.data.data[:num_bytes]
 
     def expect(self, block_ids: Ids, generations: Ids) -> None:
         self._blocks.expect(block_ids, generations)
@@ -81,7 +98,19 @@ def private_receiver(owner: PoolOwner, num_blocks: int, block_bytes: int) -> Poo
 def receive_by(
     transports: Sequence[Transport], owner: PoolOwner, num_blocks: int, block_bytes: int
 ) -> KvReceiver:
-    """One pool that senders of all these transports reach. Raises: ExportUnavailable."""
+    """One pool that senders of all these transports reach, and scratch blocks behind it.
+
+    Raises: ExportUnavailable.
+    """
+    num_scratch = num_scratch_blocks(block_bytes)
+    receiver = _receiver_of(transports, owner, num_blocks + num_scratch, block_bytes)
+    receiver.set_scratch_aside(num_scratch)
+    return receiver
+
+
+def _receiver_of(
+    transports: Sequence[Transport], owner: PoolOwner, num_blocks: int, block_bytes: int
+) -> PoolReceiver:
     doors = [transport for transport in transports if isinstance(transport, DoorTransport)]
     hosts = [transport for transport in transports if not isinstance(transport, DoorTransport)]
     if len(hosts) > 1:

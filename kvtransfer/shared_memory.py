@@ -24,7 +24,7 @@ from kvtransfer.errors import (
     StaleIncarnation,
     WrongHost,
 )
-from kvtransfer.host import shared_memory_identity
+from kvtransfer.host import is_of_this_machine, shared_memory_identity
 from kvtransfer.layout import PAGE_BYTES, PoolLayout, read_header
 from kvtransfer.probe import measure_transport
 from kvtransfer.protocol import BlockMoves, ProbeReport, PushReceipt, never
@@ -89,6 +89,8 @@ class SharedMemoryTransport:
         """See `Transport.can_reach`."""
         if export.host == shared_memory_identity(self._directory):
             return None
+        if is_of_this_machine(export.host):
+            return "another /dev/shm of this machine; share one between the containers"
         return f"the memory of {export.host} is not seen here"
 
     def connect(

@@ -20,7 +20,7 @@ from kvtransfer.protocol import CopyBytes
 from kvtransfer.tcp_frames import TOKEN_BYTES, Hello, Welcome, pack_welcome
 from kvtransfer.tcp_link import Arrivals, SocketArrivals, TcpLink
 from kvtransfer.tcp_reception import Reception
-from kvtransfer.tcp_stream import ConnectionLost, Stream
+from kvtransfer.tcp_stream import ConnectionLost, Patience, Stream
 from runtime.clock import Clock
 from runtime.logging import get_logger
 from scheduling.ids import Incarnation, WorkerId
@@ -45,6 +45,8 @@ class DoorSettings:
     max_senders: int = 128
     # From the first byte of a batch to its last; what takes longer counts as stalled.
     batch_timeout_s: float = 30.0
+    # For what is said to a sender that comes in; one that does not read it has left by then.
+    welcome_timeout_s: float = 5.0
 
 
 # How the bytes of a sender come that connected by this stream; made on the link's thread.
@@ -176,10 +178,11 @@ class TcpDoor:
         try:
             arrivals = self._kind.make_arrivals(stream, self._pool)
             welcome = pack_welcome(Welcome.COME_IN, self._pool.owner.incarnation)
-            stream.send([memoryview(welcome + arrivals.greeting())], lambda: None)
+            stream.send([memoryview(welcome + arrivals.greeting())], self._welcome_patience())
             link.run(sender_id, arrivals, self._mark_door)
-        except ConnectionLost:
-            pass  # it left before it was welcomed
+        except ConnectionLost as error:
+            # It left before it was welcomed, or reads nothing.
+            log.info("kv_sender_not_welcomed", sender_id=sender_id, problem=error.problem)
         except Exception:
             # The one place where a defect ends a link instead of going unseen.
             log.exception("kv_link_failed", sender_id=sender_id)
@@ -189,6 +192,15 @@ class TcpDoor:
             with self._lock:
                 del self._link_by_slot[slot]
             stream.reset()
+
+    def _welcome_patience(self) -> Patience:
+        until_s = self._clock.now() + self._settings.welcome_timeout_s
+
+        def wait_on() -> None:
+            if self._clock.now() >= until_s:
+                raise ConnectionLost("it does not read what it is told")
+
+        return wait_on
 
     def _mark_door(self, blocks: TaggedBlocks) -> None:
         self._pool.door_of[blocks.dst] = self._number

@@ -1,5 +1,6 @@
 """For tests: pools with known bytes, damaged ones, stalls and deaths halfway."""
 
+import enum
 import itertools
 import os
 import signal
@@ -12,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtransfer.batches import plain_copy
-from kvtransfer.errors import TransferError
+from kvtransfer.errors import (
+    ExportUnavailable,
+    LayoutMismatch,
+    LinkBroken,
+    PathTooSlow,
+    PeerGone,
+    StaleIncarnation,
+    TransferError,
+    WrongHost,
+)
 from kvtransfer.protocol import (
     BlockMoves,
     KvReceiver,
@@ -229,3 +239,86 @@ class _FaultySender:
     def close(self) -> None:
         self._faults.num_closed_senders += 1
         self._inner.close()
+
+
+class WayState(enum.Enum):
+    """What is the matter with one way into a pool."""
+
+    WORKS = enum.auto()
+    NOT_OFFERED = enum.auto()
+    OUT_OF_REACH = enum.auto()
+    PEER_GONE = enum.auto()
+    UNAVAILABLE = enum.auto()
+    WRONG_HOST = enum.auto()
+    STALE = enum.auto()
+    OTHER_LAYOUT = enum.auto()
+    LINK_BROKEN = enum.auto()
+    # It connects, and is refused by whoever measures it.
+    TOO_SLOW = enum.auto()
+
+
+class OneWay:
+    """A transport that only connects, or says why it does not; moves nothing."""
+
+    def __init__(self, name: str, state: WayState) -> None:
+        self.name = name
+        self.state = state
+        self.num_connects = 0
+        self.num_open = 0
+
+    def measure(self, sender: KvSender, export: KvExport) -> float | None:
+        """See `Measure`, of this way."""
+        if self.state is WayState.TOO_SLOW:
+            raise PathTooSlow(export.worker_id, "1 MB/s")
+        return 1e9
+
+    def create_receiver(
+        self, num_blocks: int, block_bytes: int, worker_id: str, incarnation: int
+    ) -> KvReceiver:
+        raise TypeError("this one only connects")
+
+    def can_reach(self, export: KvExport) -> str | None:
+        return "out of reach" if self.state is WayState.OUT_OF_REACH else None
+
+    def connect(self, export: KvExport, *, sender_id: str, block_bytes: int) -> KvSender:
+        self.num_connects += 1
+        worker_id, life = export.worker_id, export.incarnation
+        match self.state:
+            case WayState.PEER_GONE:
+                raise PeerGone(worker_id, life)
+            case WayState.UNAVAILABLE:
+                raise ExportUnavailable("no right", "run as one user")
+            case WayState.WRONG_HOST:
+                raise WrongHost(worker_id, "there", "here")
+            case WayState.STALE:
+                raise StaleIncarnation(worker_id, life, life + 1)
+            case WayState.OTHER_LAYOUT:
+                raise LayoutMismatch("other blocks")
+            case WayState.LINK_BROKEN:
+                raise LinkBroken(worker_id, "reset")
+        return _IdleSender(self)
+
+    def probe(self, clock: Clock) -> ProbeReport:
+        raise TypeError("this one only connects")
+
+
+class _IdleSender:
+    def __init__(self, way: OneWay) -> None:
+        self._way = way
+        way.num_open += 1
+
+    def push(
+        self,
+        source: memoryview,
+        moves: BlockMoves,
+        *,
+        timeout_s: float,
+        should_stop: Callable[[], bool] = never,
+    ) -> PushReceipt:
+        raise TypeError("this one only connects")
+
+    def check(self) -> None:
+        """The peer lives."""
+
+    def close(self) -> None:
+        self._way.num_open -= 1

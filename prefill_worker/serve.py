@@ -20,12 +20,14 @@ async def serve(config: PrefillConfig, stop: StopRequested) -> None:
 def build_prefill(place: Workplace) -> RoleParts:
     """A private KV pool whose blocks are pushed to whichever decode worker the router names."""
     config = place.config
+    assert isinstance(config, PrefillConfig)
     pool = KvPool(place.layout, place.num_blocks, config.device)
     kv = KvPush(place.post, config.push_timeout_s)
     settings = LaneSettings(
         sender_id=f"{config.worker_id}#{place.incarnation}",
         block_bytes=place.layout.block_bytes,
         max_jobs_per_peer=config.max_push_backlog,
+        min_bytes_per_s=config.min_kv_bytes_per_s,
     )
     pusher = Pusher(place.transports, pool.as_bytes(), kv.on_done, settings, MonotonicClock())
     kv.attach(pusher)

@@ -73,11 +73,15 @@ def namespace() -> Iterator[Namespace]:
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no right to make a network namespace: {error.stderr.decode().strip()}")
     try:
-        run(f"ip link add {cable} type veth peer name {inner} netns {name}")
-        run(f"ip addr add {ours}/30 dev {cable}")
-        run(f"ip link set {cable} up")
-        run(f"ip -n {name} addr add {theirs}/30 dev {inner}")
-        run(f"ip -n {name} link set {inner} up")
+        try:
+            run(f"ip netns exec {name} true")
+            run(f"ip link add {cable} type veth peer name {inner} netns {name}")
+            run(f"ip addr add {ours}/30 dev {cable}")
+            run(f"ip link set {cable} up")
+            run(f"ip -n {name} addr add {theirs}/30 dev {inner}")
+            run(f"ip -n {name} link set {inner} up")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no cable into a network namespace: {error.stderr.decode().strip()}")
         try:
             run(f"tc qdisc add dev {cable} root netem delay 2ms loss 1%")
             run(f"ip netns exec {name} tc qdisc add dev {inner} root netem delay 2ms loss 1%")
@@ -124,15 +128,15 @@ def heard(process: subprocess.Popen[str]) -> str:
 
 
 def test_blocks_cross_namespaces_and_a_pulled_cable_ends_in_time(namespace: Namespace) -> None:
-    transport = TcpTransport(DoorSettings(namespace.our_address, batch_timeout_s=0.5))
+    transport = TcpTransport(DoorSettings(namespace.our_address, batch_timeout_s=2.0))
     receiver = transport.create_receiver(NUM_BLOCKS, BLOCK_BYTES, "decode-0", 1)
     source = patterned_pool(NUM_BLOCKS, BLOCK_BYTES, SEED)
-    with start_sender(namespace, receiver, timeout_s=2.0) as process:
+    with start_sender(namespace, receiver, timeout_s=4.0) as process:
         try:
             assert heard(process) == "connected"
             receiver.expect(ALL, [1] * NUM_BLOCKS)
             say(process, "1")
-            if not namespace.has_netem:  # with it, 2 s may be too short on a busy machine
+            if not namespace.has_netem:  # with it, 4 s may be too short on a busy machine
                 assert heard(process) == "done"
                 assert receiver.poll(ALL, [1] * NUM_BLOCKS).is_complete
                 last = receiver.buffer()[-BLOCK_BYTES:]
