@@ -273,6 +273,15 @@ class Ledger(Protocol):
         """
         ...
 
+    async def transfer_many(
+        self, router: RouterLife, arrived: Sequence[tuple[TaskId, int]]
+    ) -> list[Grant]:
+        """`transfer` for each task and attempt, each atomic by itself, in few round trips.
+
+        Raises: the first error, after all were tried.
+        """
+        ...
+
     async def release(self, router: RouterLife, release: Release) -> int:
         """End an attempt; twice is harmless. Returns the number of blocks this call freed."""
         ...

@@ -77,6 +77,20 @@ class MemoryLedger:
     async def transfer(self, router: RouterLife, task_id: TaskId, attempt: int) -> Grant:
         return self._book.transfer(router, task_id, attempt, self._now_ms())
 
+    async def transfer_many(
+        self, router: RouterLife, arrived: Sequence[tuple[TaskId, int]]
+    ) -> list[Grant]:
+        grants: list[Grant] = []
+        first_error: TandemError | None = None
+        for task_id, attempt in arrived:
+            try:
+                grants.append(self._book.transfer(router, task_id, attempt, self._now_ms()))
+            except TandemError as error:
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+        return grants
+
     async def release(self, router: RouterLife, release: Release) -> int:
         return self._book.release(router, release, self._now_ms())
 

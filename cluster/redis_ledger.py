@@ -187,6 +187,23 @@ class RedisLedger:
         reply = await self._call("transfer", *_owner(router), task_id, attempt)
         return _grant(reply, router, Claim(task_id, "decode", attempt))
 
+    async def transfer_many(
+        self, router: RouterLife, arrived: Sequence[tuple[TaskId, int]]
+    ) -> list[Grant]:
+        for _, attempt in arrived:
+            check_number("attempt", attempt)
+        replies: list[Reply] = []
+        for start in range(0, len(arrived), _MAX_BATCH):
+            calls = [
+                (self._now(), *_owner(router), task_id, attempt)
+                for task_id, attempt in arrived[start : start + _MAX_BATCH]
+            ]
+            replies += await self._runner.call_many("transfer", calls)
+        return [
+            _grant(reply, router, Claim(task_id, "decode", attempt))
+            for reply, (task_id, attempt) in zip(replies, arrived, strict=True)
+        ]
+
     async def release(self, router: RouterLife, release: Release) -> int:
         return await self.release_many(router, (release,))
 

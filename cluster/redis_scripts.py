@@ -10,21 +10,15 @@ from importlib import resources
 from typing import Any
 
 from redis.exceptions import (
-    BusyLoadingError,
-    ClusterDownError,
-    ClusterError,
-    MasterDownError,
-    MovedError,
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
-    TryAgainError,
-)
-from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
 )
 from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
@@ -36,17 +30,24 @@ from cluster.redis_connection import RedisConnection, describe, is_about_credent
 Reply = list[Any]
 ErrorFactory = Callable[[str, str, str], SharedStateError]
 
-# Answers of a server that cannot serve now. Any other ResponseError is a fault in a script.
-_NOT_NOW = (
-    BusyLoadingError,
-    ClusterDownError,
-    ClusterError,
-    MasterDownError,
-    MovedError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    TryAgainError,
+_ALLOW = "allow its user every command on the keys of this cluster"
+# What to do about answers that are no results, by their kind and first words. All of them mean that
+# the shared state cannot be used now: processes go on without it, and look again later.
+_REMEDIES: tuple[tuple[type[RedisError], str, str], ...] = (
+    (OutOfMemoryError, "", "raise its maxmemory, or remove what others keep there"),
+    (ReadOnlyError, "", "it is a replica, so give the address of its primary"),
+    (NoPermissionError, "", _ALLOW),
+    (ResponseError, "The user executing the script can't", _ALLOW),
+    (ResponseError, "ACL failure in script", _ALLOW),
+    (ResponseError, "NOREPLICAS", "start its replicas, or lower min-replicas-to-write"),
+    (ResponseError, "MISCONF", "make room on its disk, or switch its persistence off"),
+    (ResponseError, "BUSY ", "wait for another program's script, or end it with SCRIPT KILL"),
+    (
+        ResponseError,
+        "WRONGTYPE",
+        "another program wrote to these keys, so choose another cluster_name, or stop all "
+        "processes and delete the keys",
+    ),
 )
 
 
@@ -135,9 +136,12 @@ class ScriptRunner:
         except (TimeoutError, RedisTimeoutError) as error:
             problem = f"no answer within {self._timeout_s:g} s"
             raise self._unavailable(name, self._address, problem) from error
-        except (RedisConnectionError, OSError, *_NOT_NOW) as error:
-            raise self._unavailable(name, self._address, describe(error)) from error
-        except RedisError as error:
-            if isinstance(error, ResponseError):
-                raise
-            raise self._unavailable(name, self._address, describe(error)) from error
+        except (RedisError, OSError) as error:
+            raise self._unavailable(name, self._address, _problem(error)) from error
+
+
+def _problem(error: Exception) -> str:
+    for kind, beginning, remedy in _REMEDIES:
+        if isinstance(error, kind) and str(error).startswith(beginning):
+            return f"{describe(error)}: {remedy}"
+    return describe(error)

@@ -96,6 +96,11 @@ class FaultyLedger:
     async def transfer(self, router: RouterLife, task_id: TaskId, attempt: int) -> Grant:
         return await self._through("transfer", self.inner.transfer(router, task_id, attempt))
 
+    async def transfer_many(
+        self, router: RouterLife, arrived: Sequence[tuple[TaskId, int]]
+    ) -> list[Grant]:
+        return await self._through("transfer_many", self.inner.transfer_many(router, arrived))
+
     async def release(self, router: RouterLife, release: Release) -> int:
         return await self._through("release", self.inner.release(router, release))
 

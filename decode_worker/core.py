@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from decode_worker.generation_task import GenerationTask, Stage
+from decode_worker.growth import Growth
 from decode_worker.kv_swapping import KvSwapping, Preemption
 from decode_worker.prefix_sharing import PrefixSharing
-from scheduling.block_pool import BlockPool, num_blocks_for
+from scheduling.block_pool import BlockPool
 from scheduling.errors import TandemError
 from scheduling.ids import TaskId
 from scheduling.messages import (
@@ -26,7 +27,6 @@ from scheduling.messages import (
     Command,
     DecodeStarted,
     GrantGrowth,
-    GrowthNeeded,
     KvExport,
     KvTarget,
     Preempted,
@@ -47,7 +47,6 @@ from scheduling.worker_events import (
     CommandArrived,
     DropSequence,
     ExpectKv,
-    ExtendSequence,
     KvArrived,
     KvRefused,
     LoadSequence,
@@ -94,6 +93,7 @@ class DecodeCore:
         # In order of joining; the order of the batch.
         self._running: dict[int, GenerationTask] = {}
         self._planned: tuple[GenerationTask, ...] = ()
+        self._growth = Growth(self.pool, settings.block_size, settings.growth_blocks)
         self._sharing = PrefixSharing(self.pool, settings.block_size, is_on=settings.prefix_caching)
         self._swapping = KvSwapping(
             self.pool, settings.block_size, settings.num_swap_blocks, settings.preemption
@@ -109,6 +109,8 @@ class DecodeCore:
             num_backlog_tokens=0,
             num_tasks=len(self._task_by_id),
             num_parked=self._swapping.num_parked,
+            num_swap_blocks=self._swapping.num_blocks,
+            num_free_swap_blocks=self._swapping.num_free_blocks,
         )
 
     @property
@@ -157,15 +159,15 @@ class DecodeCore:
         batch: list[GenerationTask] = []
         starved: list[GenerationTask] = []
         for task in self._running.values():
-            (batch if self._has_room(task) else starved).append(task)
-        if starved and not batch and all(task.is_denied for task in starved):
+            (batch if self._growth.has_room(task) else starved).append(task)
+        if starved and not batch and all(task.is_stuck for task in starved):
             actions += self._make_room(starved)  # nobody can go on, so nobody will free anything
             # Its slot and blocks are free: others may start or grow with them, and no event would
             # call for another look.
             more, plan = self.plan()
             return actions + more, plan
         for task in starved:
-            actions += self._ask(task)
+            actions += self._growth.ask(task)
         self._planned = tuple(batch)
         if not batch:
             return actions, None
@@ -178,6 +180,7 @@ class DecodeCore:
         """Raise AssertionError unless blocks, slots and tasks agree."""
         self.pool.check_invariants()
         self._swapping.check_invariants()
+        self._growth.check_invariants(self._task_by_id.values())
         parked = [t for t in self._task_by_id.values() if t.stage is Stage.PARKED]
         assert len(parked) == self._swapping.num_parked
         assert len(self._running) == self._slots.num_used
@@ -206,7 +209,7 @@ class DecodeCore:
             case GrantGrowth(_, num_blocks):
                 if task is None or not task.is_growing:
                     return []
-                return self._grow(task, num_blocks)
+                return self._growth.promised(task, num_blocks)
             case ResumeGeneration(_, num_blocks):
                 if task is None or task.stage is not Stage.PARKED:
                     return []
@@ -264,12 +267,8 @@ class DecodeCore:
                 block_table=self.pool.blocks_of(task.task_id),
             )
             actions.append(LoadSequence(start, sequence.stop))
-            actions += self._ask_ahead(task)
+            actions += self._growth.ask_ahead(task)
         return actions
-
-    def _has_room(self, task: GenerationTask) -> bool:
-        num_slots = self.pool.num_blocks_of(task.task_id) * self._settings.block_size
-        return task.num_tokens <= num_slots
 
     def _step_finished(self, outputs: tuple[SampledOutput, ...]) -> list[WorkerAction]:
         actions: list[WorkerAction] = []
@@ -291,34 +290,9 @@ class DecodeCore:
             if output.finish_reason is not None:
                 actions += self._end(task)
             else:
-                actions += self._ask_ahead(task)
+                actions += self._growth.ask_ahead(task)
         self._planned = ()
         return actions
-
-    def _ask_ahead(self, task: GenerationTask) -> list[WorkerAction]:
-        """Ask one block before the last one is full, so that the answer is there in time."""
-        block_size = self._settings.block_size
-        num_slots = self.pool.num_blocks_of(task.task_id) * block_size
-        return self._ask(task) if task.num_tokens + block_size > num_slots else []
-
-    def _ask(self, task: GenerationTask) -> list[WorkerAction]:
-        if task.is_growing or task.is_denied:
-            return []
-        held = self.pool.num_blocks_of(task.task_id)
-        most = num_blocks_for(task.num_tokens_at_most, self._settings.block_size)
-        num_blocks = min(self._settings.growth_blocks, most - held)
-        if num_blocks <= 0:
-            return []
-        task.is_growing = True
-        return [SendReport(task.session_id, GrowthNeeded(task.task_id, num_blocks))]
-
-    def _grow(self, task: GenerationTask, num_blocks: int) -> list[WorkerAction]:
-        task.is_growing = False
-        blocks = self.pool.allocate(task.task_id, num_blocks) if num_blocks else None
-        task.is_denied = blocks is None
-        if blocks is None or task.slot is None:
-            return []
-        return [ExtendSequence(task.slot, blocks)]
 
     def _make_room(self, starved: list[GenerationTask]) -> list[WorkerAction]:
         """Take one sequence off the device, one that is cheap to compute again."""
@@ -329,11 +303,11 @@ class DecodeCore:
             preempted = SendReport(victim.session_id, Preempted(victim.task_id))
             return [preempted, *self._end(victim)]
         task, swap_out = swapped
-        task.stage, task.is_denied = Stage.PARKED, False
-        actions: list[WorkerAction] = [swap_out, *self._leave_batch(task)]
-        self._has_freed()
+        # The router's booking ends with the report, and with it what the task was still owed.
+        task.stage, task.is_denied, task.num_owed_blocks = Stage.PARKED, False, 0
         report = SwappedOut(task.task_id, len(swap_out.block_ids))
-        return [*actions, SendReport(task.session_id, report)]
+        actions = [swap_out, *self._leave_batch(task), SendReport(task.session_id, report)]
+        return actions + self._growth.room_again(self._running.values())
 
     def _resume(self, task: GenerationTask, num_blocks: int) -> list[WorkerAction]:
         swap_in = self._swapping.bring_back(task, num_blocks)
@@ -388,9 +362,5 @@ class DecodeCore:
         self.pool.release(task.task_id)
         self._swapping.forget(task)
         del self._task_by_id[task.task_id]
-        self._has_freed()
-        return [SendReport(task.session_id, TaskReleased(task.task_id))]
-
-    def _has_freed(self) -> None:
-        for task in self._running.values():
-            task.is_denied = False  # room again: the next plan may ask
+        released = SendReport(task.session_id, TaskReleased(task.task_id))
+        return [released, *self._growth.room_again(self._running.values())]

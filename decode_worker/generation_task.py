@@ -40,6 +40,8 @@ class GenerationTask:
     is_growing: bool = False
     # The last growth request was refused.
     is_denied: bool = False
+    # Promised, and booked by the ledger, but the pool has no room yet.
+    num_owed_blocks: int = 0
     # Hashes of its full blocks so far; empty where prefixes are not cached.
     chain: list[BlockHash] = field(default_factory=list)
     # Of its blocks, the first num_present were here; then num_joined are on their way for others.
@@ -53,6 +55,11 @@ class GenerationTask:
         """Its place in the batch, while it is in there."""
         assert self.slot is not None
         return self.slot
+
+    @property
+    def is_stuck(self) -> bool:
+        """It cannot get more blocks before somebody lets go of some."""
+        return self.is_denied or self.num_owed_blocks > 0
 
     @property
     def num_tokens(self) -> int:

@@ -45,6 +45,16 @@ class KvSwapping:
         """Sequences whose KV lies in host memory."""
         return len(self._parked)
 
+    @property
+    def num_blocks(self) -> int:
+        """Size of the host memory; 0 where there is none."""
+        return 0 if self._space is None else self._space.num_blocks
+
+    @property
+    def num_free_blocks(self) -> int:
+        """What no parked sequence holds of it."""
+        return 0 if self._space is None else self._space.num_free_blocks
+
     def take_out_one(
         self, tasks: Iterable[GenerationTask]
     ) -> tuple[GenerationTask, SwapOut] | None:

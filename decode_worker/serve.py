@@ -9,6 +9,7 @@ from kvtransfer.receiver import receive_by
 from runtime.clock import MonotonicClock
 from runtime.config import DecodeConfig
 from runtime.process import StopRequested
+from scheduling.policy import growth_reserve_blocks
 from worker.assembly import RoleParts, Workplace
 from worker.kv_receive import KvReceive
 from worker.shell import run_worker
@@ -49,4 +50,6 @@ def build_decode(place: Workplace) -> RoleParts:
         receiver.close()
 
     export = receiver.export()
-    return RoleParts(DecodeCore(settings, export), kv, pool, close, export)
+    num_growth_blocks = growth_reserve_blocks(place.num_blocks, config.growth_reserve)
+    core = DecodeCore(settings, export)
+    return RoleParts(core, kv, pool, close, export, num_growth_blocks=num_growth_blocks)

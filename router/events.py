@@ -1,7 +1,7 @@
 """What the router core is told and what it wants done. Values only; serve.py does the rest."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from scheduling.errors import TandemError
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
@@ -221,6 +221,9 @@ class PhaseTimings:
     num_blocks_skipped: int = 0
     # Of the preemptions, how often the KV moved to host memory.
     num_swaps: int = 0
+    # By all tries, and the prefill workers' own time for it, waiting for their turn left out.
+    num_bytes_pushed: int = 0
+    push_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,12 +234,14 @@ class EmitPromptLogprobs:
     logprobs: PromptLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class EmitTokens:
-    """Tokens of answer `index`; the worker's own message is passed on, not copied."""
+class EmitTokens(NamedTuple):
+    """Tokens of answer `index`; the worker's own message is passed on, not copied.
+
+    A named tuple, since one is made for every token.
+    """
 
     request_id: RequestId
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks for
     tokens: TokensEmitted
 
 

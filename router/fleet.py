@@ -8,7 +8,6 @@ from scheduling.errors import CanNeverFit, NoWorkerAvailable
 from scheduling.ids import WorkerId
 from scheduling.messages import WorkerHello, WorkerLoad
 from scheduling.placement import Candidate
-from scheduling.policy import growth_reserve_blocks
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.prefix_index import PrefixIndex
 from scheduling.task_queue import TaskQueue
@@ -53,10 +52,7 @@ class WorkerView:
     @property
     def num_general_blocks(self) -> int:
         """What new tasks may use: all but the growth reserve of a decode worker."""
-        num_blocks = self.hello.num_blocks
-        if self.hello.role == "prefill":
-            return num_blocks
-        return num_blocks - growth_reserve_blocks(num_blocks)
+        return self.hello.num_blocks - self.hello.num_growth_blocks
 
 
 class Fleet:

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -30,6 +30,7 @@ from scheduling.errors import (
     TandemError,
 )
 from scheduling.ids import RequestId
+from scheduling.prefix_chain import PromptPrefix
 from scheduling.sampling import StopParams
 from tandemserve.api.v1 import inference_pb2 as pb
 from tandemserve.api.v1 import inference_pb2_grpc
@@ -82,7 +83,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             call = generate_call(request)
             stream, attached = await self._accept(call, context)
         except Exception as error:  # refused, or a defect: either way nothing was begun
-            await abort_with(context, error)
+            with _caller_may_be_gone():
+                await abort_with(context, error)
         reader = stream.take_over()
         try:
             yield accepted_to_proto(stream.request_id, stream.info, attached)
@@ -102,7 +104,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 await abort_with(context, failure.error, gpu_work_spent=failure.gpu_work_spent)
         if not stream.is_reader(reader):
             message = "another call with the same request id took this stream over"
-            await abort_with(context, RequestCancelled(message), gpu_work_spent=True)
+            with _caller_may_be_gone():
+                await abort_with(context, RequestCancelled(message), gpu_work_spent=True)
 
     async def ListModels(  # noqa: N802 - the name is given by the protocol
         self, request: pb.ListModelsRequest, context: Context
@@ -168,8 +171,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         known = self._find(request_id, call)
         if known is not None:
             return known, True
-        spec = self._spec(request_id, call, token_ids, context.time_remaining())
-        spec = replace(spec, prefix=prefix)
+        spec = self._spec(request_id, call, token_ids, prefix, context.time_remaining())
         info = AcceptedInfo(
             self._model.name,
             len(token_ids),
@@ -203,6 +205,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         request_id: RequestId,
         call: GenerateCall,
         token_ids: tuple[int, ...],
+        prefix: PromptPrefix,
         deadline_s: float | None,
     ) -> RequestSpec:
         goals = self._goals[call.request_class]
@@ -223,6 +226,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             tenant=call.tenant,
             session=call.session,
             cache_salt=call.cache_salt,
+            prefix=prefix,
             request_class=call.request_class,
             ttft_s=_or(call.ttft_s, goals.ttft_s),
             tpot_s=_or(call.tpot_s, goals.tpot_s),

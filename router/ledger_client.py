@@ -40,7 +40,7 @@ from router.reservation_batch import ReservationBatch
 from router.sequence import Leg
 from runtime.logging import get_logger
 from scheduling.errors import TandemError
-from scheduling.ids import Incarnation, RouterId
+from scheduling.ids import Incarnation, RouterId, TaskId
 
 log = get_logger()
 
@@ -76,8 +76,10 @@ class LedgerClient:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reservations = ReservationBatch(ledger, self._spawn, self._releases_arrived)
         self._releases: list[Release] = []
-        # The releases that are on their way, if any.
-        self._releasing: asyncio.Task[None] | None = None
+        # Task and attempt of decode holdings whose KV has arrived.
+        self._transfers: list[tuple[TaskId, int]] = []
+        # The transfers and releases that are on their way, if any.
+        self._settling: asyncio.Task[None] | None = None
         # One renewal or reconciliation at a time.
         self._renewing = asyncio.Lock()
 
@@ -107,13 +109,11 @@ class LedgerClient:
             case Extend():
                 self._spawn(self._extend(action))
             case TransferHolding(claim):
-                self._spawn(
-                    self._guard(self._ledger.transfer(self._life, claim.task_id, claim.number))
-                )
+                self._transfers.append((claim.task_id, claim.number))
+                self._settle()
             case ReleaseHolding(claim):
                 self._releases.append(Release(claim.task_id, claim.number, claim.role))
-                if self._releasing is None:
-                    self._releasing = self._spawn(self._release_all())
+                self._settle()
 
     def look_again(self) -> None:
         """The store was away or lost its memory, as somebody else noticed."""
@@ -202,17 +202,29 @@ class LedgerClient:
     async def _releases_arrived(self) -> None:
         """What is freed in the same breath may be what is asked for."""
         for _ in range(2):  # the batch on its way, and the one that gathers behind it
-            if self._releasing is not None:
-                await asyncio.wait([self._releasing])
+            if self._settling is not None:
+                await asyncio.wait([self._settling])
 
-    async def _release_all(self) -> None:
+    def _settle(self) -> None:
+        if self._settling is None:
+            self._settling = self._spawn(self._settle_all())
+
+    async def _settle_all(self) -> None:
         try:
-            await asyncio.sleep(0)  # releases of one frame go together
+            await asyncio.sleep(0)  # what one frame brought goes together
+            transfers, self._transfers = self._transfers, []
             releases, self._releases = self._releases, []
-            await self._guard(self._ledger.release_many(self._life, releases))
+            try:
+                # First: a decode holding that is released is not there to be transferred to.
+                if transfers:
+                    await self._guard(self._ledger.transfer_many(self._life, transfers))
+            finally:  # also after a defect: nobody would release these again
+                if releases:
+                    await self._guard(self._ledger.release_many(self._life, releases))
         finally:
-            more = self._spawn(self._release_all()) if self._releases else None
-            self._releasing = more
+            self._settling = None
+            if self._transfers or self._releases:
+                self._settle()
 
     async def _sweep(self) -> None:
         while (swept := await self._ledger.sweep()).has_more:

@@ -16,6 +16,8 @@ def record_finished(metrics: Metrics, finished: EmitFinished, request_class: str
     metrics.queue_left("generation", timings.generation_queue_s)
     if timings.num_bytes_moved:
         metrics.kv_moved(timings.transfer_s, timings.num_bytes_moved, timings.transport)
+    if timings.push_s > 0:
+        metrics.kv_pushed(timings.num_bytes_pushed / timings.push_s, timings.transport)
     for _ in range(timings.num_preemptions):
         metrics.sequence_preempted()
     for _ in range(timings.num_migrations):

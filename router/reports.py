@@ -154,6 +154,8 @@ class ReportHandler:
             case PromptScored():
                 return self._prompt_scored(sequence, report, now)
             case KvPushed():
+                sequence.num_bytes_pushed += report.num_bytes
+                sequence.push_s += report.copy_s
                 decode = sequence.decode
                 is_held = decode is not None and decode.state is LegState.HELD
                 return [TransferHolding(decode.claim)] if decode is not None and is_held else []

@@ -65,8 +65,11 @@ class ReservationBatch:
                 await self._send(life, batch)
         finally:
             self._is_sending = False
-            for waiting in (*batch, *self._waiting):
-                waiting.outcome.cancel()  # nothing where it has its answer, as nearly always
+            unanswered, self._waiting = (*batch, *self._waiting), []
+            for waiting in unanswered:
+                # Nothing where it has its answer, as nearly always. Not cancelled: its caller would
+                # take that for an end of its own.
+                waiting.fail(_ended_early())
 
     async def _send(self, life: RouterLife, batch: list[_Waiting]) -> None:
         outcomes = None
@@ -89,3 +92,8 @@ class ReservationBatch:
                 )
             except Exception as error:  # a defect as well: nobody may wait for ever
                 waiting.fail(error)
+
+
+def _ended_early() -> LedgerUnavailable:
+    problem = "the round trip that was to carry it ended before there was an answer"
+    return LedgerUnavailable("reserve", "this router's side", problem)

@@ -123,7 +123,7 @@ class Sequence:
     num_migrations: int = 0
     num_evacuations: int = 0
     num_corruptions: int = 0
-    # How often another's transfer failed that this one waited for; nobody's fault.
+    # How often a worker said that another's transfer failed which this one waited for.
     num_prefix_losses: int = 0
     # Prompt tokens whose KV no try had to compute; None before the first began.
     num_cached_tokens: int | None = None
@@ -133,6 +133,9 @@ class Sequence:
     decode_worker: str = ""
     num_blocks_moved: int = 0
     num_bytes_moved: int = 0
+    # What prefill workers pushed, and how long they were at it.
+    num_bytes_pushed: int = 0
+    push_s: float = 0.0
     transport: str = ""
     seconds_by_phase: dict[Phase, float] = field(default_factory=dict)
     first_token_at_s: float | None = None
@@ -148,7 +151,8 @@ class Sequence:
     @property
     def num_failures(self) -> int:
         """Tries that ended because a worker was lost or failed; only so many are allowed."""
-        return self.num_migrations - self.num_prefix_losses
+        # After the first loss of a prefix a try shares no transfer: whoever loses more has failed.
+        return self.num_migrations - min(1, self.num_prefix_losses)
 
     @property
     def request_id(self) -> RequestId:
@@ -288,6 +292,8 @@ class Sequence:
             early_binding=self.early_binding,
             num_preemptions=self.num_preemptions,
             num_swaps=self.num_swaps,
+            num_bytes_pushed=self.num_bytes_pushed,
+            push_s=self.push_s,
             num_migrations=self.num_migrations + self.num_evacuations,
         )
 

@@ -259,7 +259,7 @@ class RouterProcess:
             (
                 WorkerLife(view.hello.worker_id, view.hello.incarnation),
                 view.hello.num_blocks,
-                Shares(growth_reserve=view.hello.num_blocks - view.num_general_blocks),
+                Shares(growth_reserve=view.hello.num_growth_blocks),
             )
             for view in self._core.state.fleet
         ]

@@ -5,6 +5,8 @@ million tokens in logs it took a third of a core and stopped the router for half
 """
 
 from collections.abc import Iterator
+from itertools import groupby
+from typing import cast
 
 from router.events import EmitFinished, EmitPromptLogprobs, EmitTokens
 from scheduling.ids import RequestId, TaskId
@@ -57,8 +59,28 @@ class StreamLog:
         """Those from `start` to before `end`."""
         return [self._unpacked(entry) for entry in self._entries[start:end]]
 
+    def merged(self, start: int, end: int) -> list[Emission]:
+        """The same, but plain tokens of one answer that stand together are one emission."""
+        if end - start == 1:  # nothing to merge: so it is in calm, token by token
+            return self.between(start, end)
+        emissions: list[Emission] = []
+        for index, run in groupby(self._entries[start:end], _answer_of):
+            if index is None:
+                emissions += map(self._unpacked, run)
+                continue
+            _, task_ids, first_indices, token_ids, texts = zip(*run, strict=True)
+            tokens = TokensEmitted(task_ids[-1], first_indices[0], token_ids, "".join(texts))
+            emissions.append(EmitTokens(self._request_id, index, tokens))
+        return emissions
+
     def _unpacked(self, entry: _PlainToken | Emission) -> Emission:
-        if not isinstance(entry, tuple):
+        if isinstance(entry, Emission):
             return entry
         index, task_id, first, token_id, text = entry
         return EmitTokens(self._request_id, index, TokensEmitted(task_id, first, (token_id,), text))
+
+
+def _answer_of(entry: _PlainToken | Emission) -> int | None:
+    """Which answer a plain token is of; None for all else."""
+    # Not isinstance: EmitTokens is a tuple as well.
+    return cast(_PlainToken, entry)[0] if type(entry) is tuple else None

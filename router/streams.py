@@ -121,10 +121,12 @@ class RequestStream:
             position = self._num_taken
             if is_my_turn and position < len(self._log):
                 end = self._batch_end(position)
-                batch = self._log.between(position, end)
                 self._num_taken = end
-                if passed is not None:
-                    batch = [emission for emission in batch if not passed.covers(emission)]
+                if passed is None:
+                    batch = self._log.merged(position, end)
+                else:
+                    entries = self._log.between(position, end)
+                    batch = [emission for emission in entries if not passed.covers(emission)]
                 yield batch
                 is_my_turn = False
             elif self.is_over and position == len(self._log):

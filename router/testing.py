@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+import grpc
 
 from router.core import RouterCore
 from router.events import (
@@ -33,7 +35,7 @@ from scheduling.messages import (
     WorkerHello,
     WorkerLoad,
 )
-from scheduling.policy import policy_named
+from scheduling.policy import growth_reserve_blocks, policy_named
 from scheduling.prediction import OnlineQuantiles
 from scheduling.sampling import SamplingParams, StopParams
 
@@ -45,16 +47,18 @@ AnyAction = TypeVar("AnyAction")
 
 def hello_of(worker_id: str, num_blocks: int = 16, life: int = 1, **fields: Any) -> WorkerHello:
     """A worker whose role is the beginning of its name."""
+    role = worker_id.partition("-")[0]
     hello = WorkerHello(
         protocol_version=PROTOCOL_VERSION,
         worker_id=WorkerId(worker_id),
         incarnation=Incarnation(life),
-        role=worker_id.partition("-")[0],
+        role=role,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
         max_num_seqs=4,
         compatibility="same",
         model_fingerprint="model",
+        num_growth_blocks=growth_reserve_blocks(num_blocks) if role == "decode" else 0,
     )
     return replace(hello, **fields)
 
@@ -157,6 +161,18 @@ def through_prefill(core: CoreUnderTest, num_blocks: int = 4) -> TaskId:
     core.report(PREFILL, KvPushed(task, 2, 64, 0.001, "loopback"), TaskReleased(task))
     core.report(DECODE, DecodeStarted(task))
     return task
+
+
+class GoneCaller:
+    """The gRPC context of a call that is over: no status can be sent any more."""
+
+    def time_remaining(self) -> float | None:
+        """The caller set no deadline."""
+        return None
+
+    async def abort(self, *status: object) -> NoReturn:
+        """What gRPC does then."""
+        raise grpc.aio.InternalError("the call is over")
 
 
 def assert_empty(core: CoreUnderTest) -> None:

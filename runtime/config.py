@@ -176,7 +176,7 @@ class WorkerConfig(ProcessConfig):
     attention: Literal["auto", "torch", "native", "flashinfer"] = Field(
         "auto",
         description="attention kernels; auto: flashinfer on cuda, native where a C compiler is "
-        "installed, else torch. Workers that exchange KV need the same",
+        "installed, else torch, which compiles nothing. Workers that exchange KV need the same",
     )
     block_size: int = Field(16, ge=1, le=1024, description="tokens in a KV block")
     kv_cache_mib: int = Field(
@@ -272,6 +272,14 @@ class PrefillConfig(WorkerConfig):
     process: ClassVar[str] = "prefill"
     worker_id: Name = Field("prefill-0", description="name of this worker, unique in the cluster")
     role: Literal["prefill"] = Field("prefill", description="what the worker computes")
+    min_kv_bytes_per_s: int = Field(
+        0,
+        ge=0,
+        le=2**63 - 1,
+        description="refuse to push KV to a decode worker when the way to it is measured to be "
+        "slower; 0: never refuse",
+        examples=[1_000_000_000],
+    )
 
 
 class DecodeConfig(WorkerConfig):
@@ -287,6 +295,13 @@ class DecodeConfig(WorkerConfig):
     )
     swap_mib: int = Field(
         256, ge=0, le=16_777_216, description="host memory for KV of such sequences; 0: none"
+    )
+    growth_reserve: float = Field(
+        0.0625,
+        ge=0,
+        le=0.5,
+        description="share of the KV blocks that new answers may not take, so that running ones "
+        "can outgrow their prediction",
     )
 
 

@@ -13,6 +13,8 @@ Queue = Literal["prompt", "generation"]
 # From one decode iteration of a small model to the TTFT of a batch request that waits its turn.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
 _SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
+# From a slow network to shared memory on a large machine.
+_BYTES_PER_SECOND = (1e6, 1e7, 3e7, 1e8, 3e8, 1e9, 2e9, 3e9, 5e9, 1e10, 2e10, 5e10, 1e11)
 
 
 class Metrics:
@@ -45,6 +47,12 @@ class Metrics:
         )
         self._kv_transfer_bytes = meter.create_counter(
             "tandem_kv_transfer_bytes_total", unit="By", description="KV moved between workers"
+        )
+        self._kv_push_rate = meter.create_histogram(
+            "tandem_kv_push_bytes_per_second",
+            unit="By/s",
+            description="Speed at which a prefill worker copied the KV of one answer",
+            explicit_bucket_boundaries_advisory=_BYTES_PER_SECOND,
         )
         self._requests = meter.create_counter(
             "tandem_requests_total", description="Requests that ended, by how they ended"
@@ -95,6 +103,10 @@ class Metrics:
         labels = {"transport": transport}
         self._kv_transfer.record(transfer_s, labels)
         self._kv_transfer_bytes.add(num_bytes, labels)
+
+    def kv_pushed(self, bytes_per_s: float, transport: str) -> None:
+        """The KV of one task was copied at this speed, by the prefill worker's own time."""
+        self._kv_push_rate.record(bytes_per_s, {"transport": transport})
 
     def sequence_preempted(self) -> None:
         """A worker took the blocks of a running sequence back."""

@@ -38,6 +38,10 @@ class SequenceSpec:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
 
+# Under which scratch blocks are granted, for as long as their pool lives.
+SCRATCH_GENERATION: Final = 1
+
+
 @dataclass(frozen=True, slots=True)
 class KvDoor:
     """One more transport by which a pool is reached; the fields are those of `KvExport`."""
@@ -65,6 +69,9 @@ class KvExport:
     token: str = field(default="", repr=False)
     # Other ways into the same pool; the sender takes the one it likes best.
     alternatives: tuple[KvDoor, ...] = ()
+    # The last so many of num_blocks never hold KV. Every sender may write them at any time, under
+    # SCRATCH_GENERATION, to measure its way; nobody reads them.
+    num_scratch_blocks: int = 0
 
     def by_transport(self) -> "dict[str, KvExport]":
         """Each way into the pool as an export of its own, without alternatives."""
@@ -338,6 +345,9 @@ class WorkerLoad:
     admission: Admission = Admission.OPEN
     # Tasks whose KV lies in host memory, of all routers: they go on before anything new starts.
     num_parked: int = 0
+    # Of the same size as KV blocks, in host memory, for parked tasks; 0 where there is none.
+    num_swap_blocks: int = 0
+    num_free_swap_blocks: int = 0
 
     @property
     def takes_new_tasks(self) -> bool:
@@ -367,3 +377,5 @@ class WorkerHello:
     admission: Admission = Admission.OPEN
     # The largest that it takes; gRPC ends the session for a larger one.
     max_message_bytes: int = 64 * 1024 * 1024
+    # Of num_blocks, so many are for running answers that grow, not for new tasks.
+    num_growth_blocks: int = 0

@@ -131,10 +131,13 @@ def policy_named(name: str, deadline_bucket_s: float, kvc_bucket_blocks: int) ->
     return policy
 
 
-def growth_reserve_blocks(num_blocks: int) -> int:
-    """Blocks that only growing responses may take: a sixteenth of a worker's pool.
+# What it costs and saves is in docs/faults.md.
+GROWTH_RESERVE = 1 / 16
 
-    They are the cushion for under-predicted responses (EcoServe, section Reserved KVC). The share
-    is a starting value, not a measured one.
+
+def growth_reserve_blocks(num_blocks: int, share: float = GROWTH_RESERVE) -> int:
+    """Blocks that only growing responses may take, of a decode worker's pool.
+
+    They are the cushion for under-predicted responses (EcoServe, section Reserved KVC).
     """
-    return num_blocks // 16
+    return int(num_blocks * share)

@@ -51,7 +51,7 @@ from router.events import (
 )
 from scheduling.ids import Incarnation, RequestId, RouterId, WorkerId
 from scheduling.messages import PROTOCOL_VERSION, Command, KvExport, Report, WorkerHello
-from scheduling.policy import growth_reserve_blocks
+from scheduling.policy import GROWTH_RESERVE, growth_reserve_blocks
 from scheduling.worker_events import (
     AwaitKv,
     CancelPush,
@@ -87,6 +87,8 @@ class CoreCluster:
         rng: random.Random,
         block_size: int = 4,
         num_swap_blocks: int = 0,
+        max_num_seqs: int = 4,
+        growth_reserve: float = GROWTH_RESERVE,
     ) -> None:
         self.router = router
         self.ledger = ledger
@@ -99,6 +101,9 @@ class CoreCluster:
         self._block_size = block_size
         # Of each decode worker.
         self._num_swap_blocks = num_swap_blocks
+        self._max_num_seqs = max_num_seqs
+        # Share of each decode worker's pool.
+        self._growth_reserve = growth_reserve
         self._life = RouterLife(RouterId("router-0"), Incarnation(1))
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -113,6 +118,7 @@ class CoreCluster:
     ) -> None:
         """Start a (new life of a) worker and connect it."""
         life = Incarnation(next(self._lives))
+        reserve = growth_reserve_blocks(num_blocks, self._growth_reserve)
         hello = WorkerHello(
             protocol_version=PROTOCOL_VERSION,
             worker_id=WorkerId(worker_id),
@@ -120,22 +126,25 @@ class CoreCluster:
             role=role,
             num_blocks=num_blocks,
             block_size=self._block_size,
-            max_num_seqs=4,
+            max_num_seqs=self._max_num_seqs,
             compatibility=compatibility,
             model_fingerprint="model",
+            num_growth_blocks=reserve if role == "decode" else 0,
         )
         core: PrefillCore | DecodeCore
         if role == "prefill":
-            settings = PrefillSettings(num_blocks, self._block_size, 4, max_num_batched_tokens=8)
-            core = PrefillCore(settings)
+            prefill = PrefillSettings(num_blocks, self._block_size, self._max_num_seqs, 8)
+            core = PrefillCore(prefill)
         else:
             export = KvExport("simulated", worker_id, num_blocks, 1, hello.worker_id, life, "here")
             decode = DecodeSettings(
-                num_blocks, self._block_size, 4, num_swap_blocks=self._num_swap_blocks
+                num_blocks,
+                self._block_size,
+                self._max_num_seqs,
+                num_swap_blocks=self._num_swap_blocks,
             )
             core = DecodeCore(decode, export)
-        reserve = growth_reserve_blocks(num_blocks) if role == "decode" else 0
-        shares = Shares(growth_reserve=reserve)
+        shares = Shares(growth_reserve=hello.num_growth_blocks)
         run_now(self.ledger.set_capacity(WorkerLife(hello.worker_id, life), num_blocks, shares))
         self.worker_by_id[hello.worker_id] = SimulatedWorker(hello, core, SessionId(life))
         self.tell(WorkerConnected(hello))

@@ -71,6 +71,9 @@ class WorkerView:
     admission: str
     # Tasks that hold or await anything there, of all routers.
     num_tasks: int
+    # Blocks of host memory for KV that had to leave the device; both 0 where there are none.
+    num_swap_blocks: int = 0
+    num_free_swap_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

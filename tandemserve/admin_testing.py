@@ -105,6 +105,8 @@ def _worker_view() -> admin_pb2.WorkerView:
         num_blocks=64,
         num_free_blocks=60,
         num_tasks=2,
+        num_swap_blocks=32,
+        num_free_swap_blocks=31,
     )
 
 

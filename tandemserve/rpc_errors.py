@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import grpc
-from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
@@ -63,10 +62,13 @@ def error_from_rpc(
     failure: RpcFailure, *, target: str, request_id: str | None = None
 ) -> errors.TandemError:
     """The exception for a failed call, from its details or else from its status."""
-    info, retry_after_s = _details_of(failure)
+    info, retry_after_s, told = _details_of(failure)
     by_status = _CLASS_BY_STATUS.get(failure.code(), errors.InternalFailure)
     text = " ".join((failure.details() or "").split())
     if info is not None:
+        # Where the deadline passes on both sides at once, gRPC puts its own words in front of
+        # the server's details, which hold the server's message as well.
+        text = " ".join(told.split()) or text
         # A code of a later version: the status still says what kind of failure it is.
         error_class = _CLASS_BY_CODE.get(info.reason, by_status)
         message = text or info.reason
@@ -91,11 +93,15 @@ def _message_without_details(
 
 def _details_of(
     failure: RpcFailure,
-) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:
+) -> tuple[error_details_pb2.ErrorInfo | None, float | None, str]:
+    """What kind of failure it is, when to try again, and the message that came with both."""
     info: error_details_pb2.ErrorInfo | None = None
     retry_after_s: float | None = None
+    told = ""
     try:
-        for detail in _packed_details(failure):
+        status = _rich_status(failure)
+        told = status.message
+        for detail in status.details:
             if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
                 candidate = error_details_pb2.ErrorInfo()
                 detail.Unpack(candidate)
@@ -107,14 +113,15 @@ def _details_of(
                 retry_after_s = max(0.0, retry.retry_delay.ToNanoseconds() / 1e9)
     except DecodeError:
         _log.warning("unreadable error details; the gRPC status decides")
-    return info, retry_after_s
+    return info, retry_after_s, told
 
 
-def _packed_details(failure: RpcFailure) -> list[any_pb2.Any]:
+def _rich_status(failure: RpcFailure) -> status_pb2.Status:
+    """Empty where none came along. Raises: DecodeError."""
     for key, value in failure.trailing_metadata() or ():
         if key == _DETAILS_KEY and isinstance(value, bytes):
-            return list(status_pb2.Status.FromString(value).details)
-    return []
+            return status_pb2.Status.FromString(value)
+    return status_pb2.Status()
 
 
 def _gpu_work_spent(info: error_details_pb2.ErrorInfo | None) -> bool | None:

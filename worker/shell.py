@@ -21,7 +21,6 @@ from runtime.logging import get_logger
 from runtime.process import StopRequested
 from scheduling.errors import StaleIncarnation
 from scheduling.ids import WorkerId
-from scheduling.policy import growth_reserve_blocks
 from tandemserve.internal.v1 import worker_pb2_grpc
 from worker.assembly import BuildRole, Worker, assemble
 from worker.engine_loop import EngineLoop
@@ -168,9 +167,9 @@ class WorkerProcess:
             self._stop.set()
 
     async def _set_capacity(self) -> None:
-        num_blocks = self._worker.hello.num_blocks
-        growth = growth_reserve_blocks(num_blocks) if self._config.role == "decode" else 0
-        await self._ledger.set_capacity(self._life, num_blocks, Shares(growth_reserve=growth))
+        hello = self._worker.hello
+        shares = Shares(growth_reserve=hello.num_growth_blocks)
+        await self._ledger.set_capacity(self._life, hello.num_blocks, shares)
 
     async def _drain(self) -> None:
         """Get no new tasks; let those there are end within the time given."""

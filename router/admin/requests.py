@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from router.admin.name_lookup import resolve
+from router.admin.name_lookup import NameLookup
 from router.ended_requests import RequestRecord, record_of
 from router.events import Event, OperatorCancelled
 from router.state import RouterState
@@ -58,7 +58,7 @@ def matching_requests(state: RouterState, wanted: RequestFilter) -> list[Request
 def one_request(state: RouterState, given: str) -> RequestRecord:
     """One that runs or ended recently. Raises: UnknownName, InvalidRequest."""
     known = (*state.request_by_id, *(record.request_id for record in state.ended))
-    request_id = RequestId(resolve("request", _without_task(given), known, _ADVICE))
+    request_id = RequestId(NameLookup("request", known, _ADVICE).resolve(_without_task(given)))
     running = state.request_by_id.get(request_id)
     record = state.ended.get(request_id) if running is None else record_of(running)
     assert record is not None
@@ -78,7 +78,8 @@ def cancel_requests(
     for field, text in (("operator", operator), ("reason", reason)):
         if len(text) > _MAX_REASON_CHARS:
             raise InvalidRequest(field, f"is too long; use at most {_MAX_REASON_CHARS} characters")
-    outcomes = [_outcome(state, name) for name in given]
+    running = NameLookup("request", state.request_by_id, _ADVICE)
+    outcomes = [_outcome(state, running, name) for name in given]
     message = _cancel_message(operator, reason)
     for outcome in outcomes:
         if outcome.cancelled:
@@ -86,12 +87,12 @@ def cancel_requests(
     return outcomes
 
 
-def _outcome(state: RouterState, given: str) -> CancelOutcome:
+def _outcome(state: RouterState, running: NameLookup, given: str) -> CancelOutcome:
     request_id = RequestId(_without_task(given))
     ended = state.ended.get(request_id)
     if ended is not None and request_id not in state.request_by_id:
         return CancelOutcome(request_id, False, ended.state)
-    found = resolve("request", request_id, state.request_by_id, _ADVICE)
+    found = running.resolve(request_id)
     return CancelOutcome(RequestId(found), True, Phase.CANCELLED.value)
 
 

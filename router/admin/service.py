@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from cluster.errors import ClusterError
-from router.admin.name_lookup import resolve
+from router.admin.name_lookup import NameLookup
 from router.admin.requests import cancel_requests, matching_requests, one_request
 from router.admin.wire import (
     filter_of,
@@ -208,7 +208,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 
     async def _set_admission(self, request: pb.SetWorkerAdmissionRequest) -> WorkerLink:
         wanted = admission_named(request.admission)
-        name = resolve("worker", request.worker_id, self._links, "look at `tandem admin workers`")
+        workers = NameLookup("worker", self._links, "look at `tandem admin workers`")
+        name = workers.resolve(request.worker_id)
         link = self._links[WorkerId(name)]
         view = connected_view(self._core.state, link)
         if wanted is not Admission.OPEN and not request.force:

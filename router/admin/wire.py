@@ -40,6 +40,8 @@ def worker_to_proto(link: WorkerLink, view: WorkerView | None) -> pb.WorkerView:
         message.num_waiting = load.num_waiting
         message.compatibility = view.hello.compatibility
         message.num_tasks = load.num_tasks
+        message.num_swap_blocks = load.num_swap_blocks
+        message.num_free_swap_blocks = load.num_free_swap_blocks
         message.admission = "leaving" if load.is_draining else load.admission.value
     return message
 

@@ -37,6 +37,7 @@ from scheduling.messages import (
     WorkerHello,
     WorkerLoad,
 )
+from scheduling.policy import growth_reserve_blocks
 from scheduling.prefix_index import PrefixChanges
 from tandemserve.internal.v1 import worker_pb2 as pb
 
@@ -160,29 +161,35 @@ def encode_reports(
     """As few frames as keep the order of each task's reports: nearly always one.
 
     Inside a frame tokens come before all other reports, so tokens that follow another report of
-    the same task open the next frame. Each frame carries the load; without reports, one does.
+    the same task go into the next frame, with those of all tasks that are so far. Each frame
+    carries the load; without reports, one does.
     """
     responses = [pb.SessionResponse()]
-    frame = responses[0].reports
-    tasks_with_state: set[TaskId] = set()
+    # The frame of the task's last report, and the first one that its next tokens may go into.
+    # Where a task is in neither, it is the first frame.
+    last_by_task: dict[TaskId, int] = {}
+    next_by_task: dict[TaskId, int] = {}
     for report in reports:
         if isinstance(report, TokensEmitted):
-            if report.task_id in tasks_with_state:
-                frame.load.CopyFrom(load_to_proto(load))
+            number = next_by_task.get(report.task_id, 0)
+            if number == len(responses):
                 responses.append(pb.SessionResponse())
-                frame = responses[-1].reports
-                tasks_with_state.clear()
-            write_tokens(report, frame.tokens.add())
+            if number:
+                last_by_task[report.task_id] = number
+            write_tokens(report, responses[number].reports.tokens.add())
         else:
-            tasks_with_state.add(report.task_id)
-            frame.reports.append(report_to_proto(report))
-    frame.load.CopyFrom(load_to_proto(load))
+            number = last_by_task.get(report.task_id, 0)
+            next_by_task[report.task_id] = number + 1
+            responses[number].reports.reports.append(report_to_proto(report))
+    load_message = load_to_proto(load)
+    for response in responses:
+        response.reports.load.CopyFrom(load_message)
     if prefixes is not None:
         # A part too many for one frame gets one of its own.
         for number, part in enumerate(in_parts(prefixes)):
             if number == len(responses):
                 responses.append(pb.SessionResponse())
-                responses[-1].reports.load.CopyFrom(load_to_proto(load))
+                responses[-1].reports.load.CopyFrom(load_message)
             responses[number].reports.prefixes.CopyFrom(prefixes_to_proto(part))
     return responses
 
@@ -255,6 +262,7 @@ def encode_worker_hello(hello: WorkerHello) -> pb.SessionResponse:
             export=None if hello.export is None else export_to_proto(hello.export),
             admission=admission_to_proto(hello.admission),
             max_message_bytes=hello.max_message_bytes,
+            num_growth_blocks=hello.num_growth_blocks,
         )
     )
 
@@ -275,4 +283,12 @@ def _worker_hello_from_proto(message: pb.WorkerHello) -> WorkerHello:
         export=export_from_proto(message.export) if message.HasField("export") else None,
         admission=admission_from_proto(message.admission),
         max_message_bytes=message.max_message_bytes,
+        num_growth_blocks=_num_growth_blocks(message),
     )
+
+
+def _num_growth_blocks(message: pb.WorkerHello) -> int:
+    if message.HasField("num_growth_blocks"):
+        number = message.num_growth_blocks
+        return checked_count("num_growth_blocks", number, most=message.num_blocks)
+    return growth_reserve_blocks(message.num_blocks) if message.role == "decode" else 0

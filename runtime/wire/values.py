@@ -93,6 +93,7 @@ def export_to_proto(export: KvExport) -> pb.KvExport:
             )
             for door in export.alternatives
         ],
+        num_scratch_blocks=export.num_scratch_blocks,
     )
 
 
@@ -110,6 +111,9 @@ def export_from_proto(message: pb.KvExport) -> KvExport:
         host=message.host,
         token=message.token,
         alternatives=_doors_from_proto(message.alternatives),
+        num_scratch_blocks=checked_count(
+            "export.num_scratch_blocks", message.num_scratch_blocks, most=message.num_blocks
+        ),
     )
 
 
@@ -174,6 +178,8 @@ def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
         num_tasks=load.num_tasks,
         admission=admission_to_proto(load.admission),
         num_parked=load.num_parked,
+        num_swap_blocks=load.num_swap_blocks,
+        num_free_swap_blocks=load.num_free_swap_blocks,
     )
 
 
@@ -190,6 +196,10 @@ def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
         num_tasks=checked_count("load.num_tasks", message.num_tasks),
         admission=admission_from_proto(message.admission),
         num_parked=checked_count("load.num_parked", message.num_parked),
+        num_swap_blocks=checked_count("load.num_swap_blocks", message.num_swap_blocks),
+        num_free_swap_blocks=checked_count(
+            "load.num_free_swap_blocks", message.num_free_swap_blocks
+        ),
     )
 
 

@@ -141,11 +141,13 @@ def _print_workers(found: tuple[WorkerView, ...]) -> None:
             view.num_running,
             view.num_tasks,
             f"{view.num_free_blocks}/{view.num_blocks}",
+            # A dash where there is none.
+            f"{view.num_free_swap_blocks}/{view.num_swap_blocks}" if view.num_swap_blocks else None,
             view.address,
         ]
         for view in found
     ]
-    columns = ["worker", "role", "state", "running", "tasks", "free KV", "address"]
+    columns = ["worker", "role", "state", "running", "tasks", "free KV", "free swap", "address"]
     print_table("Workers", columns, rows)
     for view in found:
         if view.problem:

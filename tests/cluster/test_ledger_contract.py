@@ -12,6 +12,7 @@ from cluster.errors import (
     StaleAttempt,
 )
 from cluster.ledger import (
+    LEGS,
     Alternative,
     Claim,
     Grant,
@@ -301,6 +302,22 @@ async def test_many_requests_travel_together(stage: Stage) -> None:
     assert await stage.ledger.reserve_many(stage.router, []) == []
     with pytest.raises(StaleAttempt):
         await stage.ledger.reserve_many(stage.router, requests)
+
+
+async def test_kv_that_arrives_together_is_booked_together(stage: Stage) -> None:
+    await open_books(stage)
+    tasks = [TaskId(f"{i}/0") for i in range(3)]
+    for task, legs in zip(tasks, (("decode",), ("prefill",), LEGS), strict=True):
+        for leg in legs:
+            request = want(stage.worker, task_id=task, leg=leg, num_blocks=2)
+            await stage.ledger.reserve(stage.router, request)
+    assert await num_reserved(stage) == 8
+    with pytest.raises(HoldingGone):
+        await stage.ledger.transfer_many(stage.router, [(task, 1) for task in tasks])
+    assert await num_reserved(stage) == 6, "one that is gone keeps no other from its transfer"
+    arrived = [(tasks[0], 1), (tasks[2], 1)]
+    assert await stage.ledger.transfer_many(stage.router, arrived) == [Grant(stage.worker, 2)] * 2
+    assert await stage.ledger.transfer_many(stage.router, []) == []
 
 
 async def test_a_router_without_a_lease_reserves_nothing(stage: Stage) -> None:

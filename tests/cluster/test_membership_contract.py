@@ -167,8 +167,10 @@ async def test_a_watcher_sees_changes_at_once(membership: Membership) -> None:
 async def test_a_watcher_notices_a_lease_that_ran_out(membership: Membership) -> None:
     watching = watch(membership, MonotonicClock(), interval_s=0.02, left_grace_s=0.0)
     async with asyncio.timeout(20.0), aclosing(watching) as changes:
-        await membership.register(WORKER, 0.5)
+        await membership.register(WORKER, 60.0)
         assert await anext(changes) == MemberJoined(WORKER)
+        # Renewed for an instant, so that it cannot run out before it was seen.
+        await membership.register(WORKER, 0.05)
         assert await anext(changes) == MemberLeft(WORKER)
 
 

@@ -134,8 +134,8 @@ async def test_a_frozen_server_is_reported_in_time_and_a_retry_is_safe(
     own_server: RedisServer,
 ) -> None:
     opened = await connect(own_server.url)
-    ledger = RedisLedger(opened, timeout_s=0.2)
-    await open_books(ledger)
+    ledger, patient = (RedisLedger(opened, timeout_s=timeout_s) for timeout_s in (0.2, 20.0))
+    await open_books(patient)
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
         with pytest.raises(LedgerUnavailable, match=r"no answer within 0\.2 s.*repeating is safe"):
@@ -144,7 +144,6 @@ async def test_a_frozen_server_is_reported_in_time_and_a_retry_is_safe(
             await ledger.release(ROUTER, Release(TaskId("b"), 1))
     finally:
         os.kill(own_server.pid, signal.SIGCONT)
-    patient = RedisLedger(opened, timeout_s=20.0)
     # Both messages wait in the server's sockets and are carried out late: no reply goes astray.
     outcomes = await asyncio.gather(*(patient.reserve(ROUTER, want("a")) for _ in range(8)))
     assert set(outcomes) == {Grant(WORKERS[0], 3)}

@@ -212,10 +212,12 @@ def test_a_parked_task_that_is_cancelled_or_whose_router_is_lost_frees_host_memo
     for end in (CommandArrived(SESSION, CancelTask(SHORT, "left")), SessionLost(SESSION)):
         core = new_core(num_swap_blocks=2)
         crowded(core)
+        assert (core.load.num_free_swap_blocks, core.load.num_swap_blocks) == (0, 2)
         actions = core.handle(end)
         core.check_invariants()
         assert TaskReleased(SHORT) in reports(actions)
         assert core.load.num_parked == 0
+        assert core.load.num_free_swap_blocks == 2
         for task_id in (SHORT, LONG):
             send(core, CancelTask(task_id, "left"))
         assert core.pool.num_free_blocks == 6

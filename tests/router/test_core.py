@@ -216,6 +216,8 @@ def test_the_phases_of_an_answer_add_up_to_its_time() -> None:
     assert (timings.ttft_s, timings.tpot_s) == (2.0, 3.0)
     assert not timings.early_binding
     assert (timings.num_blocks_moved, timings.num_bytes_moved) == (2, 64)
+    # As the prefill worker timed it.
+    assert (timings.num_bytes_pushed, timings.push_s) == (64, 0.001)
 
 
 def test_each_answer_draws_with_a_seed_of_its_own_and_the_last_one_ends_the_request() -> None:

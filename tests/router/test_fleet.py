@@ -82,6 +82,15 @@ def test_free_blocks_are_the_smaller_of_report_and_own_promises_less_the_growth_
     assert fleet.decode_candidates(0.0, "general")[0].num_free_blocks == 3
 
 
+def test_new_tasks_leave_free_what_the_worker_keeps_for_growth() -> None:
+    fleet = Fleet()
+    fleet.add(hello_of("decode-0", 32, num_growth_blocks=0))
+    fleet.add(hello_of("decode-1", 32, num_growth_blocks=16))
+    found = {c.worker_id: c.num_free_blocks for c in fleet.decode_candidates(0.0, "general")}
+    assert found == {"decode-0": 32, "decode-1": 16}
+    assert {c.num_free_blocks for c in fleet.decode_candidates(0.0, "growth")} == {32}
+
+
 def export_of(worker_id: str) -> KvExport:
     return KvExport("loopback", worker_id, 8, 64, WorkerId(worker_id), Incarnation(1), "h")
 

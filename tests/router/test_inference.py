@@ -1,7 +1,7 @@
 """The public service over real gRPC: callers who are slow, leave, or come twice."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +24,7 @@ from router.events import (
 from router.inference import InferenceService, ServiceGoals
 from router.served_model import PromptEncoder, ServedModel, load_served_model
 from router.streams import RequestStream, StreamBook
-from router.testing import CoreUnderTest
+from router.testing import CoreUnderTest, GoneCaller
 from scheduling.errors import DeadlineExceeded, QueueFull
 from scheduling.ids import RequestId, TaskId
 from scheduling.messages import TokensEmitted
@@ -50,21 +50,26 @@ class Desk:
     events: list[Event] = field(default_factory=list)
     refusal: Exception | None = None
     stub: Any = None
+    service: Any = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def apply(self, event: Event) -> None:
         if self.refusal is not None:
             raise self.refusal
         self.events.append(event)
+        self.news.set()
 
     def stream(self) -> RequestStream:
         stream = self.streams.get(ID)
         assert stream is not None
         return stream
 
-    async def until(self, is_so: Callable[[], bool]) -> None:
+    async def told(self, event: Event) -> None:
+        """Wait until the core is told so."""
         async with asyncio.timeout(PATIENCE_S):
-            while not is_so():  # noqa: ASYNC110 - the server's tasks run meanwhile
-                await asyncio.sleep(0.001)
+            while event not in self.events:
+                self.news.clear()
+                await self.news.wait()
 
     def call(self, **fields: Any) -> Any:
         request: dict[str, Any] = {"request_id": ID, "tokens": pb.TokenPrompt(ids=[5, 6])} | fields
@@ -76,9 +81,9 @@ async def desk_of(model: ServedModel) -> AsyncIterator[Desk]:
     desk = Desk()
     encoder = PromptEncoder(model, num_threads=1)
     goals = {name: ServiceGoals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
-    service = InferenceService(
-        model, encoder, CoreUnderTest().core, desk.streams, desk.apply, goals
-    )
+    core = CoreUnderTest().core
+    service = InferenceService(model, encoder, core, desk.streams, desk.apply, goals)
+    desk.service = service
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -114,7 +119,7 @@ async def test_a_caller_who_leaves_ends_the_request(model: ServedModel) -> None:
         call = desk.call()
         assert (await next_of(call)).accepted.num_prompt_tokens == 2
         call.cancel()
-        await desk.until(lambda: CallerLeft(ID) in desk.events)
+        await desk.told(CallerLeft(ID))
 
 
 async def test_a_slow_caller_who_leaves_ends_the_request_as_well(model: ServedModel) -> None:
@@ -126,7 +131,7 @@ async def test_a_slow_caller_who_leaves_ends_the_request_as_well(model: ServedMo
             desk.stream().append(token(number, "x" * 4096))
             await asyncio.sleep(0)
         call.cancel()
-        await desk.until(lambda: CallerLeft(ID) in desk.events)
+        await desk.told(CallerLeft(ID))
 
 
 async def test_a_second_call_takes_the_answer_over_and_the_request_goes_on(
@@ -146,6 +151,27 @@ async def test_a_second_call_takes_the_answer_over_and_the_request_goes_on(
         assert (await next_of(second)).HasField("finished")
         assert await code_of(second) is grpc.StatusCode.OK
         assert [type(event) for event in desk.events] == [RequestArrived]
+
+
+async def test_an_end_that_nobody_is_there_to_hear_of_is_no_error_of_ours(
+    model: ServedModel,
+) -> None:
+    """gRPC raises into a handler that wants to end a call which is over."""
+    async with desk_of(model) as desk:
+        request = pb.GenerateRequest(request_id=ID, tokens=pb.TokenPrompt(ids=[5, 6]))
+        taken_over = desk.service.Generate(request, GoneCaller())
+        await anext(taken_over)
+        desk.stream().take_over()
+        with pytest.raises(asyncio.CancelledError):
+            await anext(taken_over)
+        failed = desk.service.Generate(request, GoneCaller())
+        await anext(failed)
+        desk.stream().fail(EmitFailed(ID, DeadlineExceeded("late"), gpu_work_spent=True))
+        with pytest.raises(asyncio.CancelledError):
+            await anext(failed)
+        refused = desk.service.Generate(pb.GenerateRequest(request_id="?"), GoneCaller())
+        with pytest.raises(asyncio.CancelledError):
+            await anext(refused)
 
 
 async def test_the_same_id_with_other_content_is_refused(model: ServedModel) -> None:

@@ -19,6 +19,7 @@ from router.events import (
     ReservationAnswered,
     Reserve,
     Role,
+    TransferHolding,
 )
 from router.ledger_client import LedgerAction, LedgerClient
 from router.sequence import Leg, LegState
@@ -129,6 +130,44 @@ async def test_what_is_freed_in_the_same_breath_may_be_reserved() -> None:
     desk.client.perform(ReleaseHolding(claim_of(2)))
     extension = Extend(claim_of(3), 1, 1)
     assert await desk.ask(extension) == ExtensionAnswered(claim_of(3), 1, False)
+
+
+async def test_transfers_and_releases_of_one_breath_take_two_round_trips() -> None:
+    desk = await Desk().open()
+    for number in (1, 2, 3):
+        await desk.ask(reserve(number, 2))
+    desk.ledger.calls.clear()
+    for number in (1, 2, 3):
+        desk.client.perform(TransferHolding(claim_of(number)))
+    for number in (1, 2):
+        desk.client.perform(ReleaseHolding(claim_of(number)))
+    await desk.settled()
+    assert desk.ledger.calls == ["transfer_many", "release_many"]
+    (kept,) = (await desk.ledger.snapshot()).holdings
+    assert (kept.claim.task_id, kept.state) == (claim_of(3).task_id, "committed")
+
+
+async def test_a_defect_in_a_transfer_keeps_no_blocks_from_being_released() -> None:
+    desk = await Desk().open()
+    await desk.ask(reserve(1, 2))
+    desk.ledger.error_by_operation["transfer_many"] = RuntimeError("a script is wrong")
+    desk.client.perform(TransferHolding(claim_of(1)))
+    desk.client.perform(ReleaseHolding(claim_of(1)))
+    await desk.settled()
+    assert await desk.reserved() == {"decode-0": 0, "decode-1": 0}
+
+
+async def test_what_is_released_while_others_are_on_their_way_follows_them() -> None:
+    desk = await Desk().open()
+    for number in (1, 2):
+        await desk.ask(reserve(number, 2))
+    gate = desk.ledger.answer_waits_for["release_many"] = asyncio.Event()
+    desk.client.perform(ReleaseHolding(claim_of(1)))
+    await until(lambda: desk.ledger.calls[-1] == "release_many")
+    desk.client.perform(ReleaseHolding(claim_of(2)))
+    gate.set()
+    await desk.settled()
+    assert await desk.reserved() == {"decode-0": 0, "decode-1": 0}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from router.testing import (
     target_on,
     tokens,
 )
+from scheduling.errors import WorkerFailed
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import (
     PREFIX_LOST,
@@ -122,3 +123,20 @@ def test_a_prefix_that_another_lost_costs_no_try_and_happens_once() -> None:
     assert [(c.task_id, c.source_worker_id) for c in admitted] == [(again, "")]
     core.report(DECODE, TaskFailed(again, "transfer_failed", "boom"))
     assert of_type(core.actions, EmitFailed), "what fails by itself is limited as ever"
+
+
+def test_a_worker_that_always_blames_a_lost_prefix_fails_the_request_like_any_other() -> None:
+    """Only the first loss is nobody's fault: after it, the task waits for no other's transfer."""
+    core = CoreUnderTest(settings=RouterSettings(max_retries_per_task=2))
+    core.ask(spec_of())
+    num_tries = 0
+    while core.core.state.request_by_id:
+        num_tries += 1
+        assert num_tries < 10, "it is tried for ever"
+        task = core.task_id()
+        lost = TaskFailed(task, PREFIX_LOST, "it was waited for")
+        core.report(DECODE, lost, TaskReleased(task))
+        core.report(PREFILL, TaskReleased(task))
+    assert num_tries == 1 + 2 + 1, "the loss, two tries more, and the last one"
+    (failed,) = of_type(core.actions, EmitFailed)
+    assert isinstance(failed.error, WorkerFailed)

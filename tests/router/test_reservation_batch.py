@@ -114,7 +114,7 @@ async def test_one_that_gave_up_waiting_harms_no_other() -> None:
     assert await all_of(second) == [Grant(WORKER, 1)]
 
 
-async def test_a_batch_that_is_cancelled_leaves_nobody_waiting() -> None:
+async def test_a_batch_that_is_cancelled_is_no_cancellation_of_those_who_wait() -> None:
     desk = await Desk().open()
     desk.ledger.answer_waits_for["reserve"] = asyncio.Event()
     first = desk.ask("a")
@@ -124,8 +124,12 @@ async def test_a_batch_that_is_cancelled_leaves_nobody_waiting() -> None:
     for task in desk.tasks:
         task.cancel()
     for asked in (first, later):
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(LedgerUnavailable, match="ended before there was an answer"):
             await asyncio.wait_for(asked, PATIENCE_S)
+    del desk.ledger.answer_waits_for["reserve"]
+    desk.ledger.calls.clear()
+    assert await all_of(desk.ask("c")) == [Grant(WORKER, 1)]
+    assert desk.ledger.calls == ["may send", "reserve"], "nothing is booked for who was refused"
 
 
 @pytest.mark.parametrize("operation", ["reserve", "reserve_many"])

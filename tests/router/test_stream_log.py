@@ -31,6 +31,22 @@ EMISSIONS = st.one_of(
 )  # fmt: skip
 
 
+def seen_by_callers(emissions: list[Emission]) -> list[object]:
+    """Token ids and text of each answer, cut where something else comes between."""
+    ids: dict[int, list[int]] = {}
+    texts: dict[int, str] = {}
+    seen: list[object] = []
+    for emission in emissions:
+        if isinstance(emission, EmitTokens):
+            ids.setdefault(emission.index, []).extend(emission.tokens.token_ids)
+            texts[emission.index] = texts.get(emission.index, "") + emission.tokens.text
+            seen += emission.tokens.logprobs
+        else:
+            seen += [dict(ids), dict(texts), emission]
+            ids, texts = {}, {}
+    return [*seen, ids, texts]
+
+
 @given(st.lists(EMISSIONS, max_size=12), st.integers(0, 12), st.integers(0, 12))
 def test_any_part_of_it_is_what_was_appended(
     emissions: list[Emission], start: int, end: int
@@ -42,6 +58,36 @@ def test_any_part_of_it_is_what_was_appended(
     assert len(log) == len(emissions)
     assert log.between(start, end) == emissions[start:end]
     assert log.num_plain + len(log.others) == len(emissions)
+
+
+@given(st.lists(EMISSIONS, max_size=12), st.integers(0, 12), st.integers(0, 12))
+def test_merged_tokens_are_the_same_tokens_in_the_same_order(
+    emissions: list[Emission], start: int, end: int
+) -> None:
+    log = StreamLog(ID)
+    for emission in emissions:
+        log.append(emission)
+    assert seen_by_callers(log.merged(start, end)) == seen_by_callers(emissions[start:end])
+
+
+def test_plain_tokens_that_follow_each_other_become_one_emission() -> None:
+    log = StreamLog(ID)
+    task = TaskId("r/0~1")
+    last = EmitTokens(ID, 0, TokensEmitted(task, 3, (9,), "d", finish_reason="stop"))
+    for emission in (
+        EmitTokens(ID, 0, TokensEmitted(task, 0, (5,), "a")),
+        EmitTokens(ID, 0, TokensEmitted(task, 1, (6,), "")),
+        EmitTokens(ID, 1, TokensEmitted(task, 0, (7,), "b")),
+        EmitTokens(ID, 0, TokensEmitted(task, 2, (8,), "c")),
+        last,
+    ):
+        log.append(emission)
+    assert log.merged(0, 5) == [
+        EmitTokens(ID, 0, TokensEmitted(task, 0, (5, 6), "a")),
+        EmitTokens(ID, 1, TokensEmitted(task, 0, (7,), "b")),
+        EmitTokens(ID, 0, TokensEmitted(task, 2, (8,), "c")),
+        last,
+    ]
 
 
 def test_plain_tokens_leave_nothing_for_the_collector_to_visit() -> None:

@@ -29,6 +29,11 @@ def token(number: int, index: int = 0) -> EmitTokens:
     return EmitTokens(ID, index, TokensEmitted(TaskId("r/0~1"), number, (number,), "x"))
 
 
+def tokens(start: int, end: int) -> EmitTokens:
+    ids = tuple(range(start, end))
+    return EmitTokens(ID, 0, TokensEmitted(TaskId("r/0~1"), start, ids, "x" * len(ids)))
+
+
 def finished(index: int = 0) -> EmitFinished:
     return EmitFinished(ID, index, "stop", None, 2, TIMINGS)
 
@@ -53,11 +58,10 @@ async def test_a_live_reader_gets_everything_once_and_in_order() -> None:
 
 async def test_a_late_reader_gets_the_whole_answer_in_one_batch() -> None:
     stream = stream_of()
-    wanted: list[Emission] = [token(0), token(1), finished()]
-    for emission in wanted:
+    for emission in (token(0), token(1), finished()):
         stream.append(emission)
     async with aclosing(stream.follow(stream.take_over())) as batches:
-        assert await anext(batches) == wanted
+        assert await anext(batches) == [tokens(0, 2), finished()]
         assert await anext(batches, None) is None
 
 
@@ -149,13 +153,13 @@ async def test_a_refused_request_leaves_nothing() -> None:
 
 async def test_a_reader_who_was_away_for_long_gets_messages_of_bounded_size() -> None:
     stream = stream_of()
-    wanted: list[Emission] = [token(position) for position in range(1000)]
-    wanted.append(finished())
-    for emission in wanted:
-        stream.append(emission)
+    for position in range(1000):
+        stream.append(token(position))
+    stream.append(finished())
     got: list[list[Emission]] = []
     async with asyncio.timeout(PATIENCE_S), aclosing(stream.follow(stream.take_over())) as batches:
         async for batch in batches:
             got.append(batch)
-    assert max(map(len, got)) <= 128
-    assert [emission for batch in got for emission in batch] == wanted
+    starts = range(0, 1000, 128)
+    assert got[:-1] == [[tokens(start, start + 128)] for start in starts[:-1]]
+    assert got[-1] == [tokens(starts[-1], 1000), finished()]

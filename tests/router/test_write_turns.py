@@ -51,6 +51,16 @@ def finished() -> EmitFinished:
     return EmitFinished(RequestId("r"), 0, "stop", None, 2, TIMINGS)
 
 
+def one_by_one(emission: Emission) -> list[Emission]:
+    """The tokens that were merged into the emission."""
+    if not isinstance(emission, EmitTokens):
+        return [emission]
+    parts = [token(number) for number in emission.tokens.token_ids]
+    assert emission.tokens.first_token_index == emission.tokens.token_ids[0]
+    assert emission.tokens.text == "".join(part.tokens.text for part in parts)
+    return [*parts]
+
+
 async def batches_of(stream: RequestStream, pause: Callable[[], int]) -> list[list[Emission]]:
     """Follow to the end; each write takes as many turns of the loop as `pause` says."""
     got: list[list[Emission]] = []
@@ -59,7 +69,7 @@ async def batches_of(stream: RequestStream, pause: Callable[[], int]) -> list[li
         aclosing(stream.follow(stream.take_over())) as batches,
     ):
         async for batch in batches:
-            got.append(batch)
+            got.append([part for emission in batch for part in one_by_one(emission)])
             for _ in range(pause()):
                 await asyncio.sleep(0)
     return got

@@ -26,7 +26,7 @@ from scheduling.errors import QueueFull
 
 SERVICE = "tandemserve.internal.v1.WorkerService"
 ECHO = "/test.Echo/Say"
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN

@@ -24,6 +24,7 @@ def record_everything(metrics: Metrics) -> None:
     metrics.answer_finished(0.01, "standard")
     metrics.queue_left("prompt", 0.05)
     metrics.kv_moved(0.003, 4096, "shared_memory")
+    metrics.kv_pushed(2e9, "shared_memory")
     metrics.sequence_preempted()
     metrics.sequence_migrated()
 
@@ -40,6 +41,7 @@ def test_every_metric_is_recorded_under_its_name() -> None:
         "tandem_request_queue_time_seconds",
         "tandem_kv_transfer_seconds",
         "tandem_kv_transfer_bytes_total",
+        "tandem_kv_push_bytes_per_second",
         "tandem_requests_total",
         "tandem_output_tokens_total",
         "tandem_preemptions_total",
@@ -49,6 +51,9 @@ def test_every_metric_is_recorded_under_its_name() -> None:
     assert (ttft.sum, ttft.count, ttft.attributes) == (0.2, 1, {"request_class": "standard"})
     (moved,) = points["tandem_kv_transfer_bytes_total"]
     assert (moved.value, moved.attributes) == (4096, {"transport": "shared_memory"})
+    (pushed,) = points["tandem_kv_push_bytes_per_second"]
+    assert (pushed.sum, pushed.count) == (2e9, 1)
+    assert pushed.attributes == {"transport": "shared_memory"}
     (ended,) = points["tandem_requests_total"]
     assert ended.attributes == {"outcome": "finished", "request_class": "standard"}
 

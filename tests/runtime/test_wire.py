@@ -95,6 +95,7 @@ exports = st.builds(
     host=texts,
     token=texts,
     alternatives=st.lists(st.builds(KvDoor, names, texts, texts, texts), max_size=8).map(tuple),
+    num_scratch_blocks=st.integers(0, 100),
 )
 
 
@@ -172,6 +173,8 @@ loads = st.builds(
     st.integers(0, 2**63 - 1),
     st.booleans(),
     num_parked=counts,
+    num_swap_blocks=counts,
+    num_free_swap_blocks=counts,
 )
 router_hellos = st.builds(RouterHello, counts, names.map(RouterId), incarnations, incarnations)
 worker_hellos = st.builds(
@@ -239,19 +242,6 @@ def test_what_ended_an_answer_arrives_with_its_kind(matched_stop: str | int | No
     end = TokensEmitted(TaskId("a/0"), 5, (7,), "x", (), "stop", matched_stop)
     (message,) = encode_reports([end], LOAD)
     assert decode_response(answered(message)) == ReportBatch((end,), LOAD)
-
-
-def test_an_iteration_of_many_sequences_is_one_frame() -> None:
-    tokens = [TokensEmitted(TaskId(f"r{i}/0"), i, (i,), "x") for i in range(32)]
-    ends = [TaskReleased(TaskId(f"r{i}/0")) for i in range(32)]
-    assert len(encode_reports([*tokens, *ends], LOAD)) == 1
-
-
-def test_tokens_after_another_report_of_their_task_open_a_second_frame() -> None:
-    batch: list[Report] = [DecodeStarted(TaskId("a/0")), TokensEmitted(TaskId("a/0"), 0, (1,), "x")]
-    assert len(encode_reports(batch, LOAD)) == 2
-    other: list[Report] = [DecodeStarted(TaskId("b/0")), TokensEmitted(TaskId("a/0"), 0, (1,), "x")]
-    assert len(encode_reports(other, LOAD)) == 1
 
 
 def test_a_frame_without_reports_still_tells_the_load() -> None:

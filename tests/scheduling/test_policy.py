@@ -74,3 +74,5 @@ def test_bucket_widths_reach_the_ordering() -> None:
 def test_the_growth_reserve_leaves_a_tiny_pool_usable() -> None:
     assert growth_reserve_blocks(8) == 0
     assert growth_reserve_blocks(1600) == 100
+    assert growth_reserve_blocks(1600, 0.25) == 400
+    assert growth_reserve_blocks(1600, 0.0) == 0

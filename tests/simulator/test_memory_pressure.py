@@ -6,8 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster.ledger import WorkerLife
+from router.events import DECODE_LEG
+from scheduling.block_pool import num_blocks_for
 from scheduling.ids import WorkerId
-from simulator.core_cluster import CoreCluster
+from simulator.core_cluster import CoreCluster, run_now
 from simulator.testing import Ask, Swapping, check_answers, check_empty, new_cluster, start
 
 WORKERS = ["prefill-0", "decode-0", "decode-1"]
@@ -128,3 +131,31 @@ def test_a_task_of_a_whole_pool_is_not_measured_by_a_pool_that_it_cannot_use() -
     cluster.run()
     run(cluster, [Ask(tuple(range(48)), 16, 1, 0.0, None, None, 0)])
     assert len(cluster.finished) == 1
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    wanted=st.lists(asks, min_size=3, max_size=10),
+    seed=st.integers(0, 2**32),
+    num_decode=st.integers(1, 2),
+    swapping=swappings,
+)
+def test_a_ledger_that_promises_more_than_there_is_books_no_block_twice(
+    wanted: list[Ask], seed: int, num_decode: int, swapping: Swapping
+) -> None:
+    """As after it forgot what was held: it grants growth that no pool has room for yet."""
+    cluster = new_cluster(seed, "fcfs", 10, True, num_decode, swapping)
+    for worker_id in WORKERS[1 : 1 + num_decode]:
+        hello = cluster.worker_by_id[WorkerId(worker_id)].hello
+        life = WorkerLife(hello.worker_id, hello.incarnation)
+        run_now(cluster.ledger.set_capacity(life, 100))
+
+    def check_bookings() -> None:
+        for leg in cluster.router.state.legs.held():
+            sequence = cluster.router.state.sequence_by_task.get(leg.task_id)
+            if sequence is not None and leg.role == DECODE_LEG:
+                assert leg.num_blocks <= num_blocks_for(sequence.num_tokens_at_most, 4)
+
+    for number in range(300):
+        cluster.at(0.002 * number, check_bookings)
+    run(cluster, wanted)

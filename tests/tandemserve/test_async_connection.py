@@ -1,6 +1,7 @@
 """What only the asyncio client has to bear: tasks, timeouts around it, loops that come and go."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import grpc
@@ -20,6 +21,18 @@ async def client(server: FakeInferenceServer) -> AsyncIterator[AsyncClient]:
 
 async def left(server: FakeInferenceServer, request_id: str) -> bool:
     return await asyncio.to_thread(server.wait_until_left, request_id)
+
+
+async def until_asked(server: FakeInferenceServer) -> None:
+    """The first attempt has reached the server; a moment later the client waits for the next."""
+    tick = threading.Event()
+
+    def wait() -> None:
+        while not server.requests:
+            tick.wait(0.01)
+        tick.wait(0.2)
+
+    await asyncio.wait_for(asyncio.to_thread(wait), 20)
 
 
 async def test_many_streams_run_at_once(client: AsyncClient) -> None:
@@ -44,9 +57,13 @@ async def test_cancelling_the_task_cancels_the_request(
 async def test_a_timeout_around_the_call_stays_a_timeout(
     server: FakeInferenceServer, client: AsyncClient
 ) -> None:
-    server.scripts.append([accept(), Hold()])
+    hold = Hold()
+    server.scripts.append([accept(), hold])
+    limit = asyncio.timeout(None)
+    asked = asyncio.create_task(asyncio.to_thread(hold.reached.wait, 20))
+    asked.add_done_callback(lambda _: limit.reschedule(0.0))
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.3):
+        async with limit:
             await client.generate("x", request_id="r1")
     assert await left(server, "r1")
 
@@ -71,9 +88,11 @@ async def test_cancel_wakes_a_stream_that_waits_for_its_next_attempt(
 ) -> None:
     server.failures.append(FULL)
     stream = client.stream("x")
-    asyncio.get_running_loop().call_later(0.2, stream.cancel)
+    reading = asyncio.create_task(anext(stream))
+    await until_asked(server)
+    stream.cancel()
     with pytest.raises(RequestCancelled):
-        await anext(stream)
+        await reading
     assert len(server.requests) == 1
 
 
@@ -83,16 +102,10 @@ async def test_closing_the_client_wakes_a_query_that_waits(server: FakeInference
     client = AsyncClient(server.target)
     server.failures.append(FULL)
     query = asyncio.create_task(client.list_models())
-    asyncio.get_running_loop().call_later(0.2, lambda: closing.append(close()))
-
-    closing: list[asyncio.Task[None]] = []
-
-    def close() -> asyncio.Task[None]:
-        return asyncio.create_task(client.close())
-
+    await until_asked(server)
+    await client.close()
     with pytest.raises(ClientClosed):
         await query
-    await asyncio.gather(*closing)
 
 
 def test_a_second_event_loop_is_refused(server: FakeInferenceServer) -> None:

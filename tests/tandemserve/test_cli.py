@@ -213,6 +213,7 @@ def test_admin_workers_shows_every_column_in_full(tandem: Tandem) -> None:
     table = tandem("admin", "workers")
     assert "decode-0" in table.stdout
     assert "60/64" in table.stdout
+    assert "31/32" in table.stdout, "host memory"
     (workers,) = json_lines(tandem("admin", "workers", "--json"))
     assert workers[0]["num_free_blocks"] == 60  # type: ignore[index]
 

@@ -17,7 +17,7 @@ from tandemserve.testing import FakeInferenceServer, Hold, accept, say
 
 ROOT = Path(__file__).parents[2]
 # Longer than anything here takes; reached only when something hangs.
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 Start = Callable[..., subprocess.Popen[bytes]]
 

@@ -17,6 +17,8 @@ from tandemserve import AsyncClient, Client, RequestCancelled, Stream, TLSConfig
 from tandemserve.testing import Fail, FakeInferenceServer, Hold, accept, say
 
 ROOT = Path(__file__).parents[2]
+# Longer than anything here takes; reached only when something hangs.
+PATIENCE_S = 120.0
 FULL = Fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", code="queue_full", retry_after_s=25)
 
 
@@ -97,7 +99,7 @@ with Client({server.target!r}) as client:
             pass
     assert client.generate("done").text == "done"
 """
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=PATIENCE_S)
 
 
 def test_a_process_ends_although_a_stream_is_open(server: FakeInferenceServer) -> None:
@@ -109,7 +111,7 @@ print(next(stream).text)
 """
     command = [sys.executable, "-c", script]
     ended = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "a\n", "")
     assert server.wait_until_left("r1")
@@ -122,10 +124,10 @@ def test_another_thread_can_cancel_a_reader(server: FakeInferenceServer, client:
     next(stream)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(next, stream)
-        assert hold.reached.wait(20)
+        assert hold.reached.wait(PATIENCE_S)
         stream.cancel()
         with pytest.raises(RequestCancelled):
-            reading.result(timeout=20)
+            reading.result(timeout=PATIENCE_S)
 
 
 def test_cancel_wakes_a_stream_that_waits_for_its_next_attempt(
@@ -133,7 +135,16 @@ def test_cancel_wakes_a_stream_that_waits_for_its_next_attempt(
 ) -> None:
     server.failures.append(FULL)
     stream = client.stream("x")
-    canceller = threading.Timer(0.2, stream.cancel)
+
+    def cancel_later() -> None:
+        # Not before the first attempt has reached the server; most often it waits by then.
+        tick = threading.Event()
+        while not server.requests:
+            tick.wait(0.01)
+        tick.wait(0.2)
+        stream.cancel()
+
+    canceller = threading.Thread(target=cancel_later, daemon=True)
     canceller.start()
     with pytest.raises(RequestCancelled):
         next(stream)
@@ -168,7 +179,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert client.list_models() == ("fake",)
 client.close()
 """
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=PATIENCE_S)
 
 
 def test_half_a_key_pair_is_refused() -> None:
@@ -203,7 +214,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
         "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", str(key), "-out", str(cert),
     ]  # fmt: skip
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
     return cert, key

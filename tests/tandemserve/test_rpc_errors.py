@@ -18,13 +18,13 @@ class Failure:
         text: str | None = "",
         metadata: tuple[tuple[str, str | bytes], ...] | None = None,
     ) -> None:
-        self._status, self._text, self._metadata = status, text, metadata
+        self._status, self.own_text, self._metadata = status, text, metadata
 
     def code(self) -> grpc.StatusCode:
         return self._status
 
     def details(self) -> str | None:
-        return self._text
+        return self.own_text
 
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...] | None:
         return self._metadata
@@ -78,6 +78,14 @@ def test_without_details_the_status_decides(
     assert error.message.startswith(f"h:1: {status.name}")
     assert error.gpu_work_spent is None
     assert error.request_id == "r"
+
+
+def test_what_the_server_told_is_kept_when_grpc_puts_its_own_words_in_front_of_it() -> None:
+    failure = detailed(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
+    failure.own_text = "Stream removed (Deadline Exceeded)"
+    error = error_from_rpc(failure, target="t")
+    assert type(error) is errors.DeadlineExceeded
+    assert error.message == "m"
 
 
 def test_a_code_of_a_later_version_falls_back_to_the_status() -> None:

@@ -49,7 +49,7 @@ class Side:
     def push(self, *positions: int) -> None:
         for position in positions:
             moves = BlockMoves("t", (position,), (BLOCKS[position],), (TAGS[position],), position)
-            self.sender.push(self.source, moves, timeout_s=1.0)
+            self.sender.push(self.source, moves, timeout_s=20.0)
 
     def close(self) -> None:
         self.sender.close()

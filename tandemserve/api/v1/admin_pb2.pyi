@@ -63,7 +63,7 @@ class ListWorkersResponse(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[WorkerView, _Mapping]]] = ...) -> None: ...
 
 class WorkerView(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "incarnation", "state", "problem", "num_blocks", "num_free_blocks", "block_size", "num_running", "num_waiting", "compatibility", "admission", "num_tasks")
+    __slots__ = ("worker_id", "role", "address", "incarnation", "state", "problem", "num_blocks", "num_free_blocks", "block_size", "num_running", "num_waiting", "compatibility", "admission", "num_tasks", "num_swap_blocks", "num_free_swap_blocks")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,8 @@ class WorkerView(_message.Message):
     COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
     NUM_TASKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     address: str
@@ -92,7 +94,9 @@ class WorkerView(_message.Message):
     compatibility: str
     admission: str
     num_tasks: int
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., compatibility: _Optional[str] = ..., admission: _Optional[str] = ..., num_tasks: _Optional[int] = ...) -> None: ...
+    num_swap_blocks: int
+    num_free_swap_blocks: int
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., compatibility: _Optional[str] = ..., admission: _Optional[str] = ..., num_tasks: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ...) -> None: ...
 
 class ListQueuesRequest(_message.Message):
     __slots__ = ("max_tasks",)

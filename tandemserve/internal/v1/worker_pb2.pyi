@@ -75,7 +75,7 @@ class HeartbeatAnswer(_message.Message):
     def __init__(self, number: _Optional[int] = ..., num_turns: _Optional[int] = ..., turn_s: _Optional[float] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes")
+    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes", "num_growth_blocks")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,7 @@ class WorkerHello(_message.Message):
     EXPORT_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_GROWTH_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     incarnation: int
@@ -100,7 +101,8 @@ class WorkerHello(_message.Message):
     export: KvExport
     admission: WorkerAdmission
     max_message_bytes: int
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+    num_growth_blocks: int
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ..., num_growth_blocks: _Optional[int] = ...) -> None: ...
 
 class SetAdmission(_message.Message):
     __slots__ = ("admission",)
@@ -197,7 +199,7 @@ class PushTo(_message.Message):
     def __init__(self, transfer_id: _Optional[str] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., block_ids: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ..., first_block_index: _Optional[int] = ...) -> None: ...
 
 class KvExport(_message.Message):
-    __slots__ = ("transport", "address", "num_blocks", "block_bytes", "worker_id", "incarnation", "host", "token", "alternatives")
+    __slots__ = ("transport", "address", "num_blocks", "block_bytes", "worker_id", "incarnation", "host", "token", "alternatives", "num_scratch_blocks")
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +209,7 @@ class KvExport(_message.Message):
     HOST_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    NUM_SCRATCH_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     transport: str
     address: str
     num_blocks: int
@@ -216,7 +219,8 @@ class KvExport(_message.Message):
     host: str
     token: str
     alternatives: _containers.RepeatedCompositeFieldContainer[KvDoor]
-    def __init__(self, transport: _Optional[str] = ..., address: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., host: _Optional[str] = ..., token: _Optional[str] = ..., alternatives: _Optional[_Iterable[_Union[KvDoor, _Mapping]]] = ...) -> None: ...
+    num_scratch_blocks: int
+    def __init__(self, transport: _Optional[str] = ..., address: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., host: _Optional[str] = ..., token: _Optional[str] = ..., alternatives: _Optional[_Iterable[_Union[KvDoor, _Mapping]]] = ..., num_scratch_blocks: _Optional[int] = ...) -> None: ...
 
 class KvDoor(_message.Message):
     __slots__ = ("transport", "address", "host", "token")
@@ -321,7 +325,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("num_free_blocks", "num_running", "num_waiting", "num_backlog_tokens", "is_draining", "num_tasks", "admission", "num_parked")
+    __slots__ = ("num_free_blocks", "num_running", "num_waiting", "num_backlog_tokens", "is_draining", "num_tasks", "admission", "num_parked", "num_swap_blocks", "num_free_swap_blocks")
     NUM_FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +334,8 @@ class WorkerLoad(_message.Message):
     NUM_TASKS_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
     NUM_PARKED_FIELD_NUMBER: _ClassVar[int]
+    NUM_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     num_free_blocks: int
     num_running: int
     num_waiting: int
@@ -338,7 +344,9 @@ class WorkerLoad(_message.Message):
     num_tasks: int
     admission: WorkerAdmission
     num_parked: int
-    def __init__(self, num_free_blocks: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_backlog_tokens: _Optional[int] = ..., is_draining: bool = ..., num_tasks: _Optional[int] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., num_parked: _Optional[int] = ...) -> None: ...
+    num_swap_blocks: int
+    num_free_swap_blocks: int
+    def __init__(self, num_free_blocks: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_backlog_tokens: _Optional[int] = ..., is_draining: bool = ..., num_tasks: _Optional[int] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., num_parked: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("task_id", "prefill_started", "kv_pushed", "blocks_granted", "blocks_refused", "decode_started", "growth_needed", "preempted", "failed", "released", "swapped_out", "prompt_logprobs")

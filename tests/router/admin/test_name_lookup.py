@@ -1,13 +1,19 @@
 """What operators type becomes one name, or an error that helps."""
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.admin.name_lookup import resolve
+from router.admin.name_lookup import NameLookup
 from scheduling.errors import InvalidRequest, UnknownName
 
 WORKERS = ("decode-0", "decode-1", "decode-10", "prefill-0")
+
+
+def resolve(kind: str, given: str, names: Iterable[str], advice: str) -> str:
+    return NameLookup(kind, names, advice).resolve(given)
 
 
 def test_a_whole_name_wins_over_a_beginning_of_others() -> None:
@@ -47,3 +53,24 @@ def test_the_answer_is_a_known_name_that_begins_so(names: list[str], typed: str)
     else:
         assert found in names
         assert found.startswith(typed)
+
+
+def test_what_is_longer_than_any_name_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InvalidRequest, match=r"3000000 characters, .* at most 128; look") as e:
+        resolve("request", "x" * 3_000_000, WORKERS, "look")
+    assert len(str(e.value)) < 200
+
+
+def test_a_hint_comes_from_so_few_long_names_that_nobody_waits_for_it() -> None:
+    others = [f"{number:0128}" for number in range(1000)]
+    near, typed = "a" * 128, "a" * 127 + "b"
+    with pytest.raises(UnknownName, match="did you mean 'aaa"):
+        resolve("request", typed, [near, *others], "look")
+    with pytest.raises(UnknownName, match="is known here; look"):
+        resolve("request", typed, [*others, near], "look")
+
+
+def test_one_lookup_answers_a_thousand_beginnings() -> None:
+    names = [f"{number:04}-rest" for number in range(1000)]
+    lookup = NameLookup("request", reversed(names), "look")
+    assert [lookup.resolve(name[:5]) for name in names] == names
