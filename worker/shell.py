@@ -4,6 +4,7 @@ The event loop talks; the engine thread computes. Neither waits for the other.
 """
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from cluster.errors import ClusterError
 from cluster.ledger import Shares, WorkerLife
@@ -52,7 +53,12 @@ async def run_worker(config: WorkerConfig, stop: StopRequested, build_role: Buil
             incarnation = await membership.next_incarnation(f"worker {config.worker_id}")
         except ClusterError as error:
             raise StartupError(error.message) from error
-        worker = await asyncio.to_thread(assemble, config, incarnation, build_role)
+        # A thread that ends takes its OpenMP threads with it. Were they to stay beside those of the
+        # engine, OpenMP would count more threads than cores and let none of them spin.
+        with ThreadPoolExecutor(max_workers=1) as own_thread:
+            worker = await asyncio.get_running_loop().run_in_executor(
+                own_thread, assemble, config, incarnation, build_role
+            )
         try:
             await WorkerProcess(config, worker, server, redis, membership, stop).run()
         finally:

@@ -105,9 +105,9 @@ def plan_processes(
         num_threads = resolve_num_threads(config.num_threads, settings.num_workers)
         # The two libraries under torch that would otherwise start a thread for each core.
         threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
-        # Waiting threads spin for about 0.1 ms: long enough to meet the next operation, short
-        # enough to leave the core to another engine.
-        threads["GOMP_SPINCOUNT"] = "3000"
+        # Waiting threads spin for about a millisecond: long enough to meet the next operation of
+        # a step, short enough to leave the core to another engine between two.
+        threads["GOMP_SPINCOUNT"] = "30000"
         for number in range(count):
             values = _worker_values(settings, role, number) | {"num_threads": str(num_threads)}
             if run_folder is not None and config.num_threads is None:
