@@ -5,7 +5,8 @@ Without a folder it makes a random model: of two million parameters in float32, 
 `--shape 0.1b` of 100 million in bfloat16 (768 wide, 12 layers, 12/4 heads of 64, FFN 2048,
 vocabulary 32000, tied). Beside each step stands its floor: the time to read its weights and KV once
 at the speed of a plain read loop, or, if that is longer, to do its multiplications at the speed of
-one large product of the engine's own. With `--attention torch` nothing is compiled. `wall` and
+one large product of the engine's own. With `--attention torch` nothing is compiled; with
+`--device cuda --attention flashinfer --dtype bfloat16` a GPU is measured. `wall` and
 `cpu` (of the engine's thread) are the fastest of all steps, since others may use the machine.
 """
 
@@ -16,15 +17,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from engine.attention.choice import AttentionShape, choose_attention
+from engine.attention.choice import (
+    AttentionName,
+    AttentionShape,
+    AttentionUnavailable,
+    choose_attention,
+)
 from engine.kv_pool import KvLayout, KvPool
 from engine.linear import Linear
-from engine.loading import load_model
+from engine.loading import DeviceUnavailable, load_model
 from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
 from engine.testing import family_fields, make_random_model_folder
@@ -66,7 +73,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="2m")
     parser.add_argument("--dtype", help="default: bfloat16 for 0.1b, else float32")
-    parser.add_argument("--attention", default="auto", choices=("auto", "torch", "native"))
+    parser.add_argument("--attention", default="auto", choices=get_args(AttentionName))
+    parser.add_argument("--device", default="cpu", help="cuda for --attention flashinfer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -77,9 +85,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype = args.dtype or ("bfloat16" if args.shape == "0.1b" else "float32")
-    model = load_model(args.model or _random_folder(args.shape), dtype, kernels=args.attention)
+    kernels = "auto" if args.attention == "flashinfer" else args.attention
+    folder = args.model or _random_folder(args.shape)
+    try:
+        model = load_model(folder, dtype, args.device, kernels)
+        runner = _runner(model, args, 1, 1)
+    except (DeviceUnavailable, AttentionUnavailable) as error:
+        parser.error(str(error))
     machine = _measure_machine(model)
-    runner = _runner(model, args, 1, 1)
     print(
         f"{dtype}, {args.threads} thread(s), {runner.arithmetic}\n"
         f"read loop {machine.read_bytes_per_s / 1e9:.1f} GB/s, "
@@ -112,24 +125,28 @@ def _weight_bytes(model: Decoder) -> int:
 
 
 def _measure_machine(model: Decoder) -> Machine:
-    numbers = torch.ones(64 << 20)
-    reading = _fastest(numbers.sum, 30)
+    numbers = torch.ones(64 << 20, device=model.device)
+    reading = _fastest(numbers.sum, 30, model.device)
     widest = max(model.weights.layer_linears, key=lambda linear: linear.num_outputs)
-    rows = torch.ones(256, widest.num_inputs, dtype=model.dtype)
+    rows = torch.ones(256, widest.num_inputs, dtype=model.dtype, device=model.device)
     bounds = model.row_tiles.cut(256)
-    multiplying = _fastest(lambda: widest(rows, bounds), 40)
+    multiplying = _fastest(lambda: widest(rows, bounds), 40, model.device)
     return Machine(
         numbers.nbytes / reading, 2 * 256 * widest.num_inputs * widest.num_outputs / multiplying
     )
 
 
-def _fastest(call: Callable[[], object], repeats: int) -> float:
+def _fastest(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    is_cuda = device.type == "cuda"
     # One thread is timed by its own clock, which stands still while others have the core.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    is_alone = torch.get_num_threads() == 1 and not is_cuda
+    clock = time.thread_time if is_alone else time.perf_counter
     best = float("inf")
     for _ in range(repeats):
         started = clock()
         call()
+        if is_cuda:  # the call only began it
+            torch.cuda.synchronize(device)
         best = min(best, clock() - started)
     return best
 
@@ -138,7 +155,7 @@ def _runner(model: Decoder, args: argparse.Namespace, batch: int, tokens: int) -
     config = model.config
     dtype = str(model.dtype).removeprefix("torch.")
     layout = KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
-    pool = KvPool(layout, batch * (tokens // BLOCK_SIZE + 1))
+    pool = KvPool(layout, batch * (tokens // BLOCK_SIZE + 1), model.device)
     shape = AttentionShape(layout, config.num_heads, config.layer_attention, model.device)
     return ModelRunner(model, pool, batch, choose_attention(shape, args.attention))
 

@@ -3,11 +3,11 @@
     python -m benchmarks.kv_push [--quick] [--rounds 9] [--out FILE.json]
 
 In each round memcpy and every push take their turn, in another order; ratios are taken within a
-round. The receiver's mapping and the sender's are separate, as they are between processes; both run in
-this one. `memcpy` is a single contiguous numpy copy between private memory: the physical limit.
-`pieces` is the same copy cut as a push cuts it into batches: beyond a size of its own (`ld.so
---list-tunables`, x86_non_temporal_threshold) glibc copies past the cache, which is faster, and
-below it does not.
+round. The receiver's mapping and the sender's are separate, as they are between processes; both
+run in this one. `memcpy` is a single contiguous numpy copy between private memory: the physical
+limit. `pieces` is the same copy cut as a push cuts it into batches: beyond a size of its own
+(`ld.so --list-tunables`, x86_non_temporal_threshold) glibc copies past the cache, which is faster,
+and below it does not.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import Target, print_targets, spread, write_results
-
 from kvtransfer.batches import PushSettings
 from kvtransfer.protocol import BlockMoves, KvSender
 from kvtransfer.receiver import PoolReceiver

@@ -1,30 +1,45 @@
 """What one router process carries, with fake workers, beside vllm-router and smg.
 
-    python -m benchmarks.router [--quick] [--peer-venv DIR --peer-tools DIR]
+    python -m benchmarks.router [--quick]
+    python -m benchmarks.router --peer-venv DIR --peer-tools DIR
+
+The first needs nothing that is not installed with Tandem and leaves the peers out.
 
 The router has a core for itself, its real ledger, and fake workers that speak the real protocol;
 clients and all else share the other core. Peers run in blocks between ours, under the same shape
 of load on the same core: `pip install vllm-router==0.1.17 sglang-router==0.3.2` in an environment
-of their own, and a folder with the programs `fakeoai` (backends) and `loadc` (client).
-Writes all repeats to benchmarks/results/.
+of their own, and a folder with two programs. `fakeoai BASEPORT N` answers on N ports as OpenAI's
+API does; `loadc PORT CALLS plain|fast|pace WARM_S SECONDS REPEATS PID` prints one line of JSON a
+repeat. They come as one file of C each beside the project and not with it; where you have them:
+`gcc -O2 -w -o DIR/fakeoai fakeoai.c && gcc -O2 -w -o DIR/loadc loadc.c`.
+Writes all repeats to benchmarks/results/, or where --out says.
 """
 
 import argparse
-import json
 import os
-import platform
 import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.router_load.footprint import cluster_first_token_s, queue_memory
+from benchmarks.record import print_targets, write_results
+from benchmarks.router_load.comparison import (
+    ALONE,
+    HALF_LOAD,
+    added_ms,
+    ratio_lines,
+    ratios_as_json,
+    targets_of,
+)
+from benchmarks.router_load.footprint import cluster_footprint, queue_memory
 from benchmarks.router_load.loads import (
     LOADS,
     Figures,
     LoadPlan,
     Timing,
+    run_direct,
+    run_large_prompts,
     run_ours,
     run_peer,
     summary,
@@ -34,6 +49,8 @@ from benchmarks.router_load.targets import (
     Cores,
     RouterOptions,
     fake_backends,
+    long_context,
+    no_router,
     our_router,
     peer_router,
 )
@@ -59,6 +76,12 @@ COLUMNS = (
     ("p99 ms", "gap_p99_ms", 1),
     ("failed", "failed", 0),
 )
+# The same for large prompts.
+PROMPT_COLUMNS = (
+    ("MB/s", "prompt_mb_s", 1),
+    ("CPU s/MB", "cpu_s_per_prompt_mb", 4),
+    ("CPU", "router_cpu", 2),
+)
 
 
 def measure_ours(
@@ -66,6 +89,11 @@ def measure_ours(
 ) -> dict[str, list[Figures]]:
     """One block of ours: a fresh router for each pace of the workers."""
     found: dict[str, list[Figures]] = {}
+    most = 0.0
+    for large in (plan for plan in plans if plan.prompt_bytes):
+        with long_context(options) as roomy, our_router(roomy, 0.0) as target:
+            found[large.name] = run_large_prompts(target, large, timing, options.cores)
+    plans = [plan for plan in plans if not plan.prompt_bytes]
     for pace_ms in sorted({plan.pace_ms for plan in plans}):
         with our_router(options, pace_ms) as target:
             for plan in plans:
@@ -75,8 +103,11 @@ def measure_ours(
                 (f["requests_s"] for n in found for f in found[n] if "short" in n), default=0
             )
             if pace_ms == 0 and most:
-                half = replace(LOADS[2], name="short, half load", rate=most / 2)
+                half = replace(LOADS[2], name=HALF_LOAD, rate=most / 2)
                 found[half.name] = run_ours(target, half, timing, options.cores)
+    if HALF_LOAD in found:
+        with no_router(options) as alone:
+            found[ALONE] = run_direct(alone, most / 2, timing, options.cores)
     return found
 
 
@@ -124,8 +155,7 @@ def footprint(arguments: argparse.Namespace) -> dict[str, float]:
     found = queue_memory(options, num_queued)
     with our_router(options, 0.0) as target:
         found["router_first_token_s"] = target.first_token_s
-    found["cluster_first_token_s"] = cluster_first_token_s()
-    return found
+    return found | cluster_footprint()
 
 
 def show(results: Repeats) -> None:
@@ -136,13 +166,25 @@ def show(results: Repeats) -> None:
         print(" " * width + "".join(f"{title:>12}" for title, _, _ in COLUMNS))
         for plan, repeats in rows.items():
             found = summary(repeats)
+            if "prompt_mb_s" in found:
+                both = ((title, found[name], d) for title, name, d in PROMPT_COLUMNS)
+                cells = "".join(
+                    f"   {title} {f['median']:.{d}f} ({f['min']:.{d}f}-{f['max']:.{d}f})"
+                    for title, f, d in both
+                )
+                print(f"{plan:<{width}}{cells}")
+                continue
             cells = "".join(f"{found[name]['median']:>12.{d}f}" for _, name, d in COLUMNS)
             key = "requests_s" if plan.startswith("short") else "tokens_per_cpu_s"
             print(f"{plan:<{width}}{cells}   {key} {found[key]['min']:.0f}-{found[key]['max']:.0f}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.router",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="one block of one second: a look")
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--load", default="", help="only loads with this in their name")
@@ -153,26 +195,31 @@ def main() -> None:
     parser.add_argument("--no-footprint", action="store_true", help="no memory, no start-up")
     parser.add_argument("--router", nargs="*", default=[], help="more arguments of our router")
     default = Path("benchmarks/results/router.json")
-    parser.add_argument("--output", type=Path, default=default)
+    parser.add_argument("--out", type=Path, default=default, help="all repeats, as JSON")
     arguments = parser.parse_args()
     if (arguments.peer_venv is None) != (arguments.peer_tools is None):
         parser.error("--peer-venv and --peer-tools go together")
     began_at_s = time.perf_counter()
     load_before = os.getloadavg()
+    # First: it is short, and a long run should not end in its failure.
+    sizes = {} if arguments.no_footprint else footprint(arguments)
     ours, peers = measure(arguments)
     results = {**ours, **peers}
     show(results)
-    sizes = {} if arguments.no_footprint else footprint(arguments)
+    print("\n".join(ratio_lines(ours, peers)))
     for name, value in sizes.items():
-        print(f"{name:<32}{value:>10.2f}")
+        print(f"{name:<40}{value:>10.2f}")
+    targets = [one for name, rows in ours.items() for one in targets_of(name, rows)]
+    print_targets(targets)
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.router",
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "quick": arguments.quick,
         "load_1min_before_and_after": [load_before[0], os.getloadavg()[0]],
         "seconds": round(time.perf_counter() - began_at_s, 1),
         "footprint": sizes,
+        "ratios_beside_peers": ratios_as_json(ours, peers),
+        "added_latency_ms": {
+            name: {q: added_ms(rows, f"latency_{q}_ms") for q in ("p50", "p99")}
+            for name, rows in ours.items()
+        },
         "results": {
             target: {
                 plan: {"summary": summary(repeats), "repeats": repeats}
@@ -181,9 +228,7 @@ def main() -> None:
             for target, rows in results.items()
         },
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {arguments.output}, {report['seconds']:.0f} s")
+    write_results(arguments.out, report, targets, arguments.quick)
 
 
 def _cores(arguments: argparse.Namespace) -> Cores:

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import sys
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from benchmarks.end_to_end.measure import Figures, Stream, run_load
 from benchmarks.end_to_end.memory_floor import read_bandwidth
 from benchmarks.end_to_end.models import facts_of, model_folder
-from benchmarks.end_to_end.report import ratios, table
+from benchmarks.end_to_end.report import ratios, table, targets
 from benchmarks.end_to_end.tandem_server import tandem
 from benchmarks.end_to_end.vllm_servers import VllmSetup, pair, single
 from benchmarks.end_to_end.workload import (
@@ -32,6 +31,7 @@ from benchmarks.end_to_end.workload import (
     requests_for,
     table_lengths,
 )
+from benchmarks.record import print_targets, write_results
 
 TANDEM, SINGLE, PAIR, PAIR_RIGHT, TRANSFORMERS = (
     "tandem",
@@ -68,21 +68,19 @@ def main() -> None:
         f"{floor_ms:.1f} ms on it"
     )
     rounds = asyncio.run(_rounds(plan))
-    print("\nmedian (lowest-highest) over the rounds; milliseconds\n" + table(rounds))
+    print("\nmedian (lowest-highest) over the rounds; milliseconds\n" + table(rounds, floor_ms))
     if TANDEM in args.peers and len(args.peers) > 1:
         print("\n" + ratios(rounds, TANDEM))
+        print_targets(targets(rounds, TANDEM))
     if args.out:
         facts = {
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "model": args.model,
             "seed": args.seed,
             "read_bytes_per_s": bandwidth,
             "decode_floor_ms": floor_ms,
             "rounds": [[figures.as_json() for figures in one] for one in rounds],
         }
-        Path(args.out).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_results(args.out, facts, targets(rounds, TANDEM), args.quick)
 
 
 def _arguments() -> argparse.Namespace:
@@ -103,7 +101,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work-folder", default="/tmp/tandem-benchmarks")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one round, fewer requests")
-    parser.add_argument("--out", help="write all figures there as JSON")
+    parser.add_argument("--out", type=Path, help="write all figures there as JSON")
     args = parser.parse_args()
     if args.vllm_env is None and any(peer.startswith("vllm") for peer in args.peers):
         parser.error("give --vllm-env, or name the peers to run: --peers tandem transformers")

@@ -1,9 +1,23 @@
-"""The rounds of a comparison as tables and ratios."""
+"""The rounds of a comparison as tables, ratios and targets.
 
+    python -m benchmarks.end_to_end.report FILE.json...
+
+prints those of files that were written with --out, as Markdown.
+"""
+
+import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from benchmarks.end_to_end.measure import Figures
+from benchmarks.record import Target, spread
+
+OURS, SINGLE, PAIR_RIGHT = "tandem", "vllm", "vllm-pd-threads-right"
+# Of the single server's tokens/s, of the pair's, and of the pair's p99 TTFT.
+LEAST_BESIDE_SINGLE, LEAST_BESIDE_PAIR, MOST_TTFT_BESIDE_PAIR = 1.0, 1.5, 0.5
 
 _COLUMNS: tuple[tuple[str, Callable[[Figures], float]], ...] = (
     ("tokens/s", lambda f: f.tokens_per_s),
@@ -14,24 +28,71 @@ _COLUMNS: tuple[tuple[str, Callable[[Figures], float]], ...] = (
 )
 
 
-def table(rounds: Sequence[Sequence[Figures]]) -> str:
+def table(
+    rounds: Sequence[Sequence[Figures]], decode_floor_ms: float, is_markdown: bool = False
+) -> str:
     """One row a server and number of clients: median (lowest-highest) over the rounds."""
     everything = [figures for one in rounds for figures in one]
-    head = ["server", "clients", *(name for name, _ in _COLUMNS), "tok/msg"]
+    head = ["server", "clients", *(name for name, _ in _COLUMNS), "tok/msg", "ITL p50/floor"]
     rows = [head]
     for num_clients in sorted({f.num_clients for f in everything}):
         for server in dict.fromkeys(f.server for f in everything):
             same = [f for f in everything if (f.server, f.num_clients) == (server, num_clients)]
             if same:
-                cells = [_spread([of(f) for f in same]) for _, of in _COLUMNS]
+                cells = [spread([of(f) for f in same]) for _, of in _COLUMNS]
                 per_message = statistics.median(f.tokens_per_message for f in same)
-                rows.append([server, str(num_clients), *cells, f"{per_message:.2f}"])
-    return _aligned(rows)
+                # Of a token, as the floor is; a message may hold several.
+                of_floor = [f.itl_p50 / f.tokens_per_message / decode_floor_ms for f in same]
+                last = [f"{per_message:.2f}", spread(of_floor, 2)]
+                rows.append([server, str(num_clients), *cells, *last])
+    return (_markdown if is_markdown else _aligned)(rows)
 
 
-def ratios(rounds: Sequence[Sequence[Figures]], ours: str) -> str:
-    """Our tokens/s and TTFT p99 over each peer's of the same round: median (lowest-highest)."""
-    rows = [["tandem beside", "clients", "tokens/s ratio", "TTFT p99 ratio"]]
+def ratios(rounds: Sequence[Sequence[Figures]], ours: str, is_markdown: bool = False) -> str:
+    """Our tokens/s and TTFT p99 over each peer's of the same round: median (lowest-highest), and
+    what becomes of the targets where the peer has some."""
+    rows = [["tandem beside", "clients", "tokens/s ratio", "TTFT p99 ratio", "targets"]]
+    for peer, num_clients, speed, wait in _compared(rounds, ours):
+        verdicts = [
+            f"{target.what} {'met' if target.is_met else 'MISSED'}"
+            for target in _targets_beside(peer, speed, wait)
+        ]
+        cells = [spread(speed, 2), spread(wait, 2), ", ".join(verdicts)]
+        rows.append([peer, str(num_clients), *cells])
+    return (_markdown if is_markdown else _aligned)(rows)
+
+
+def targets(rounds: Sequence[Sequence[Figures]], ours: str) -> list[Target]:
+    """One for each number of clients and each figure that is to stand beside a peer's."""
+    return [
+        Target(
+            f"{num_clients} clients, beside {peer}, {one.what}", one.values, one.bound, one.is_limit
+        )
+        for peer, num_clients, speed, wait in _compared(rounds, ours)
+        for one in _targets_beside(peer, speed, wait)
+    ]
+
+
+def _targets_beside(peer: str, speed: Sequence[float], wait: Sequence[float]) -> list[Target]:
+    if peer == SINGLE:
+        what = f"tokens/s >= {LEAST_BESIDE_SINGLE:g}"
+        return [Target(what, tuple(speed), LEAST_BESIDE_SINGLE)]
+    if peer == PAIR_RIGHT:
+        return [
+            Target(f"tokens/s >= {LEAST_BESIDE_PAIR:g}", tuple(speed), LEAST_BESIDE_PAIR),
+            Target(
+                f"TTFT p99 <= {MOST_TTFT_BESIDE_PAIR:g}",
+                tuple(wait),
+                MOST_TTFT_BESIDE_PAIR,
+                is_limit=True,
+            ),
+        ]
+    return []
+
+
+def _compared(
+    rounds: Sequence[Sequence[Figures]], ours: str
+) -> Iterator[tuple[str, int, list[float], list[float]]]:
     peers = dict.fromkeys(f.server for one in rounds for f in one if f.server != ours)
     for peer in peers:
         for num_clients in sorted({f.num_clients for one in rounds for f in one}):
@@ -42,19 +103,11 @@ def ratios(rounds: Sequence[Sequence[Figures]], ours: str) -> str:
                     speed.append(mine.tokens_per_s / theirs.tokens_per_s)
                     wait.append(mine.ttft_p99 / theirs.ttft_p99)
             if speed:
-                rows.append([peer, str(num_clients), _spread(speed, 2), _spread(wait, 2)])
-    return _aligned(rows)
+                yield peer, num_clients, speed, wait
 
 
 def _find(figures: Iterable[Figures], server: str, num_clients: int) -> Figures | None:
     return next((f for f in figures if (f.server, f.num_clients) == (server, num_clients)), None)
-
-
-def _spread(values: Sequence[float], digits: int = 1) -> str:
-    middle = f"{statistics.median(values):.{digits}f}"
-    if len(values) == 1:
-        return middle
-    return f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -67,3 +120,37 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def as_markdown(content: dict[str, Any]) -> str:
+    """What one file of results holds."""
+    rounds = [[Figures(**figures) for figures in one] for one in content["rounds"]]
+    floor_ms = content["decode_floor_ms"]
+    is_ours_there = any(f.server == OURS for one in rounds for f in one)
+    parts = [
+        f"`{content['command']}`, {content['date']}, {content['machine']}; model "
+        f"{content['model']}, {len(rounds)} rounds. Floor of a decode step on one core: "
+        f"{floor_ms:.1f} ms.",
+        "Median (lowest-highest) over the rounds; milliseconds.",
+        table(rounds, floor_ms, is_markdown=True),
+    ]
+    if is_ours_there and len({f.server for one in rounds for f in one}) > 1:
+        parts += ["Ratios within a round:", ratios(rounds, OURS, is_markdown=True)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        raise SystemExit("usage: python -m benchmarks.end_to_end.report FILE.json...")
+    for name in sys.argv[1:]:
+        content = json.loads(Path(name).read_text(encoding="utf-8"))
+        print(f"### {Path(name).name}\n\n{as_markdown(content)}\n")
+
+
+if __name__ == "__main__":
+    main()

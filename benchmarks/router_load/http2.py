@@ -74,16 +74,21 @@ class Connection:
         """For a selector."""
         return self._socket.fileno()
 
-    def call(self, request: bytes) -> int:
-        """Open a stream with its only request; its id."""
+    def call(self, request: bytes, is_last: bool = True) -> int:
+        """Open a stream with its first request, by default its only one; its id."""
         stream_id = self._next_stream_id
         self._next_stream_id += 2
         message = _MESSAGE.pack(0, len(request)) + request
         self._socket.sendall(
             _frame(_HEADERS, _END_HEADERS, stream_id, self._head)
-            + _frame(_DATA, _END_STREAM, stream_id, message)
+            + _frame(_DATA, _END_STREAM if is_last else 0, stream_id, message)
         )
         return stream_id
+
+    def send(self, stream_id: int, request: bytes) -> None:
+        """One more request on an open stream; small ones only, windows are not minded."""
+        message = _MESSAGE.pack(0, len(request)) + request
+        self._socket.sendall(_frame(_DATA, 0, stream_id, message))
 
     def close(self) -> None:
         """Drop all streams."""

@@ -6,12 +6,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.router_load.targets import Cores, Target
 
 Figures = dict[str, float]
+_LARGE_TIMES = 3
 # loadc prints seconds in microseconds and calls some things otherwise.
 _FROM_LOADC = {
     "requests_s": ("req_s", 1.0),
@@ -44,6 +45,8 @@ class LoadPlan:
     is_tokenised: bool = False
     # How loadc is told the same, where it can be.
     peer_mode: str | None = None
+    # Of the token ids of each prompt; 0: the short text, or what `is_tokenised` says.
+    prompt_bytes: int = 0
 
 
 LOADS = (
@@ -57,6 +60,7 @@ LOADS = (
     LoadPlan("1000 streams, 10 ms", 1000, 64, pace_ms=10.0, peer_mode="pace"),
     LoadPlan("256 long streams, 10 ms", 256, 512, pace_ms=10.0),
     LoadPlan("1000 long streams, 10 ms", 1000, 512, pace_ms=10.0),
+    LoadPlan("prompt bytes, 8 of 400 KB", 8, 1, prompt_bytes=400_000),
 )
 
 
@@ -67,6 +71,29 @@ class Timing:
     warm_s: float
     seconds: float
     repeats: int
+
+
+def run_direct(target: Target, rate: float, timing: Timing, cores: Cores) -> list[Figures]:
+    """Single tokens at that rate from the fake prefill worker itself; no router between."""
+    command = [*_client("direct", target, timing), "--rate", str(rate)]
+    return [json.loads(line) for line in _lines(command, cores, timing)]
+
+
+def run_large_prompts(
+    target: Target, plan: LoadPlan, timing: Timing, cores: Cores
+) -> list[Figures]:
+    """The repeats of a load whose prompts are large, longer: few of them end in a second."""
+    timing = replace(timing, seconds=_LARGE_TIMES * timing.seconds)
+    command = _client("large_prompts", target, timing)
+    command += ["--calls", str(plan.num_calls), "--bytes", str(plan.prompt_bytes)]
+    return [json.loads(line) for line in _lines(command, cores, timing)]
+
+
+def _client(module: str, target: Target, timing: Timing) -> list[str]:
+    command = [sys.executable, "-m", f"benchmarks.router_load.{module}"]
+    command += ["--port", str(target.port), "--pid", str(target.pid)]
+    command += ["--warm-s", str(timing.warm_s), "--seconds", str(timing.seconds)]
+    return [*command, "--repeats", str(timing.repeats)]
 
 
 def run_ours(target: Target, plan: LoadPlan, timing: Timing, cores: Cores) -> list[Figures]:

@@ -4,6 +4,7 @@ The router under test has one core for itself; everything else shares the other 
 """
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -12,16 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.router_load.client import Load, LoadClient
 from benchmarks.router_load.http2 import ConnectionBroke
-from cluster.redis_server import start_server
+from cluster.redis_server import RedisServer, start_server
 from runtime.bound_child import bound_to_this_process
 
 START_TIMEOUT_S = 60.0
+_LONG_CONTEXT = 10_000_000
 # fakeoai listens here and on the three ports after it; no other way to choose them.
 _PEER_PORT, _PEER_METRICS_PORT, _BACKEND_PORT = 18200, 19200, 18100
 PEERS = {
@@ -58,6 +60,8 @@ class Target:
     pid: int
     # From the start of its process to the first token that a client got, its workers being there.
     first_token_s: float
+    # Of the ledger's server, where there is one.
+    redis_pid: int = 0
 
 
 @contextmanager
@@ -84,14 +88,14 @@ def process(command: Sequence[str], core: int | None, log: Path, **environ: str)
 
 
 @contextmanager
-def own_redis(core: int | None) -> Iterator[str]:
-    """A server of our own on a free port; its URL."""
+def own_redis(core: int | None) -> Iterator[RedisServer]:
+    """A server of our own on a free port."""
     with TemporaryDirectory(prefix="tandem-") as folder, asyncio.Runner() as runner:
         server = runner.run(start_server(Path(folder), port=free_port()))
         if core is not None:
             os.sched_setaffinity(server.pid, {core})
         try:
-            yield server.url
+            yield server
         finally:
             runner.run(server.stop())
 
@@ -102,12 +106,11 @@ def our_router(options: RouterOptions, pace_ms: float, is_silent: bool = False) 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="tandem-")))
         cores = options.cores
-        url = stack.enter_context(own_redis(cores.others))
-        common = ("--model", str(options.model))
-        fake = [sys.executable, "-m", "benchmarks.router_load.testing", "--redis", url, *common]
-        fake += ["--pace-ms", str(pace_ms), *(["--silent"] if is_silent else [])]
-        stack.enter_context(process(fake, cores.others, folder / "fake.log"))
-        _wait_for(lambda: "registered" in (folder / "fake.log").read_text(), folder / "fake.log")
+        redis = stack.enter_context(own_redis(cores.others))
+        url, common = redis.url, ("--model", str(options.model))
+        silent = ("--silent",) if is_silent else ()
+        fake = ("--pace-ms", str(pace_ms), *silent)
+        stack.enter_context(fake_workers(redis, options, fake))
         port = free_port()
         command = [sys.executable, "-m", "router", "--redis-url", url, "--port", str(port)]
         command += [*common, "--log-level", "warning", *options.arguments]
@@ -124,7 +127,42 @@ def our_router(options: RouterOptions, pace_ms: float, is_silent: bool = False) 
         else:
             _wait_for(lambda: log.exists() and is_open(port), log)
             time.sleep(2.0)  # until it has dialled its workers
-        yield Target(port, pid, time.perf_counter() - began_at_s)
+        yield Target(port, pid, time.perf_counter() - began_at_s, redis.pid)
+
+
+@contextmanager
+def fake_workers(
+    redis: RedisServer, options: RouterOptions, arguments: Sequence[str] = ()
+) -> Iterator[Target]:
+    """The process with the fake workers; the port is that of the prefill worker."""
+    command = [sys.executable, "-m", "benchmarks.router_load.testing", "--redis", redis.url]
+    command += ["--model", str(options.model), *arguments]
+    with TemporaryDirectory(prefix="tandem-") as folder:
+        log = Path(folder) / "fake.log"
+        began_at_s = time.perf_counter()
+        with process(command, options.cores.others, log) as pid:
+            _wait_for(lambda: "registered" in log.read_text(), log)
+            port = int(log.read_text().partition("registered")[2].split()[0])
+            yield Target(port, pid, time.perf_counter() - began_at_s, redis.pid)
+
+
+@contextmanager
+def no_router(options: RouterOptions) -> Iterator[Target]:
+    """Fake workers that answer at once, to be asked without a router."""
+    with own_redis(options.cores.others) as redis, fake_workers(redis, options) as target:
+        yield target
+
+
+@contextmanager
+def long_context(options: RouterOptions) -> Iterator[RouterOptions]:
+    """The same with room for prompts of any size in the model; a router reads no weights."""
+    with TemporaryDirectory(prefix="tandem-") as folder:
+        model = Path(folder) / options.model.name
+        shutil.copytree(options.model, model)
+        config = json.loads((model / "config.json").read_text("utf-8"))
+        config["max_position_embeddings"] = _LONG_CONTEXT
+        (model / "config.json").write_text(json.dumps(config), "utf-8")
+        yield replace(options, model=model)
 
 
 @contextmanager

@@ -307,7 +307,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     """Until the process is ended."""
     redis = await connect(arguments.redis)
     kept = [await start(role, redis, arguments) for role in ("prefill", "decode")]
-    print("registered", flush=True)
+    print("registered", *(server.port for server, _ in kept), flush=True)
     await asyncio.gather(*(registration.wait_lost() for _, registration in kept))
 
 
