@@ -12,7 +12,7 @@ import torch
 
 from deploy.chaos.drawing import SIZES, draw_plan
 from deploy.chaos.models import model_folder
-from deploy.chaos.rounds import run_round
+from deploy.chaos.rounds import has_nixl, run_round
 from deploy.local.output import print_line as say
 from runtime.clock import MonotonicClock
 from runtime.errors import StartupError
@@ -62,7 +62,7 @@ async def _run_rounds(chosen: argparse.Namespace) -> int:
 
 
 async def _is_clean(seed: int, size: str, root: Path) -> bool:
-    plan = draw_plan(seed, SIZES[size])
+    plan = draw_plan(seed, SIZES[size], has_nixl=has_nixl())
     logs = root / str(seed)
     logs.mkdir()
     try:

@@ -86,6 +86,20 @@ async def check_empty(client: AsyncClient) -> list[str]:
     return left
 
 
+async def has_used_up_tries(
+    routers: Sequence[AsyncClient], request_id: str, max_retries: int
+) -> bool:
+    """Does a router remember that workers failed one of the request's answers so often?"""
+    for client in routers:
+        try:
+            history = await client.admin.request(request_id)
+        except TandemError:
+            continue
+        if any(answer.num_migrations >= max_retries for answer in history.request.answers):
+            return True
+    return False
+
+
 async def history_lines(client: AsyncClient, request_id: str) -> list[str]:
     """The timeline of a request as one router remembers it; nothing where it does not."""
     try:

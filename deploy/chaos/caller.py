@@ -1,13 +1,13 @@
 """A caller: asks, reads at its own pace, perhaps leaves, and says what it got."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from deploy.chaos.oracle import RightAnswers
 from deploy.chaos.plan import Ask
 from deploy.chaos.record import Record
-from deploy.chaos.verdict import LEFT, Ending, Received
+from deploy.chaos.verdict import LEFT, WORKER_FAILED, Ending, Received
 from tandemserve import AsyncClient, AsyncStream, Delta, TandemError
 
 # Far above what any request needs, strikes included: who waits longer hangs.
@@ -15,9 +15,16 @@ PATIENCE_S = 120.0
 
 
 async def call(
-    ask: Ask, right: RightAnswers, clients: Sequence[AsyncClient], record: Record
+    ask: Ask,
+    right: RightAnswers,
+    clients: Sequence[AsyncClient],
+    record: Record,
+    has_used_up_tries: Callable[[str], Awaitable[bool]] | None = None,
 ) -> None:
-    """Make one request and enter its end into the record. Raises nothing that a cluster causes."""
+    """Make one request and enter its end into the record. Raises nothing that a cluster causes.
+
+    `has_used_up_tries` looks into the history of a request that workers failed; None: none may.
+    """
     received = [Received() for _ in range(ask.num_choices)]
     client = clients[ask.client]
     stream = client.stream(ask.prompt, **_options(ask, right))
@@ -30,7 +37,13 @@ async def call(
             has_left = await _read(ask, stream, received, clients, record)
             ending = Ending(None, LEFT) if has_left else Ending(await stream.completion())
     except TandemError as error:
-        ending = Ending(None, error.code, error.message)
+        # At once, for routers forget when they are killed.
+        is_used_up = (
+            error.code == WORKER_FAILED
+            and has_used_up_tries is not None
+            and await has_used_up_tries(stream.request_id)
+        )
+        ending = Ending(None, error.code, error.message, is_used_up)
     record.ended(ask, right, received, ending)
 
 

@@ -1,7 +1,7 @@
 """A plan from a seed. Pure: the same seed and size give the same plan on every machine."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deploy.chaos.plan import REDIS, Ask, ChaosPlan, Fate, Kind, Setting, Strike
 from engine.families_testing import FAMILIES
@@ -34,6 +34,8 @@ _FATES: tuple[Fate, ...] = ("finish",) * 12 + ("cancel", "leave", "operator", "d
 # In every vocabulary, and no special token.
 _TOKEN_IDS = range(3, 320)
 _MAX_PROMPT, _MAX_OUTPUT = 160, 80
+# Of the rounds, where it is installed.
+_NIXL_FRACTION = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,18 @@ LONG = Size(num_requests=300, num_at_once=32, num_strikes=30)
 SIZES = {"short": SHORT, "long": LONG}
 
 
-def draw_plan(seed: int, size: Size) -> ChaosPlan:
-    """Everything that a round will do."""
+def draw_plan(seed: int, size: Size, *, has_nixl: bool = False) -> ChaosPlan:
+    """Everything that a round will do; `has_nixl` when this machine has that way for KV, too."""
     # Hashed in one stable way whatever Python's own hash does.
     rng = random.Random(f"chaos {seed}")
     setting = _draw_setting(rng, MODELS[seed % len(MODELS)])
+    # Dice of its own: all else in the round is the same on a machine without it.
+    dice = random.Random(f"chaos transports {seed}")
+    if has_nixl and dice.random() < _NIXL_FRACTION:
+        setting = replace(setting, transports=dice.choice(("nixl", "nixl,tcp")))
     stems = [_draw_tokens(rng, rng.randint(20, 120)) for _ in range(5)]
     asks = tuple(_draw_ask(rng, number, stems) for number in range(size.num_requests))
-    total = sum(ask.num_expected_tokens for ask in asks)
-    strikes = _draw_strikes(rng, setting, size.num_strikes, total)
+    strikes = _draw_strikes(rng, setting, size.num_strikes)
     return ChaosPlan(seed, setting, size.num_at_once, asks, strikes)
 
 
@@ -145,22 +150,20 @@ def _draw_sampling(rng: random.Random, max_tokens: int) -> SamplingParams:
     )
 
 
-def _draw_strikes(
-    rng: random.Random, setting: Setting, num_strikes: int, num_tokens: int
-) -> tuple[Strike, ...]:
+def _draw_strikes(rng: random.Random, setting: Setting, num_strikes: int) -> tuple[Strike, ...]:
     """Every harm once before any comes again, spread over most of the load."""
     harm = [
         each for _ in range(1 + num_strikes // len(HARM)) for each in rng.sample(HARM, len(HARM))
     ]
     moments = sorted(rng.uniform(0.04, 0.8) for _ in range(num_strikes))
     return tuple(
-        _draw_strike(rng, setting, int(moment * num_tokens), kind, role)
+        _draw_strike(rng, setting, moment, kind, role)
         for moment, (kind, role) in zip(moments, harm, strict=False)
     )
 
 
 def _draw_strike(
-    rng: random.Random, setting: Setting, at_tokens: int, kind: Kind, role: str
+    rng: random.Random, setting: Setting, at_fraction: float, kind: Kind, role: str
 ) -> Strike:
     counts = {"prefill": setting.num_prefill, "decode": setting.num_decode, "router": NUM_ROUTERS}
     victim = role if role == REDIS else f"{role}-{rng.randrange(counts[role])}"
@@ -169,4 +172,4 @@ def _draw_strike(
         lasts_s = HEARTBEAT_TIMEOUT_S * rng.choice((0.2, 0.9, 1.5, 2.5))
     else:
         lasts_s = rng.choice((0.0, 0.5, 1.5))
-    return Strike(at_tokens, kind, victim, lasts_s)
+    return Strike(at_fraction, kind, victim, lasts_s)

@@ -62,24 +62,15 @@ class Ask:
     # Which of the round's clients asks.
     client: int
 
-    @property
-    def num_expected_tokens(self) -> int:
-        """About how many will be delivered, for the timing of strikes."""
-        whole = self.max_tokens * self.num_choices
-        if self.fate == "deadline":
-            return 0
-        if self.stop_at is not None or not self.ignore_eos:
-            whole //= 2
-        return whole if self.fate == "finish" else min(whole, self.after_tokens)
-
 
 @dataclass(frozen=True, slots=True)
 class Strike:
     """Harm to one process."""
 
-    # Strikes when so many tokens were delivered to all callers together: a replay then finds the
-    # cluster in about the same state, however fast the machine is.
-    at_tokens: int
+    # Strikes when so large a part of the tokens that callers surely get was delivered to all of
+    # them together: below 1, it is reached in every round, and a replay finds the cluster in about
+    # the same state, however fast the machine is.
+    at_fraction: float
     kind: Kind
     # prefill-0, decode-1, router-0, redis and so on.
     victim: str
@@ -88,7 +79,8 @@ class Strike:
 
     def line(self) -> str:
         """For people."""
-        return f"at {self.at_tokens} tokens: {self.kind} {self.victim} for {self.lasts_s:g} s"
+        moment = f"at {self.at_fraction:.1%} of the tokens"
+        return f"{moment}: {self.kind} {self.victim} for {self.lasts_s:g} s"
 
 
 @dataclass(frozen=True, slots=True)

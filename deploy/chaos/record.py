@@ -8,8 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.chaos.oracle import RightAnswers
-from deploy.chaos.plan import Ask
-from deploy.chaos.verdict import Ending, Received, problems_of
+from deploy.chaos.plan import Ask, Strike
+from deploy.chaos.verdict import (
+    Ending,
+    Received,
+    is_forgiven,
+    num_certain_tokens,
+    problems_of,
+)
 
 Say = Callable[[str], None]
 
@@ -26,15 +32,16 @@ class Problem:
 class Record:
     """Shared by callers and strikes of one round; used by one event loop."""
 
-    def __init__(self, say: Say, allowed: frozenset[str] = frozenset()) -> None:
+    def __init__(self, say: Say) -> None:
         self.num_tokens = 0
+        # Certain ones that will not come, for workers have failed their request too often.
+        self.num_forgiven_tokens = 0
         self.problems: list[Problem] = []
         self.endings: Counter[str] = Counter()
         # What the answers went through: preemptions, migrations and so on.
         self.survived: Counter[str] = Counter()
         self.strikes: Counter[str] = Counter()
         self._say = say
-        self._allowed = allowed
         self._request_id_by_number: dict[int, str] = {}
         self._open: set[int] = set()
         # Workers that have had a part in an answer.
@@ -73,6 +80,14 @@ class Record:
                 future.set_result(False)
         self._waiting.clear()
 
+    def missed(self, strike: Strike, at_tokens: int, num_certain_tokens: int) -> None:
+        """The load ended before the strike's moment: a problem, unless tokens were forgiven."""
+        line = f"not reached: {strike.line()}"
+        if at_tokens > num_certain_tokens - self.num_forgiven_tokens:
+            self.say(line)
+        else:
+            self.add_problem(None, line)
+
     def began(self, ask: Ask, request_id: str) -> None:
         self._request_id_by_number[ask.number] = request_id
         self._open.add(ask.number)
@@ -81,8 +96,10 @@ class Record:
         self, ask: Ask, right: RightAnswers, received: Sequence[Received], ending: Ending
     ) -> None:
         self._open.discard(ask.number)
-        for what in problems_of(ask, right, received, ending, self._allowed):
+        for what in problems_of(ask, right, received, ending):
             self.add_problem(ask, what)
+        if is_forgiven(ending):
+            self.num_forgiven_tokens += num_certain_tokens(ask, right)
         self.endings[ending.error_code or "finished"] += 1
         if ending.completion is None:
             return

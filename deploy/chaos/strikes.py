@@ -37,21 +37,24 @@ class Striker:
         self._redis = Saboteur(cluster)
         self._lock_by_victim = defaultdict[str, asyncio.Lock](asyncio.Lock)
 
-    async def strike(self, strike: Strike) -> None:
+    async def strike(self, strike: Strike, num_certain_tokens: int) -> None:
         """Wait for the moment, strike, undo it. Raises nothing that a cluster causes."""
-        if not await self._record.until_delivered(strike.at_tokens):
-            self._record.say(f"not reached: {strike.line()}")
+        at_tokens = int(strike.at_fraction * num_certain_tokens)
+        if not await self._record.until_delivered(at_tokens):
+            self._record.missed(strike, at_tokens, num_certain_tokens)
             return
+        name = f"{strike.kind} {strike.victim.partition('-')[0]}"
         # Not before the last strike at the same victim is undone.
         async with self._lock_by_victim[strike.victim]:
             self._record.say(strike.line())
             if strike.victim == REDIS:
                 await self._strike_redis(strike)
             elif strike.kind in ("cordon", "evacuate"):
-                await self._close(strike)
+                # It depends on who is there at the moment, so a refusal is only counted.
+                name = name if await self._close(strike) else f"{name} refused"
             else:
                 await self._strike_process(strike)
-        self._record.strikes[f"{strike.kind} {strike.victim.partition('-')[0]}"] += 1
+        self._record.strikes[name] += 1
 
     async def keep_alive(self) -> None:
         """Start again what ends by itself, until cancelled; only one ending is no problem."""
@@ -102,24 +105,28 @@ class Striker:
         except LaunchFailed as error:
             self._record.add_problem(None, f"redis cannot be started again: {error.message}")
 
-    async def _close(self, strike: Strike) -> None:
-        """Let a worker take no new tasks for a while."""
+    async def _close(self, strike: Strike) -> bool:
+        """Let a worker take no new tasks for a while; False where no router did it."""
         admin = self._admin.admin
         close = admin.cordon if strike.kind == "cordon" else admin.evacuate
         try:
             await close(strike.victim)
         except LastWorker:
             self._record.say(f"{strike.victim} is the last one, it stays open")
-            return
+            return False
         except TandemError as error:
-            # The worker, or all routers, are gone at this moment.
+            # The worker, or all routers, are gone at this moment. It may be closed all the same.
             self._record.say(f"{strike.victim} stays open: {error.message}")
+            is_closed = False
+        else:
+            is_closed = True
         await asyncio.sleep(strike.lasts_s)
         try:
             await admin.uncordon(strike.victim)
         except TandemError as error:
             # Done again when everybody is back.
             self._record.say(f"{strike.victim} stays closed: {error.message}")
+        return is_closed
 
 
 def _had_no_redis(child: ChildProcess) -> bool:

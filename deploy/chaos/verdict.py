@@ -10,6 +10,7 @@ from tandemserve import Completion, Delta, TokenLogprobs
 
 # How a request may end other than by its last token, and by which fate.
 LEFT = "left"
+WORKER_FAILED = "worker_failed"
 _ENDINGS = {
     "finish": frozenset[str](),
     "cancel": frozenset({"cancelled"}),
@@ -48,6 +49,8 @@ class Ending:
     completion: Completion | None
     error_code: str = ""
     error_message: str = ""
+    # The router's history of the request shows that workers failed it as often as is tolerated.
+    has_used_up_tries: bool = False
 
 
 def problems_of(
@@ -55,24 +58,33 @@ def problems_of(
     right: RightAnswers,
     received: Sequence[Received],
     ending: Ending,
-    allowed: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """What is wrong, in words without any text of prompt or answer; empty when nothing is.
-
-    `allowed` are error codes that any request of the round may end with.
-    """
+    """What is wrong, in words without any text of prompt or answer; empty when nothing is."""
     problems = [
         f"answer {index}: {problem}"
         for index, (got, wanted) in enumerate(zip(received, right.choices, strict=True))
         for problem in _differences(got, wanted)
     ]
     if ending.completion is None:
-        if ending.error_code not in _ENDINGS[ask.fate] | allowed:
+        if ending.error_code not in _ENDINGS[ask.fate] and not is_forgiven(ending):
             problems.append(
                 f"fate {ask.fate}, but it ended with {ending.error_code}: {ending.error_message}"
             )
         return problems
     return problems + _differences_of_the_whole(ending.completion, right, received)
+
+
+def is_forgiven(ending: Ending) -> bool:
+    """It ended early, which nobody asked for, and the cluster had done all it may do."""
+    return ending.error_code == WORKER_FAILED and ending.has_used_up_tries
+
+
+def num_certain_tokens(ask: Ask, right: RightAnswers) -> int:
+    """How many its caller receives at least, however fast anything is."""
+    if ask.fate == "deadline":
+        return 0
+    whole = sum(len(choice.token_ids) for choice in right.choices)
+    return whole if ask.fate == "finish" else min(whole, ask.after_tokens)
 
 
 def _differences(got: Received, wanted: RightAnswer) -> list[str]:

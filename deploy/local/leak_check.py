@@ -23,6 +23,7 @@ class LeakCheck:
             bool(self.workers)
             and all(worker.state == "ready" for worker in self.workers)
             and all(worker.num_free_blocks == worker.num_blocks > 0 for worker in self.workers)
+            and not self._swapping
             and self.num_reserved_blocks == 0
             and not self.reservations.holdings
         )
@@ -31,11 +32,20 @@ class LeakCheck:
     def num_reserved_blocks(self) -> int:
         return sum(worker.num_reserved_blocks for worker in self.reservations.workers)
 
+    @property
+    def _swapping(self) -> list[WorkerView]:
+        """Workers with KV in host memory."""
+        return [each for each in self.workers if each.num_free_swap_blocks != each.num_swap_blocks]
+
     def line(self) -> str:
         """The finding for people."""
         pools = ", ".join(
             f"{worker.worker_id} {worker.num_free_blocks}/{worker.num_blocks}"
             for worker in self.workers
+        )
+        pools += "".join(
+            f", {each.worker_id} {each.num_free_swap_blocks}/{each.num_swap_blocks} in host memory"
+            for each in self._swapping
         )
         verdict = "every KV block came back" if self.is_clean else "KV blocks are missing"
         return (

@@ -1,5 +1,7 @@
 """Plans are values: the same seed gives the same plan, and what it asks can be answered."""
 
+from dataclasses import replace
+
 import pytest
 
 from deploy.chaos.drawing import HARM, LONG, MODELS, SHORT, Size, draw_plan
@@ -24,13 +26,23 @@ def test_every_request_fits_every_worker_and_every_harm_comes_once_before_any_co
     longest = max(len(ask.prompt) + ask.max_tokens for ask in plan.asks)
     assert longest <= 16 * min(setting.num_prefill_blocks, setting.num_decode_blocks)
     assert all(len(ask.prompt) + ask.max_tokens < 512 for ask in plan.asks)
-    assert [strike.at_tokens for strike in plan.strikes] == sorted(
-        strike.at_tokens for strike in plan.strikes
-    )
+    moments = [strike.at_fraction for strike in plan.strikes]
+    assert moments == sorted(moments)
+    assert moments[-1] <= 0.8, "the last one is reached, too"
     victims = {*setting.workers, "router-0", "router-1", "redis"}
     assert {strike.victim for strike in plan.strikes} <= victims
     first = [(each.kind, each.victim.partition("-")[0]) for each in plan.strikes[: len(HARM)]]
     assert sorted(first) == sorted(HARM)
+
+
+def test_a_machine_with_nixl_draws_it_in_some_rounds_and_everything_else_alike() -> None:
+    ways = set()
+    for seed in range(40):
+        without, with_it = draw_plan(seed, SHORT), draw_plan(seed, SHORT, has_nixl=True)
+        ways.add(with_it.setting.transports)
+        alike = replace(with_it.setting, transports=without.setting.transports)
+        assert replace(with_it, setting=alike) == without
+    assert {"nixl", "nixl,tcp", "shared_memory", "tcp"} <= ways
 
 
 def test_the_plan_can_be_shown_without_a_prompt() -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from deploy.chaos.drawing import SHORT, draw_plan
 from deploy.chaos.oracle import RightAnswer, RightAnswers
-from deploy.chaos.plan import Ask, Fate
-from deploy.chaos.verdict import LEFT, Ending, Received, problems_of
+from deploy.chaos.plan import Ask, Fate, Strike
+from deploy.chaos.record import Record
+from deploy.chaos.verdict import LEFT, Ending, Received, num_certain_tokens, problems_of
 from scheduling import sampling
 from tandemserve import (
     Choice,
@@ -92,9 +93,24 @@ def test_an_error_that_nobody_caused_is_a_problem() -> None:
     ending = Ending(None, "deadline_exceeded", "too late")
     (problem,) = problems_of(ask(), RIGHT, received(2), ending)
     assert "fate finish, but it ended with deadline_exceeded" in problem
+
+
+def test_workers_may_fail_a_request_only_when_its_history_shows_all_tries() -> None:
     failed = Ending(None, "worker_failed")
     assert problems_of(ask(), RIGHT, received(2), failed)
-    assert not problems_of(ask(), RIGHT, received(2), failed, frozenset({"worker_failed"}))
+    assert not problems_of(ask(), RIGHT, received(2), replace(failed, has_used_up_tries=True))
+    other = Ending(None, "kv_corrupted", has_used_up_tries=True)
+    assert problems_of(ask(), RIGHT, received(2), other)
+
+
+@pytest.mark.parametrize(
+    ("fate", "after_tokens", "number"),
+    [("finish", 0, 4), ("deadline", 3, 0), ("cancel", 3, 3), ("leave", 9, 4), ("operator", 0, 0)],
+)
+def test_what_a_caller_surely_gets_is_known_before_the_round(
+    fate: Fate, after_tokens: int, number: int
+) -> None:
+    assert num_certain_tokens(replace(ask(fate), after_tokens=after_tokens), RIGHT) == number
 
 
 def test_a_wrong_token_before_an_error_is_a_problem() -> None:
@@ -109,3 +125,17 @@ def test_a_gap_and_a_repeat_are_noticed_when_they_come() -> None:
     assert got.take(Delta(0, 0, (5, 6), "wo")) is None
     assert got.take(Delta(0, 3, (8,), "d")) == "a piece begins at token 3 instead of 2"
     assert got.take(Delta(0, 2, (7,), "r")) == "a piece begins at token 2 instead of 3"
+
+
+@pytest.mark.parametrize(("at_tokens", "is_problem"), [(0, True), (4, True), (5, False)])
+def test_a_strike_that_was_not_reached_is_a_problem_unless_its_tokens_were_forgiven(
+    at_tokens: int, is_problem: bool
+) -> None:
+    told: list[str] = []
+    record = Record(told.append)
+    record.began(ask(), "r")
+    record.ended(ask(), RIGHT, received(2), Ending(None, "worker_failed", "", True))
+    assert not record.problems
+    record.missed(Strike(0.5, "kill", "decode-0", 1.0), at_tokens, num_certain_tokens=8)
+    assert bool(record.problems) == is_problem
+    assert "not reached: at 50.0% of the tokens: kill decode-0" in told[-1]

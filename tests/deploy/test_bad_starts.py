@@ -78,7 +78,7 @@ def test_workers_whose_blocks_differ_are_incompatible(
     launch: Launch, small_cluster: Arguments
 ) -> None:
     arguments = ("--block-size", "8", "--decode-worker.block-size=16")
-    error = error_of(launch("up", *small_cluster, *arguments, "--start-timeout-s", "60"))
+    error = error_of(launch("up", *small_cluster, *arguments, "--start-timeout-s", "120"))
     assert "incompatible" in error
     assert "-0.log" in error
 

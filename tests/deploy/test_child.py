@@ -13,7 +13,7 @@ import pytest
 from deploy.local.child import ChildProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 SERVES = """
 import signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -14,7 +14,7 @@ from deploy.local.settings import ClusterSettings
 pytestmark = pytest.mark.slow
 
 FEW_BLOCKS = {"num_blocks": "64"}
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture

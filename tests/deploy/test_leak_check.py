@@ -22,6 +22,8 @@ WORKER = WorkerView(
     compatibility="x",
     admission="open",
     num_tasks=0,
+    num_swap_blocks=8,
+    num_free_swap_blocks=8,
 )
 BOOK = WorkerReservations("decode-0", 1, num_blocks=40, num_reserved_blocks=0)
 NOTHING = Reservations(workers=(BOOK,), holdings=(), truncated=False)
@@ -40,13 +42,22 @@ def test_empty_pools_and_an_empty_ledger_are_clean() -> None:
     "check",
     [
         LeakCheck((replace(WORKER, num_free_blocks=39),), NOTHING),
+        LeakCheck((replace(WORKER, num_free_swap_blocks=7),), NOTHING),
         LeakCheck((replace(WORKER, state="lost"),), NOTHING),
         LeakCheck((replace(WORKER, num_blocks=0, num_free_blocks=0),), NOTHING),
         LeakCheck((), NOTHING),
         LeakCheck((WORKER,), replace(NOTHING, holdings=(HOLDING,))),
         LeakCheck((WORKER,), replace(NOTHING, workers=(replace(BOOK, num_reserved_blocks=2),))),
     ],
-    ids=["a block", "a worker", "a pool", "every worker", "a holding", "a promise"],
+    ids=[
+        "a block",
+        "a block in host memory",
+        "a worker",
+        "a pool",
+        "every worker",
+        "a holding",
+        "a promise",
+    ],
 )
 def test_a_missing_block_or_a_forgotten_promise_is_seen(check: LeakCheck) -> None:
     assert not check.is_clean
