@@ -26,6 +26,8 @@ class WorkerView:
     num_promised_blocks: int = 0
     # Prompt tokens dispatched by this router whose first token has not come back.
     num_backlog_tokens: int = 0
+    # Larger for whoever was given a task later; 0: never.
+    last_taken: int = 0
     # Nothing new before this instant: the ledger or the worker said no.
     paused_until_s: float = 0.0
     # Running responses wait for blocks: they come before new ones.
@@ -236,6 +238,7 @@ def _candidate(view: WorkerView, share: Share, prefix: PromptPrefix | None) -> C
         num_backlog_tokens=view.num_backlog_tokens,
         num_running=view.load.num_running,
         num_hit_blocks=view.prefixes.num_hits(keys),
+        last_taken=view.last_taken,
     )
 
 

@@ -21,6 +21,8 @@ class LegBook:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._numbers = count(1)
+        # Order in which workers were given tasks.
+        self._turns = count(1)
         self._leg_by_key: dict[tuple[TaskId, Role], Leg] = {}
 
     def next_claim(self, task_id: TaskId, role: Role) -> Claim:
@@ -179,6 +181,7 @@ class LegBook:
                 view.prefixes.num_hits(keys), (leg.num_tokens - 1) // view.hello.block_size
             )
             leg.num_backlog_tokens = leg.num_tokens - num_hits * view.hello.block_size
+        view.last_taken = next(self._turns)
         view.num_promised_blocks += leg.num_blocks
         view.num_backlog_tokens += leg.num_backlog_tokens
         view.prefixes.expect(keys)

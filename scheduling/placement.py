@@ -27,6 +27,8 @@ class Candidate:
     num_running: int
     # Full blocks of the prompt that are there, or will be.
     num_hit_blocks: int = 0
+    # Larger for whoever was given a task later; 0: never.
+    last_taken: int = 0
 
     def num_tokens_to_compute(self, num_tokens: int) -> int:
         """What of a prompt of so many tokens is not there; the last token never is."""
@@ -64,11 +66,19 @@ def prefill_preferences(
 def decode_preferences(
     candidates: Iterable[Candidate], num_blocks: int, compatibility: str
 ) -> tuple[Candidate, ...]:
-    """Compatible workers with room: most free KVC first, blocks that need not travel included."""
+    """Compatible workers with room: most free KVC first, blocks that need not travel included.
+
+    Equals take turns: else all that comes to an idle cluster would go to one worker's cache.
+    """
     fitting = [
         c
         for c in candidates
         if c.compatibility == compatibility and c.num_free_blocks >= num_blocks
     ]
-    fitting.sort(key=lambda c: (-c.num_free_blocks - c.num_hit_blocks, c.num_running, c.worker_id))
+
+    def order(c: Candidate) -> tuple[int, int, int, WorkerId]:
+        num_spare_blocks = c.num_free_blocks + c.num_hit_blocks
+        return -num_spare_blocks, c.num_running, c.last_taken, c.worker_id
+
+    fitting.sort(key=order)
     return tuple(fitting)

@@ -1,9 +1,10 @@
 """Commands become frames: in order, none too large, without holding the event loop up."""
 
 import asyncio
+import gc
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.command_frames import Outgoing, frames, max_sequence_tokens
 from router.testing import spec_of, target_on
-from runtime.wire import Heartbeat, decode_request
+from runtime.wire import Heartbeat, decode_request, encode_commands
 from scheduling.ids import TaskId
 from scheduling.messages import (
     Admission,
@@ -110,12 +111,24 @@ def test_what_is_accepted_fits_into_one_frame_with_everything_beside(vocab_size:
     assert frame.ByteSize() > LIMIT - 45_000
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """A collection visits all that other tests have left, in whichever thread it happens."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
 async def test_a_long_prompt_is_encoded_while_the_event_loop_goes_on() -> None:
     """Measured in processor time of the loop's thread: others may use the machine as well."""
     rng = random.Random(1)
     ids = tuple(rng.choices(range(VOCABULARY), k=1_000_000))
     spec = spec_of(num_prompt=1)
     command = StartPrefill(TaskId("r/0~1"), SequenceSpec(ids, (), spec.sampling, spec.stop))
+    began_s = time.thread_time()
+    encode_commands([command])
+    at_once_s = time.thread_time() - began_s
     longest_s, is_over = 0.0, asyncio.Event()
 
     async def tick() -> None:
@@ -132,4 +145,4 @@ async def test_a_long_prompt_is_encoded_while_the_event_loop_goes_on() -> None:
     await ticking
     (sent,) = frame.commands.commands
     assert tuple(sent.start_prefill.sequence.prompt_token_ids) == ids
-    assert longest_s < 0.02
+    assert longest_s < at_once_s / 3

@@ -301,6 +301,24 @@ async def test_a_lapsed_lease_is_taken_again_and_the_holdings_with_it() -> None:
     assert await desk.reserved() == {"decode-0": 6, "decode-1": 0}
 
 
+async def test_holdings_swept_by_a_clock_that_was_set_are_booked_again_from_the_legs() -> None:
+    desk = await Desk().open()
+    await desk.ask(reserve(1, 3))
+    await desk.ask(reserve(2, 6))
+    # What the workers hold by now: one of them grew, and the ledger was not told.
+    desk.legs = [held(1, 4), held(2, 6, WORKERS[1])]
+    desk.clock.jump(86_400.0)
+    assert len((await desk.ledger.inner.sweep()).freed) == 2
+    assert await desk.reserved() == {"decode-0": 0, "decode-1": 0}
+    desk.client.look_again()  # the renewal, which is answered with `lapsed`
+    await desk.settled()
+    assert desk.client.is_available
+    assert await desk.reserved() == {"decode-0": 4, "decode-1": 6}
+    desk.client.perform(ReleaseHolding(claim_of(1)))
+    await desk.settled()
+    assert await desk.reserved() == {"decode-0": 0, "decode-1": 6}
+
+
 async def test_many_who_find_the_lease_lapsed_start_one_new_life() -> None:
     desk = await Desk().open()
     desk.clock.advance(LEASE_S * 2)

@@ -82,5 +82,12 @@ async def test_prompts_of_a_million_tokens_leave_the_event_loop_its_turns(
     encoder: PromptEncoder,
 ) -> None:
     ids = array("I", (i % 2048 for i in range(MILLION)))
-    assert await longest_turn_s(encoder.encode(None, None, ids)) < 0.02
-    assert await longest_turn_s(encoder.encode("Once upon a time. " * 50_000, None, None)) < 0.02
+    text = "Once upon a time. " * 50_000
+    began_s = time.thread_time()
+    tuple(ids)
+    # What one look at all of them takes; 0.02 s where a machine does that sooner.
+    limit_s = max(0.02, time.thread_time() - began_s)
+    # The best of three: a cold cache or a collection in one of them says nothing of the encoder.
+    for prompt in ((None, ids), (text, None)):
+        turns_s = [await longest_turn_s(encoder.encode(prompt[0], None, prompt[1])) for _ in "123"]
+        assert min(turns_s) < limit_s, turns_s
