@@ -34,6 +34,7 @@ from engine.linear import Linear
 from engine.loading import DeviceUnavailable, load_model
 from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
+from engine.native.choice import KernelChoice
 from engine.testing import family_fields, make_random_model_folder
 from scheduling.sampling import SamplingParams
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
@@ -85,7 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtype = args.dtype or ("bfloat16" if args.shape == "0.1b" else "float32")
-    kernels = "auto" if args.attention == "flashinfer" else args.attention
+    kernels: KernelChoice = "auto" if args.attention == "flashinfer" else args.attention
     folder = args.model or _random_folder(args.shape)
     try:
         model = load_model(folder, dtype, args.device, kernels)

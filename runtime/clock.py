@@ -33,6 +33,10 @@ class ManualClock:
         self._now += seconds
         return self._now
 
+    def jump(self, seconds: float) -> None:
+        """Be set by somebody, forward or back, as only a wall clock can be."""
+        self._now += seconds
+
 
 def wall_time_ns() -> int:
     """Nanoseconds since the epoch: for incarnations and log lines, never for durations."""

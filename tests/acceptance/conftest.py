@@ -12,9 +12,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 import transformers
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.child import ChildProcess
 from deploy.local.cluster import LocalCluster
@@ -26,12 +28,14 @@ from runtime.clock import MonotonicClock
 from tandemserve import WorkerView
 
 SHARED_MEMORY = Path("/dev/shm")
-# For whatever happens in an instant on an idle machine.
-PATIENCE_S = 30.0
+# For whatever happens in an instant on an idle machine: a hang fails, a slow machine does not.
+PATIENCE_S = 120.0
 _POLL_S = 0.01
 # Small chunks and small blocks: prompts of a few dozen tokens cross many borders.
 _WORKER = {"num_threads": "1", "block_size": "16", "drain_timeout_s": "2"}
 _PREFILL = {"max_num_batched_tokens": "32", "num_blocks": "512"}
+# Nobody is lost who only had to wait for a core; tests of silence choose a time of their own.
+_ROUTER = {"drain_timeout_s": "5", "heartbeat_timeout_s": "15"}
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +109,7 @@ def start_cluster(
             model=model,
             num_prefill=num_prefill,
             num_decode=num_decode,
-            router={"drain_timeout_s": "5", **(router or {})},
+            router=_ROUTER | (router or {}),
             prefill_worker=_WORKER | _PREFILL | (prefill or {}),
             decode_worker=_WORKER | (decode or {}),
             log_dir=logs,
@@ -166,6 +170,19 @@ def until() -> Callable[..., Awaitable[float]]:
         return clock.now() - began_at_s
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def health_of() -> Callable[[WorkerView, str], Awaitable[int]]:
+    """What a worker says of itself or of one of its services, as an orchestrator asks it."""
+
+    async def ask(view: WorkerView, service: str) -> int:
+        async with grpc.aio.insecure_channel(view.address) as channel:
+            asked = health_pb2.HealthCheckRequest(service=service)
+            answer = await health_pb2_grpc.HealthStub(channel).Check(asked, timeout=PATIENCE_S)
+            return int(answer.status)
+
+    return ask
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,11 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
+from grpc_health.v1 import health_pb2
 
 from deploy.local.child import ChildProcess
 from deploy.local.cluster import LocalCluster
+from engine.native.library import find_compiler
 from runtime.grpc_server import build_channel
 from tandemserve import (
     AsyncClient,
@@ -22,6 +24,7 @@ from tandemserve import (
     NoWorkerAvailable,
     QueueFull,
     TandemError,
+    WorkerView,
 )
 from tandemserve.api.v1 import inference_pb2 as pb
 from tandemserve.api.v1 import inference_pb2_grpc
@@ -33,6 +36,7 @@ StartCluster = Callable[..., AbstractAsyncContextManager[LocalCluster]]
 ExtraWorker = Callable[..., AbstractAsyncContextManager[ChildProcess]]
 AssertEmpty = Callable[..., Awaitable[float]]
 Until = Callable[..., Awaitable[float]]
+HealthOf = Callable[[WorkerView, str], Awaitable[int]]
 
 # Of the random models.
 CONTEXT, VOCABULARY = 512, 320
@@ -40,6 +44,7 @@ CONTEXT, VOCABULARY = 512, 320
 NUM_BLOCKS, BLOCK_SIZE = 16, 16
 MAX_QUEUE = 8
 GOOD_PROMPT = "The router decides"
+PATIENCE_S = 120.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -166,14 +171,14 @@ CASES["top_k -1"] = (sampling(top_k=-1), INVALID, "invalid_request", "top_k: .*u
 
 async def failure_of(cluster: LocalCluster, bad: pb.GenerateRequest) -> grpc.aio.AioRpcError:
     async with build_channel(cluster.endpoint, max_message_bytes=1 << 20) as channel:
-        call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(bad, timeout=30.0)
+        call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(bad, timeout=PATIENCE_S)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await anext(aiter(call))
     return caught.value
 
 
 async def good_answer(client: AsyncClient, **options: object) -> Completion:
-    settings = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True, "timeout_s": 60.0}
+    settings = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True, "timeout_s": PATIENCE_S}
     return await client.generate(GOOD_PROMPT, **settings | options)  # type: ignore[arg-type]
 
 
@@ -195,7 +200,7 @@ async def test_after_all_of_them_nothing_is_held_and_a_good_request_succeeds(
 ) -> None:
     for bad, *_ in CASES.values():
         await failure_of(cluster, bad)
-    assert await assert_empty(cluster, 2.0) < 2.0
+    await assert_empty(cluster)
     async with cluster.client() as client:
         assert len((await good_answer(client)).token_ids) == 6
         status = await client.admin.status()
@@ -247,7 +252,7 @@ async def test_a_full_queue_refuses_with_a_delay_and_goes_on(
 ) -> None:
     async with AsyncClient(cluster.endpoint, max_retries=0) as client:
         calls = [
-            client.generate([5] * 200, max_tokens=4, ignore_eos=True, timeout_s=60.0)
+            client.generate([5] * 200, max_tokens=4, ignore_eos=True, timeout_s=PATIENCE_S)
             for _ in range(64)
         ]
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -268,16 +273,21 @@ async def test_a_full_queue_refuses_with_a_delay_and_goes_on(
 
 
 async def test_without_a_prefill_worker_requests_are_refused_until_there_is_one(
-    cluster: LocalCluster, assert_empty: AssertEmpty, until: Until
+    cluster: LocalCluster, health_of: HealthOf, assert_empty: AssertEmpty, until: Until
 ) -> None:
     prefill = cluster.process("prefill-0")
     prefill.terminate()
-    assert await prefill.wait_ended(30.0)
+    assert await prefill.wait_ended(PATIENCE_S)
 
     async def is_gone() -> bool:
         return all(view.role != "prefill" for view in await cluster.workers())
 
     await until(is_gone)
+    # Whoever watches over processes must not restart a decode worker that is well.
+    service = "tandemserve.internal.v1.WorkerService"
+    (view,) = await cluster.workers()
+    for name in ("", service):
+        assert await health_of(view, name) == health_pb2.HealthCheckResponse.SERVING
     failure = await failure_of(cluster, request())
     assert failure.code() is grpc.StatusCode.UNAVAILABLE
     error = error_from_rpc(failure, target="")
@@ -291,7 +301,9 @@ async def test_without_a_prefill_worker_requests_are_refused_until_there_is_one(
     await assert_empty(cluster)
 
 
-async def test_workers_of_different_dtype_are_never_paired(
+@pytest.mark.parametrize("other", [{"dtype": "bfloat16"}, {"attention": "torch"}], ids=str)
+async def test_workers_of_different_dtype_or_attention_are_never_paired(
+    other: dict[str, str],
     cluster: LocalCluster,
     extra_worker: ExtraWorker,
     model_folders: dict[str, Path],
@@ -307,33 +319,35 @@ async def test_workers_of_different_dtype_are_never_paired(
         return all(view.worker_id != worker_id for view in await cluster.workers())
 
     folder = model_folders["llama"]
-    other = {"dtype": "bfloat16", "num_blocks": "64"}
+    if "attention" in other and find_compiler() is None:
+        pytest.skip("without a C compiler the usual attention is torch, too")
+    settings = other | {"num_blocks": "64"}
     decode = cluster.process("decode-0")
     async with (
-        extra_worker(cluster, "decode_worker", folder, "decode-bf16", **other),
+        extra_worker(cluster, "decode_worker", folder, "decode-other", **settings),
         cluster.client() as client,
     ):
-        await until(lambda: is_state("decode-bf16", "ready"))
-        # The larger worker has another dtype, so it is no help.
+        await until(lambda: is_state("decode-other", "ready"))
+        # The larger worker computes otherwise, so it is no help.
         with pytest.raises(CanNeverFit):
             await client.generate([5] * 300, max_tokens=4)
         answer = await good_answer(client)
         assert answer.timings.decode_worker == "decode-0"
         decode.terminate()
-        assert await decode.wait_ended(30.0)
+        assert await decode.wait_ended(PATIENCE_S)
         await until(lambda: is_gone("decode-0"))
         failure = await failure_of(cluster, request())
         assert failure.code() is grpc.StatusCode.UNAVAILABLE
         assert "one model with one dtype and block size" in str(failure.details())
-        # A prefill worker of that dtype makes a pair of its own.
-        async with extra_worker(cluster, "prefill_worker", folder, "prefill-bf16", **other):
-            await until(lambda: is_state("prefill-bf16", "ready"))
-            assert (await good_answer(client)).timings.prefill_worker == "prefill-bf16"
+        # A prefill worker that computes like it makes a pair of its own.
+        async with extra_worker(cluster, "prefill_worker", folder, "prefill-other", **settings):
+            await until(lambda: is_state("prefill-other", "ready"))
+            assert (await good_answer(client)).timings.prefill_worker == "prefill-other"
             decode.start()
             await cluster.wait_ready("decode-0")
             answers = await asyncio.gather(*(good_answer(client) for _ in range(MAX_QUEUE)))
             pairs = {(a.timings.prefill_worker, a.timings.decode_worker) for a in answers}
-            assert pairs <= {("prefill-0", "decode-0"), ("prefill-bf16", "decode-bf16")}
+            assert pairs <= {("prefill-0", "decode-0"), ("prefill-other", "decode-other")}
             await assert_empty(cluster)
-    await until(lambda: is_gone("decode-bf16"))
+    await until(lambda: is_gone("decode-other"))
     await assert_empty(cluster)

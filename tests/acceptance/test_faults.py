@@ -24,7 +24,9 @@ Greedy = Callable[[str, Sequence[Prompt], int], list[Prompt]]
 AssertEmpty = Callable[..., Awaitable[float]]
 Until = Callable[..., Awaitable[float]]
 
+PATIENCE_S = 120.0
 NUM_OUTPUT = 48
+MAX_ROUNDS = 10
 LENGTHS = (1, 17, 33, 64, 100, 130)
 _rng = random.Random(3)
 PROMPTS = [tuple(_rng.choices(range(3, 320), k=n)) for n in LENGTHS for _ in range(8)]
@@ -57,6 +59,10 @@ class Load:
     def num_tokens(self) -> int:
         return sum(len(tokens) for tokens in self._received)
 
+    @property
+    def is_over(self) -> bool:
+        return all(call.done() for call in self._calls)
+
     async def finish(self) -> list[Completion]:
         answers = await asyncio.gather(*self._calls)
         # What came bit by bit is what the whole says.
@@ -65,7 +71,7 @@ class Load:
 
     async def _follow(self, client: AsyncClient, number: int, prompt: Prompt) -> Completion:
         async with client.stream(
-            prompt, max_tokens=NUM_OUTPUT, temperature=0.0, ignore_eos=True, timeout_s=120.0
+            prompt, max_tokens=NUM_OUTPUT, temperature=0.0, ignore_eos=True, timeout_s=PATIENCE_S
         ) as stream:
             async for event in stream:
                 if isinstance(event, Delta):
@@ -74,26 +80,33 @@ class Load:
             return await stream.completion()
 
 
+async def is_in_the_midst(client: AsyncClient, load: Load, victim: str) -> bool:
+    """The victim is at work, and answers have begun; or it is too late for that."""
+    workers = {view.worker_id: view for view in await client.admin.workers()}
+    is_busy = workers[victim].num_free_blocks < workers[victim].num_blocks
+    return load.is_over or (is_busy and load.num_tokens > 20)
+
+
 @pytest.mark.parametrize("victim", ["decode-0", "prefill-0"])
 async def test_a_worker_killed_in_mid_load_costs_no_answer_and_no_token(
     cluster: LocalCluster, greedy: Greedy, assert_empty: AssertEmpty, until: Until, victim: str
 ) -> None:
     expected = greedy("llama", PROMPTS, NUM_OUTPUT)
     async with cluster.client() as client:
-        load = Load(client, PROMPTS)
-
-        async def is_in_the_midst() -> bool:
-            workers = {view.worker_id: view for view in await client.admin.workers()}
-            is_busy = workers[victim].num_free_blocks < workers[victim].num_blocks
-            return is_busy and load.num_tokens > 20
-
-        await until(is_in_the_midst)
-        cluster.process(victim).kill()
-        cluster.process(victim).start()
-        answers = await load.finish()
-        assert [answer.token_ids for answer in answers] == expected
-        assert sum(answer.timings.num_migrations for answer in answers) > 0
-        await cluster.wait_ready(victim)
+        num_migrations = 0
+        # Once, but for a machine that holds this process up until all is over.
+        for _ in range(MAX_ROUNDS):
+            load = Load(client, PROMPTS)
+            await until(lambda load=load: is_in_the_midst(client, load, victim))
+            cluster.process(victim).kill()
+            cluster.process(victim).start()
+            answers = await load.finish()
+            assert [answer.token_ids for answer in answers] == expected
+            num_migrations += sum(answer.timings.num_migrations for answer in answers)
+            await cluster.wait_ready(victim)
+            if num_migrations:
+                break
+        assert num_migrations > 0
         await assert_empty(cluster)
         # The new life works as well.
         answers = await Load(client, PROMPTS).finish()
@@ -133,7 +146,7 @@ async def test_damaged_blocks_are_computed_again_once_and_never_become_a_token(
     expected = greedy("llama", PROMPTS, NUM_OUTPUT)
     for name in ("prefill-0", "prefill-1"):
         cluster.process(name).terminate()
-        assert await cluster.process(name).wait_ended(30.0)
+        assert await cluster.process(name).wait_ended(PATIENCE_S)
     settings = {"kv_checksum_fraction": "1.0", "max_num_batched_tokens": "32", "num_blocks": "512"}
     async with (
         extra_worker(

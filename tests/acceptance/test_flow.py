@@ -30,6 +30,8 @@ from worker.testing import FakeWorker, fake_workers
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
+# Longer than anything here takes; reached only when something hangs.
+PATIENCE_S = 240.0
 MIB = 1024 * 1024
 CONTEXT = 50_000_000
 MAX_MESSAGE_BYTES = MIB // 2
@@ -125,7 +127,7 @@ async def router_process(
         "cluster_name": "flow",
         "max_prompt_queue": "20000",
         "max_message_bytes": str(MAX_MESSAGE_BYTES),
-        "heartbeat_timeout_s": "60",
+        "heartbeat_timeout_s": "120",
         "drain_timeout_s": "2",
     } | settings
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
@@ -136,7 +138,7 @@ async def router_process(
     try:
         yield child, f"127.0.0.1:{port.port}"
         child.terminate()
-        assert await child.wait_ended(30.0)
+        assert await child.wait_ended(PATIENCE_S)
         assert child.ended_well
     finally:
         child.kill()
@@ -188,7 +190,7 @@ class Pulse:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        out, _ = await asyncio.wait_for(self._process.communicate(b""), 60.0)
+        out, _ = await asyncio.wait_for(self._process.communicate(b""), PATIENCE_S)
         self.longest_s = float(out)
 
 
@@ -214,17 +216,25 @@ async def test_a_prompt_too_large_for_a_message_is_refused_with_the_limit_and_no
 
 
 async def test_large_prompts_leave_the_router_its_turns(place: Place) -> None:
-    num_prompts, num_tokens = 12, 200_000
-    async with AsyncClient(place.address) as client, Pulse(place) as pulse:
-        began_at_s = MonotonicClock().now()
-        prompt = [1000 + i % 900 for i in range(num_tokens)]
-        for _ in range(num_prompts // 4):
-            calls = [client.generate(prompt, max_tokens=2) for _ in range(4)]
-            await asyncio.gather(*calls)
-        took_s = MonotonicClock().now() - began_at_s
-    print(f"{num_prompts * 2 * num_tokens / took_s / 1e6:.1f} MB/s, pulse {pulse.longest_s:.3f} s")
-    # On an idle machine a tenth of it; several threads share the interpreter with the loop.
-    assert pulse.longest_s < 2.0
+    num_bursts, num_prompts, num_tokens = 3, 6, 200_000
+    prompt = [1000 + i % 900 for i in range(num_tokens)]
+    quiet_s, silences_s, began_at_s = [], [], MonotonicClock().now()
+    async with AsyncClient(place.address) as client:
+        for _ in range(num_bursts):
+            async with Pulse(place) as pulse:
+                await client.generate([5], max_tokens=400, ignore_eos=True)
+            quiet_s.append(pulse.longest_s)
+            async with Pulse(place) as pulse:
+                calls = [client.generate(prompt, max_tokens=2) for _ in range(num_prompts)]
+                await asyncio.gather(*calls)
+            silences_s.append(pulse.longest_s)
+    took_s = MonotonicClock().now() - began_at_s
+    megabytes = num_bursts * num_prompts * 2 * num_tokens / 1e6
+    print(f"{megabytes / took_s:.1f} MB/s; silences {silences_s}, without the load {quiet_s}")
+    # Several threads share the interpreter with the loop, so it is slower than without the load;
+    # what else the machine does hits both. A loop that is held up is so in every burst, so the
+    # best of them counts: one that the machine disturbed proves nothing.
+    assert min(silences_s) < 0.5 + 5 * max(quiet_s)
 
 
 async def test_two_thousand_idle_streams_cost_little_and_all_end_right(place: Place) -> None:
@@ -235,13 +245,13 @@ async def test_two_thousand_idle_streams_cost_little_and_all_end_right(place: Pl
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         calls = [stub.Generate(request_of(5, 6, 7, max_tokens=3)) for _ in range(num_streams)]
         for call in calls:
-            first: Any = await asyncio.wait_for(call.read(), 60.0)
+            first: Any = await asyncio.wait_for(call.read(), PATIENCE_S)
             assert first.HasField("accepted")
         per_stream = (place.num_bytes - before) / num_streams
         print(f"{per_stream / 1024:.1f} KiB for each waiting stream")
         assert per_stream < 100 * 1024
         place.prefill.let_go()
-        totals = await asyncio.wait_for(asyncio.gather(*map(num_tokens_of, calls)), 60.0)
+        totals = await asyncio.wait_for(asyncio.gather(*map(num_tokens_of, calls)), PATIENCE_S)
     assert totals == [3] * num_streams
 
 
@@ -264,10 +274,10 @@ async def test_ten_thousand_requests_of_a_client_that_vanishes_leave_nothing(
         stdout=asyncio.subprocess.PIPE,
     )
     assert vanishing.stdout is not None
-    assert await asyncio.wait_for(vanishing.stdout.readline(), 120.0) == b"all sent\n"
+    assert await asyncio.wait_for(vanishing.stdout.readline(), PATIENCE_S) == b"all sent\n"
     async with AsyncClient(place.address) as client:
         status = await client.admin.status()
-        assert status.num_prompt_queued + status.num_prefilling > 1000
+        assert status.num_prompt_queued + status.num_prefilling == 10_000
         vanishing.kill()
         await vanishing.communicate()
 
@@ -307,6 +317,7 @@ async def holds_nothing(place: Place) -> bool:
 
 async def test_two_hundred_stalled_readers_hold_nobody_up(place: Place, until: Until) -> None:
     place.decode.text = "x" * 100
+    before = place.num_bytes
     stalled = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", STALLED_CLIENT, place.address, "200"),
         cwd=ROOT,
@@ -314,23 +325,23 @@ async def test_two_hundred_stalled_readers_hold_nobody_up(place: Place, until: U
     )
     assert stalled.stdout is not None
     try:
-        assert await asyncio.wait_for(stalled.stdout.readline(), 60.0) == b"stalled\n"
-        before = place.num_bytes
+        assert await asyncio.wait_for(stalled.stdout.readline(), PATIENCE_S) == b"stalled\n"
         stalled.send_signal(signal.SIGSTOP)
         async with AsyncClient(place.address) as client:
             began_at_s = MonotonicClock().now()
             for _ in range(20):
-                answer = await client.generate([5, 6], max_tokens=50, timeout_s=30.0)
+                answer = await client.generate([5, 6], max_tokens=50, timeout_s=PATIENCE_S)
                 assert len(answer.token_ids) == 50
             took_s = MonotonicClock().now() - began_at_s
             # All answers are computed without being read, and hold no worker any more.
             await until(lambda: holds_nothing(place))
             kept = place.num_bytes - before
             print(f"20 answers beside 200 stalled readers: {took_s:.2f} s; {kept / MIB:.0f} MiB")
-            # Two hundred answers of 2000 tokens with 100 characters each, and as much for the log.
-            assert kept < 4 * 200 * 2000 * 100
+            # Of each of 2000 tokens of 200 answers: its 100 characters, and 200 bytes for the
+            # objects that hold them (130 were seen, the buffers of the connection included).
+            assert kept < 200 * 2000 * (100 + 200)
         stalled.send_signal(signal.SIGCONT)
-        assert await asyncio.wait_for(stalled.stdout.readline(), 60.0) == b"[2000]\n"
+        assert await asyncio.wait_for(stalled.stdout.readline(), PATIENCE_S) == b"[2000]\n"
     finally:
         stalled.kill()
         await stalled.communicate()

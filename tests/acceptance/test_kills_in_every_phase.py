@@ -26,7 +26,7 @@ PREFILL, DECODE = ("prefill-0", "prefill-1"), ("decode-0", "decode-1")
 PROMPT = [5 + i % 300 for i in range(90)]
 NUM_OUTPUT = 120
 # Long enough for a busy machine, short enough to wait for.
-HEARTBEAT_TIMEOUT_S = "1.5"
+HEARTBEAT_TIMEOUT_S = "4"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -63,12 +63,9 @@ class Case:
         assert tuple(received) == answer.token_ids
         return answer
 
-    async def until_in(self, phase: str) -> None:
-        async def is_there() -> bool:
-            status = await self.client.admin.status()
-            return bool(getattr(status, f"num_{phase}") == 1)
-
-        await self.until(is_there)
+    async def is_in(self, phase: str) -> bool:
+        status = await self.client.admin.status()
+        return bool(getattr(status, f"num_{phase}") == 1)
 
     async def until_granted(self) -> None:
         async def is_granted() -> bool:
@@ -77,8 +74,25 @@ class Case:
 
         await self.until(is_granted)
 
+    async def hold_decoding(self) -> asyncio.Task[Completion]:
+        """Begin a request and stop it while it decodes; again, if it had ended before the stop."""
+        while True:
+            asking = asyncio.create_task(self.ask())
+
+            async def is_there(asking: asyncio.Task[Completion] = asking) -> bool:
+                return asking.done() or await self.is_in("decoding")
+
+            await self.until(is_there)
+            self.saboteur.freeze(*DECODE)
+            if await self.is_in("decoding"):
+                return asking
+            self.saboteur.thaw_all()
+            await asking
+
     async def hold(self, phase: str) -> asyncio.Task[Completion]:
         """Begin a request and keep it where it is."""
+        if phase == "decoding":
+            return await self.hold_decoding()
         if phase in ("prefilling", "transferring"):
             self.saboteur.freeze(*PREFILL)
         elif phase == "generation_queued":
@@ -90,7 +104,7 @@ class Case:
             await self.until_granted()
             self.saboteur.freeze(*DECODE)
             self.saboteur.thaw(*PREFILL)
-        await self.until_in(phase)
+        await self.until(lambda: self.is_in(phase))
         return asking
 
     async def worker_of(self, leg: str) -> str:

@@ -47,7 +47,7 @@ async def roomy(
 
 async def complete(client: AsyncClient, prompt: Prompt) -> Completion:
     return await client.generate(
-        prompt, max_tokens=NUM_OUTPUT, temperature=0.0, ignore_eos=True, timeout_s=120.0
+        prompt, max_tokens=NUM_OUTPUT, temperature=0.0, ignore_eos=True, timeout_s=240.0
     )
 
 

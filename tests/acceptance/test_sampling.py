@@ -32,6 +32,7 @@ Until = Callable[..., Awaitable[float]]
 Reference = Callable[[Sequence[TrialRequest]], list[TrialResult]]
 
 NUM_OUTPUT = 40
+MAX_ROUNDS = 10
 BLOCK_SIZE, NUM_BLOCKS = 16, 512
 _rng = random.Random(8)
 # Chunks are of 32 tokens: some prompts need several.
@@ -112,7 +113,7 @@ async def all_at_once(client: AsyncClient, **shared: Any) -> list[Completion]:
                 logprobs=3,
                 max_tokens=NUM_OUTPUT,
                 ignore_eos=True,
-                timeout_s=120.0,
+                timeout_s=240.0,
                 **(OPTIONS[name] | shared),
             )
             for name, seed, prompt in cases()
@@ -150,7 +151,7 @@ async def plain_answers(client: AsyncClient, stops: Sequence[str] = ()) -> list[
                 stop=[stops[number], "never said"] if stops else None,
                 max_tokens=NUM_OUTPUT,
                 ignore_eos=True,
-                timeout_s=120.0,
+                timeout_s=240.0,
                 **PLAIN,
             )
             for number, prompt in enumerate(PROMPTS)
@@ -192,23 +193,28 @@ async def test_the_same_after_a_decode_worker_was_killed(
         wholes = [answer.text for answer in await plain_answers(client)]
         # Seven characters near the end: several tokens, here and there parts of one character.
         stops = [text[-12:-5] for text in wholes]
-        call = asyncio.gather(plain_answers(client, stops), all_at_once(client))
+        # Once, but for a machine that holds this process up until all is over.
+        for _ in range(MAX_ROUNDS):
+            call = asyncio.gather(plain_answers(client, stops), all_at_once(client))
 
-        async def is_in_the_midst() -> bool:
-            workers = {view.worker_id: view for view in await client.admin.workers()}
-            return workers["decode-0"].num_running > 2
+            async def is_in_the_midst(call: asyncio.Future[Any] = call) -> bool:
+                workers = {view.worker_id: view for view in await client.admin.workers()}
+                return call.done() or workers["decode-0"].num_running > 2
 
-        await until(is_in_the_midst)
-        cluster.process("decode-0").kill()
-        cluster.process("decode-0").start()
-        cut, answers = await call
-        await cluster.wait_ready("decode-0")
-    assert_equal(answers, expected)
+            await until(is_in_the_midst)
+            cluster.process("decode-0").kill()
+            cluster.process("decode-0").start()
+            cut, answers = await call
+            await cluster.wait_ready("decode-0")
+            assert_equal(answers, expected)
+            num_migrations = sum(each.timings.num_migrations for each in (*cut, *answers))
+            if num_migrations:
+                break
     # Nothing of a stop string was ever sent: what was sent cannot be taken back.
     texts = [text[: text.index(stop)] for text, stop in zip(wholes, stops, strict=True)]
     assert [answer.text for answer in cut] == texts
     assert [answer.choices[0].matched_stop for answer in cut] == stops
-    assert sum(answer.timings.num_migrations for answer in (*cut, *answers)) > 0
+    assert num_migrations > 0
     await assert_empty(cluster)
 
 

@@ -42,7 +42,7 @@ async def ask(client: AsyncClient, rng: random.Random, prompt: Prompt, expected:
     max_tokens = rng.randint(1, MAX_OUTPUT)
     num_choices = rng.choice((1, 1, 1, 2))
     fate = rng.choice(("finish", "finish", "cancel", "leave", "deadline"))
-    timeout_s = rng.uniform(0.001, 1.0) if fate == "deadline" else 120.0
+    timeout_s = rng.uniform(0.001, 1.0) if fate == "deadline" else 240.0
     stream = client.stream(
         prompt,
         max_tokens=max_tokens,

@@ -91,7 +91,7 @@ async def all_at_once(
 ) -> list[Completion]:
     """Answers in order; a prompt's number decides its seed."""
     # A timeout far above what is needed: a hang fails instead of stalling the suite.
-    shared = {"max_tokens": NUM_OUTPUT, "ignore_eos": True, "timeout_s": 90.0} | options
+    shared = {"max_tokens": NUM_OUTPUT, "ignore_eos": True, "timeout_s": 180.0} | options
     numbered = prompts if isinstance(prompts, Mapping) else dict(enumerate(prompts))
     calls = [
         client.generate(prompt, seed=1000 * number, **shared)  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ async def test_greedy_tokens_are_those_of_generate(
             if any(is_early):
                 break
             long_prompt = [first, *(3 + number % 300 for number in range(LONG_PROMPT))]
-            alone = await client.generate(long_prompt, max_tokens=2, timeout_s=90.0)
+            alone = await client.generate(long_prompt, max_tokens=2, timeout_s=180.0)
             is_early.append(alone.timings.early_binding)
     expected = greedy(serving.model, asked, NUM_OUTPUT)
     assert [answer.token_ids for answer in answers] == expected

@@ -220,3 +220,57 @@ async def test_dead_names_are_forgotten_in_the_end(stage: Stage) -> None:
     await stage.ledger.sweep()
     snapshot = await books(stage)
     assert (snapshot.workers, snapshot.routers) == ((), ())
+
+
+async def test_a_clock_set_forward_frees_what_lives_until_it_is_booked_again(stage: Stage) -> None:
+    await open_books(stage)
+    await stage.ledger.reserve(router_life(), want("a"))
+    stage.clock.jump(86_400.0)
+    # Another router's sweep came before this one's renewal.
+    assert [h.claim.task_id for h in (await stage.ledger.sweep()).freed] == ["a"]
+    with pytest.raises(HoldingGone):
+        await stage.ledger.commit(router_life(), want("a").claim, 4, 1)
+    assert (await stage.ledger.renew(router_life(BIG + 1), 30.0)).status == "new"
+    assert await stage.ledger.reserve(router_life(BIG + 1), want("a")) == Grant(worker_life(), 4)
+    assert (await stage.ledger.sweep()).freed == ()
+    assert await num_reserved(stage) == 4
+
+
+async def test_a_clock_set_forward_is_not_noticed_where_the_renewal_comes_first(
+    stage: Stage,
+) -> None:
+    await open_books(stage)
+    await stage.ledger.reserve(router_life(), want("a"))
+    stage.clock.jump(86_400.0)
+    assert await stage.ledger.renew(router_life(), 30.0) == Renewal("renewed", 0)
+    assert (await stage.ledger.sweep()).freed == ()
+    assert await num_reserved(stage) == 4
+
+
+async def test_a_clock_set_back_takes_nothing_from_those_who_live(stage: Stage) -> None:
+    await open_books(stage)
+    await stage.ledger.reserve(router_life(), want("a"))
+    stage.clock.jump(-500.0)
+    assert (await stage.ledger.sweep()).freed == ()
+    assert await stage.ledger.reserve(router_life(), want("b")) == Grant(worker_life(), 4)
+    assert await stage.ledger.renew(router_life(), 30.0) == Renewal("renewed", 0)
+    # From the renewal on, the lease runs by the new time.
+    stage.clock.advance(30.0)
+    assert len((await stage.ledger.sweep()).freed) == 2
+
+
+async def test_a_clock_set_back_keeps_what_the_dead_held_until_it_is_made_up_for(
+    stage: Stage,
+) -> None:
+    await open_books(stage)
+    other = router_life(name="router-1")
+    await stage.ledger.renew(other, 30.0)
+    await stage.ledger.reserve(router_life(), want("a"))
+    await stage.ledger.reserve(other, want("b"))
+    stage.clock.jump(-500.0)
+    stage.clock.advance(500.0)
+    assert (await stage.ledger.sweep()).freed == ()
+    # Its next life does not have to wait for that.
+    assert await stage.ledger.renew(router_life(BIG + 1), 30.0) == Renewal("new", 4)
+    stage.clock.advance(30.0)
+    assert [h.router for h in (await stage.ledger.sweep()).freed] == [other]

@@ -148,7 +148,8 @@ def test_a_cancel_between_batches_keeps_what_was_published(
             should_stop=lambda: num_published() >= 4,
         )
     assert caught.value.num_blocks == NUM_BLOCKS
-    assert num_published() in (4, 6, 8)
+    # Some transports send batches before the first is answered.
+    assert num_published() in range(4, NUM_BLOCKS, 2)
     # The answer to the last batch may have been under way.
     assert caught.value.num_blocks_done in (num_published() - 2, num_published())
 
