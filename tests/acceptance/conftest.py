@@ -5,6 +5,7 @@ Clusters start in seconds, so each file shares the ones it does not break.
 
 import asyncio
 import os
+import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,7 +26,7 @@ from deploy.local.settings import ROOT, ClusterSettings
 from engine.bundled import bundled_model_path
 from engine.testing import FAMILIES, make_random_model_folder
 from runtime.clock import MonotonicClock
-from tandemserve import WorkerView
+from tandemserve import AsyncClient, WorkerView
 
 SHARED_MEMORY = Path("/dev/shm")
 # For whatever happens in an instant on an idle machine: a hang fails, a slow machine does not.
@@ -181,6 +182,23 @@ def health_of() -> Callable[[WorkerView, str], Awaitable[int]]:
             asked = health_pb2.HealthCheckRequest(service=service)
             answer = await health_pb2_grpc.HealthStub(channel).Check(asked, timeout=PATIENCE_S)
             return int(answer.status)
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def has_pushed_to() -> Callable[..., Awaitable[bool]]:
+    """Ask until yes: every decode worker got KV, so the next copy of KV belongs to a request.
+
+    The path to a worker is measured, by copies, before the first push to it.
+    """
+    rng = random.Random(29)
+
+    async def ask(client: AsyncClient, *decode_workers: str) -> bool:
+        prompts = [tuple(rng.choices(range(3, 320), k=20)) for _ in range(8)]
+        calls = (client.generate(prompt, max_tokens=8, ignore_eos=True) for prompt in prompts)
+        answers = await asyncio.gather(*calls)
+        return {answer.timings.decode_worker for answer in answers} >= set(decode_workers)
 
     return ask
 

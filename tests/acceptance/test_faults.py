@@ -6,6 +6,7 @@ import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ Prompt = tuple[int, ...]
 Greedy = Callable[[str, Sequence[Prompt], int], list[Prompt]]
 AssertEmpty = Callable[..., Awaitable[float]]
 Until = Callable[..., Awaitable[float]]
+HasPushedTo = Callable[..., Awaitable[bool]]
 
 PATIENCE_S = 120.0
 NUM_OUTPUT = 48
@@ -140,6 +142,7 @@ async def test_damaged_blocks_are_computed_again_once_and_never_become_a_token(
     extra_worker: ExtraWorker,
     model_folders: dict[str, Path],
     greedy: Greedy,
+    has_pushed_to: HasPushedTo,
     assert_empty: AssertEmpty,
     until: Until,
 ) -> None:
@@ -160,6 +163,7 @@ async def test_damaged_blocks_are_computed_again_once_and_never_become_a_token(
             return [view.state for view in views] == ["ready"]
 
         await until(is_the_only_one)
+        await until(partial(has_pushed_to, client, "decode-0", "decode-1"))
         os.kill(damageable.pid, signal.SIGUSR1)
         answers = await Load(client, PROMPTS).finish()
         assert [answer.token_ids for answer in answers] == expected

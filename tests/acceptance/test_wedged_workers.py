@@ -27,6 +27,7 @@ Prompt = tuple[int, ...]
 Greedy = Callable[[str, Sequence[Prompt], int], list[Prompt]]
 AssertEmpty = Callable[..., Awaitable[float]]
 Until = Callable[..., Awaitable[float]]
+HasPushedTo = Callable[..., Awaitable[bool]]
 HealthOf = Callable[[WorkerView, str], Awaitable[int]]
 
 PATIENCE_S = 120.0
@@ -86,18 +87,12 @@ class Watch:
         return found[-1]
 
 
-async def has_pushed_to_both(client: AsyncClient) -> bool:
-    """After that the next copy belongs to a request: paths are measured before the first push."""
-    prompts = [tuple(_rng.choices(range(3, 320), k=20)) for _ in range(8)]
-    answers = await asyncio.gather(*(ask(client, prompt, num_output=8) for prompt in prompts))
-    return len({answer.timings.decode_worker for answer in answers}) == 2
-
-
 async def test_a_prefill_worker_stopped_in_mid_push_cannot_write_into_blocks_given_to_others(
     cluster: LocalCluster,
     extra_worker: ExtraWorker,
     model_folders: dict[str, Path],
     greedy: Greedy,
+    has_pushed_to: HasPushedTo,
     assert_empty: AssertEmpty,
     until: Until,
 ) -> None:
@@ -111,7 +106,7 @@ async def test_a_prefill_worker_stopped_in_mid_push_cannot_write_into_blocks_giv
         watch = Watch(client, until)
         await watch.state("prefill-x", "ready")
         await client.admin.cordon("prefill-0")
-        await until(partial(has_pushed_to_both, client))
+        await until(partial(has_pushed_to, client, "decode-0", "decode-1"))
         os.kill(stopping.pid, signal.SIGUSR1)
         asking = asyncio.create_task(ask(client, LONG_PROMPT))
 
