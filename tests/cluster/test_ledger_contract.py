@@ -307,7 +307,8 @@ async def test_many_requests_travel_together(stage: Stage) -> None:
 async def test_kv_that_arrives_together_is_booked_together(stage: Stage) -> None:
     await open_books(stage)
     tasks = [TaskId(f"{i}/0") for i in range(3)]
-    for task, legs in zip(tasks, (("decode",), ("prefill",), LEGS), strict=True):
+    legs_by_task: tuple[tuple[Leg, ...], ...] = (("decode",), ("prefill",), LEGS)
+    for task, legs in zip(tasks, legs_by_task, strict=True):
         for leg in legs:
             request = want(stage.worker, task_id=task, leg=leg, num_blocks=2)
             await stage.ledger.reserve(stage.router, request)
