@@ -5,9 +5,7 @@ KV, nothing to find out by experiment. Arithmetic is float32 whatever the pool h
 """
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ MAX_HEAD_DIM = 256
 MAX_GROUP_SIZE = 32
 
 # Pairs of a query token and a key below which a second thread costs more than it saves.
-_MIN_PAIRS_OF_THREAD = 2000
+_MIN_PAIRS_OF_THREAD = 100
 
 _int64, _float, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -90,8 +88,6 @@ class NativeAttention:
         self._num_heads = num_heads
         self.layers = layers
         self.kernels = kernels
-        # Helps where torch may use several threads; threads start when they are needed.
-        self.helpers = ThreadPoolExecutor(thread_name_prefix="attention")
 
     @property
     def arithmetic(self) -> str:
@@ -100,10 +96,8 @@ class NativeAttention:
 
     def begin(self, batch: AttentionBatch, kv_pool: KvPool) -> "NativeStep":
         pairs = int(batch.num_queries @ (batch.starts + batch.num_queries))
-        num_heads = self._layout.num_kv_heads
-        parts = min(torch.get_num_threads(), num_heads, 1 + pairs // _MIN_PAIRS_OF_THREAD)
-        shares = tuple(num_heads * part // parts for part in range(parts + 1))
-        return NativeStep(self._describe(batch, kv_pool), shares, self)
+        num_threads = min(torch.get_num_threads(), 1 + pairs // _MIN_PAIRS_OF_THREAD)
+        return NativeStep(self._describe(batch, kv_pool), num_threads, self)
 
     def _describe(self, batch: AttentionBatch, kv_pool: KvPool) -> "_HeldStep":
         layout = self._layout
@@ -145,12 +139,9 @@ class _HeldStep:
 class NativeStep:
     """One step: its description, and the call of a layer."""
 
-    def __init__(
-        self, held: _HeldStep, shares: tuple[int, ...], attention: NativeAttention
-    ) -> None:
-        """`shares`: the bounds of the KV heads that each thread computes."""
+    def __init__(self, held: _HeldStep, num_threads: int, attention: NativeAttention) -> None:
         self._held = held
-        self._shares = tuple((_int64(first), _int64(last)) for first, last in pairwise(shares))
+        self._num_threads = num_threads
         self._attention = attention
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -166,12 +157,8 @@ class NativeStep:
             *(tensor.stride(0) for tensor in rows),
             out.data_ptr(),
         )
-        attend, helpers = self._attention.kernels.functions.tandem_attend, self._attention.helpers
-        arguments = (ctypes.byref(self._held.step), ctypes.byref(call))
-        others = [helpers.submit(attend, *arguments, *share) for share in self._shares[1:]]
-        attend(*arguments, *self._shares[0])
-        for other in others:
-            other.result()
+        attend = self._attention.kernels.functions.tandem_attend
+        attend(ctypes.byref(self._held.step), ctypes.byref(call), _int64(self._num_threads))
         return out
 
 

@@ -5,145 +5,20 @@
  * counted from the start of the sequence, values added key by key. Rows share the loads of keys and
  * values, nothing else. No reassociation: compile without -ffast-math.
  */
-#include "vectors.h"
+#include "paged_kv.h"
+#include "threads.h"
 
-#define SPLIT 256
-#define MAX_HEAD_DIM 256
-/* Rows that share loads; a row is computed with its three neighbours, or with zeros. */
-#define MAX_ROWS 32
-#define ROWS 4
-#define HIDDEN -1.0e30f
+/* Shares differ in work, so there are several for each thread. */
+#define SHARES_OF_THREAD 8
+/* Tokens to write below which a second thread costs more than it saves. */
+#define MIN_TOKENS_OF_SHARE 64
 
-typedef struct {
-    void *pool; /* [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim] */
-    int64_t is_bfloat16;
-    int64_t num_layers, num_kv_heads, block_size, head_dim, group_size;
-    int64_t num_seqs, num_tokens;
-    const int64_t *starts;       /* [num_seqs] position of the first query token */
-    const int64_t *num_queries;  /* [num_seqs] */
-    const int64_t *block_tables; /* [num_seqs, table_width] */
-    int64_t table_width;
-    const int64_t *slot_mapping; /* [num_tokens] block * block_size + offset */
-} tandem_step;
-
-typedef struct {
-    int64_t layer;
-    float scale;
-    float softcap;          /* 0: none */
-    int64_t sliding_window; /* 0: none */
-    /* [num_tokens, heads, head_dim] float32, tokens this many numbers apart */
-    const float *query, *key, *value;
-    int64_t query_stride, key_stride, value_stride;
-    float *out; /* [num_tokens, num_heads, head_dim], contiguous */
-} tandem_layer;
-
-/* What one tile computes: some query tokens of one sequence, for some KV heads. A block holds its
- * heads side by side, so that a tile of one token takes all of them and reads memory in order. */
+/* What its threads share. */
 typedef struct {
     const tandem_step *step;
     const tandem_layer *layer;
-    const int64_t *table;
-    int64_t first_head, num_heads;
-    /* Rows of each head in the tile, a multiple of ROWS. */
-    int rows_of_head;
-} tile_view;
-
-typedef struct {
-    _Alignas(64) float query[MAX_ROWS][MAX_HEAD_DIM];
-    _Alignas(64) float scores[MAX_ROWS][SPLIT];
-    _Alignas(64) float out[MAX_ROWS][MAX_HEAD_DIM];
-    _Alignas(64) float columns[MAX_HEAD_DIM][LANES];
-    _Alignas(64) float values[LANES][MAX_HEAD_DIM];
-    float highest[MAX_ROWS], weight[MAX_ROWS];
-    int64_t position[MAX_ROWS];
-} tile;
-
-/* Rows become columns. */
-static inline void transpose(uvec rows[LANES]) {
-#define STAGE(width, ...)                                                      \
-    for (int i = 0; i < LANES; i++) {                                          \
-        if (i & width) continue;                                               \
-        uvec low = rows[i], high = rows[i + width];                            \
-        rows[i] = __builtin_shufflevector(low, high, __VA_ARGS__);             \
-        rows[i + width] = SECOND_##width(low, high);                           \
-    }
-#define SECOND_1(a, b) __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31)
-#define SECOND_2(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
-#define SECOND_4(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31)
-#define SECOND_8(a, b) __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
-    STAGE(1, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30)
-    STAGE(2, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
-    STAGE(4, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27)
-    STAGE(8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
-#undef STAGE
-}
-
-static inline int64_t head_stride(const tandem_step *s) { return s->block_size * s->head_dim; }
-static inline int64_t to_values(const tandem_step *s) { return s->num_kv_heads * head_stride(s); }
-
-/* Where the keys of LANES positions from `first` on lie for the first head, counted in numbers.
- * Further heads follow after head_stride, values after to_values. Positions from `last` on repeat
- * the one before. */
-static void key_offsets(const tile_view *view, int64_t first, int64_t last, int64_t offsets[LANES]) {
-    const tandem_step *s = view->step;
-    const int64_t block_stride = s->num_layers * 2 * to_values(s);
-    const int64_t head = view->layer->layer * 2 * to_values(s) + view->first_head * head_stride(s);
-    int64_t index = first / s->block_size, in_block = first % s->block_size;
-    int64_t offset = view->table[index] * block_stride + head + in_block * s->head_dim;
-    for (int t = 0; t < LANES; t++) {
-        offsets[t] = offset;
-        if (first + t + 1 >= last) continue;
-        if (++in_block < s->block_size) {
-            offset += s->head_dim;
-        } else {
-            in_block = 0;
-            offset = view->table[++index] * block_stride + head;
-        }
-    }
-}
-
-/* tile->columns[d][t]: keys of LANES positions, turned round. */
-static void load_keys(const tile_view *view, const int64_t offsets[LANES], int64_t further, tile *tile) {
-    const int64_t dim = view->step->head_dim;
-    int64_t d = 0;
-    if (view->step->is_bfloat16) {
-        const uint16_t *pool = (const uint16_t *)view->step->pool + further;
-        for (; d + 2 * LANES <= dim; d += 2 * LANES) {
-            uvec pairs[LANES];
-            for (int t = 0; t < LANES; t++) memcpy(&pairs[t], pool + offsets[t] + d, sizeof(uvec));
-            transpose(pairs);
-            for (int i = 0; i < LANES; i++) {
-                *(uvec *)tile->columns[d + 2 * i] = pairs[i] << 16;
-                *(uvec *)tile->columns[d + 2 * i + 1] = pairs[i] & 0xffff0000u;
-            }
-        }
-        for (; d < dim; d++)
-            for (int t = 0; t < LANES; t++) tile->columns[d][t] = bfloat16_to_float(pool[offsets[t] + d]);
-        return;
-    }
-    const float *pool = (const float *)view->step->pool + further;
-    for (; d + LANES <= dim; d += LANES) {
-        uvec rows[LANES];
-        for (int t = 0; t < LANES; t++) memcpy(&rows[t], pool + offsets[t] + d, sizeof(uvec));
-        transpose(rows);
-        for (int i = 0; i < LANES; i++) *(uvec *)tile->columns[d + i] = rows[i];
-    }
-    for (; d < dim; d++)
-        for (int t = 0; t < LANES; t++) tile->columns[d][t] = pool[offsets[t] + d];
-}
-
-static void load_values(const tile_view *view, const int64_t offsets[LANES], int64_t further, tile *tile) {
-    const tandem_step *s = view->step;
-    for (int t = 0; t < LANES; t++) {
-        if (s->is_bfloat16) {
-            const uint16_t *row = (const uint16_t *)s->pool + offsets[t] + further;
-            uint32_t *into = (uint32_t *)tile->values[t];
-            for (int64_t d = 0; d < s->head_dim; d++) into[d] = (uint32_t)row[d] << 16;
-        } else {
-            memcpy(tile->values[t], (const float *)s->pool + offsets[t] + further, (size_t)s->head_dim * 4);
-        }
-    }
-}
+    int64_t head_parts, num_units;
+} attention_call;
 
 /* Scores of four rows against LANES keys; even and odd dimensions are summed apart. */
 static inline void score_rows(const tile *tile, int64_t dim, int row, vec scores[ROWS]) {
@@ -318,10 +193,14 @@ static void write_row(const tandem_step *s, int64_t offset, const float *from) {
     for (int64_t d = 0; d < s->head_dim; d++) into[d] = float_to_bfloat16(from[d]);
 }
 
-static void write_new(const tandem_step *s, const tandem_layer *layer, int64_t first_head, int64_t last_head) {
-    for (int64_t token = 0; token < s->num_tokens; token++) {
+/* The keys and values of the tokens of one share, all heads. */
+static void write_share(const void *call, int64_t share, int64_t num_shares) {
+    const tandem_step *s = ((const attention_call *)call)->step;
+    const tandem_layer *layer = ((const attention_call *)call)->layer;
+    const int64_t last = s->num_tokens * (share + 1) / num_shares;
+    for (int64_t token = s->num_tokens * share / num_shares; token < last; token++) {
         int64_t block = s->slot_mapping[token] / s->block_size, at = s->slot_mapping[token] % s->block_size;
-        for (int64_t head = first_head; head < last_head; head++) {
+        for (int64_t head = 0; head < s->num_kv_heads; head++) {
             int64_t row = (block * s->num_layers + layer->layer) * 2 * s->num_kv_heads + head;
             int64_t offset = (row * s->block_size + at) * s->head_dim;
             write_row(s, offset, layer->key + token * layer->key_stride + head * s->head_dim);
@@ -331,26 +210,57 @@ static void write_new(const tandem_step *s, const tandem_layer *layer, int64_t f
     }
 }
 
-/* The KV heads [first_head, last_head) of one layer of a step: writes the new keys and values into
- * the pool, then attends. Heads have nothing in common, so threads may share them out. */
-void tandem_attend(const tandem_step *s, const tandem_layer *layer, int64_t first_head, int64_t last_head) {
+/* Some query tokens of one sequence, the heads [first_head, last_head). */
+static void attend_tokens(const tile_view *where, tile *tile, int64_t token, int64_t position, int64_t count,
+                          int64_t last_head) {
+    const int64_t rows_of_head = (count * where->step->group_size + ROWS - 1) / ROWS * ROWS;
+    const int64_t at_once = MAX_ROWS / rows_of_head;
+    tile_view view = *where;
+    view.rows_of_head = (int)rows_of_head;
+    for (; view.first_head < last_head; view.first_head += view.num_heads) {
+        const int64_t left = last_head - view.first_head;
+        view.num_heads = left < at_once ? left : at_once;
+        attend_tile(&view, tile, token, position, count);
+    }
+}
+
+static int64_t groups_of(const tandem_step *s, int64_t seq) {
+    const int64_t size = MAX_ROWS / s->group_size;
+    return (s->num_queries[seq] + size - 1) / size;
+}
+
+/* Units are groups of query tokens times parts of the heads; nothing that a unit computes depends
+ * on another. */
+static void attend_share(const void *shared, int64_t share, int64_t num_shares) {
+    const attention_call *call = shared;
+    const tandem_step *s = call->step;
+    const int64_t size = MAX_ROWS / s->group_size, parts = call->head_parts;
+    int64_t unit = call->num_units * share / num_shares, seq = 0, token = 0, before = 0;
+    const int64_t last_unit = call->num_units * (share + 1) / num_shares;
     tile tile;
     memset(tile.values, 0, sizeof tile.values);
-    write_new(s, layer, first_head, last_head);
-    const int64_t per_tile = MAX_ROWS / s->group_size;
-    int64_t token = 0;
-    for (int64_t seq = 0; seq < s->num_seqs; seq++) {
-        const int64_t *table = s->block_tables + seq * s->table_width;
-        for (int64_t at = 0; at < s->num_queries[seq]; at += per_tile) {
-            int64_t left = s->num_queries[seq] - at, count = left < per_tile ? left : per_tile;
-            int64_t rows_of_head = (count * s->group_size + ROWS - 1) / ROWS * ROWS;
-            int64_t at_once = MAX_ROWS / rows_of_head, heads;
-            for (int64_t head = first_head; head < last_head; head += heads) {
-                heads = last_head - head < at_once ? last_head - head : at_once;
-                tile_view view = {s, layer, table, head, heads, (int)rows_of_head};
-                attend_tile(&view, &tile, token + at, s->starts[seq] + at, count);
-            }
+    for (; unit < last_unit; unit++) {
+        for (; unit / parts >= before + groups_of(s, seq); seq++) {
+            before += groups_of(s, seq);
+            token += s->num_queries[seq];
         }
-        token += s->num_queries[seq];
+        const int64_t at = (unit / parts - before) * size, part = unit % parts;
+        const int64_t left = s->num_queries[seq] - at, count = left < size ? left : size;
+        const tile_view where = {s, call->layer, s->block_tables + seq * s->table_width,
+                                 s->num_kv_heads * part / parts, 0, 0};
+        attend_tokens(&where, &tile, token + at, s->starts[seq] + at, count,
+                      s->num_kv_heads * (part + 1) / parts);
     }
+}
+
+/* One layer of a step: writes the new keys and values into the pool, then attends. */
+void tandem_attend(const tandem_step *s, const tandem_layer *layer, int64_t num_threads) {
+    attention_call call = {s, layer, 1, 0};
+    for (int64_t seq = 0; seq < s->num_seqs; seq++) call.num_units += groups_of(s, seq);
+    /* A head alone reads memory with gaps, so heads part only where there is too little else. */
+    if (call.num_units < 2 * num_threads) call.head_parts = s->num_kv_heads;
+    call.num_units *= call.head_parts;
+    tandem_in_shares(write_share, &call, 1 + s->num_tokens / MIN_TOKENS_OF_SHARE, num_threads);
+    const int64_t most = SHARES_OF_THREAD * num_threads;
+    tandem_in_shares(attend_share, &call, call.num_units < most ? call.num_units : most, num_threads);
 }
