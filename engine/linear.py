@@ -42,6 +42,11 @@ class Linear:
         """[outputs], or None."""
         return self._bias
 
+    @property
+    def tiled(self) -> TiledMatrix | None:
+        """The matrix, if it is multiplied on the matrix unit."""
+        return self._matrix if isinstance(self._matrix, TiledMatrix) else None
+
     def __call__(self, rows: Tensor, bounds: tuple[int, ...]) -> Tensor:
         """[bounds[-1], outputs] of rows [bounds[-1], inputs]."""
         if not rows.shape[0]:

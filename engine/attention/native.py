@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.attention.backend import AttentionBatch, IntArray
 from engine.kv_pool import KvLayout, KvPool
 from engine.model_config import LayerAttention
+from engine.native.calls import AttentionCall, AttentionStep
 from engine.native.library import KernelLibrary
 
 # As in the C source.
@@ -22,47 +23,6 @@ MAX_GROUP_SIZE = 32
 
 # Pairs of a query token and a key below which a second thread costs more than it saves.
 _MIN_PAIRS_OF_THREAD = 100
-
-_int64, _float, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-
-
-class _Step(ctypes.Structure):
-    """tandem_step of the C source."""
-
-    _fields_ = (
-        ("pool", _pointer),
-        ("is_bfloat16", _int64),
-        ("num_layers", _int64),
-        ("num_kv_heads", _int64),
-        ("block_size", _int64),
-        ("head_dim", _int64),
-        ("group_size", _int64),
-        ("num_seqs", _int64),
-        ("num_tokens", _int64),
-        ("starts", _pointer),
-        ("num_queries", _pointer),
-        ("block_tables", _pointer),
-        ("table_width", _int64),
-        ("slot_mapping", _pointer),
-    )
-
-
-class _Layer(ctypes.Structure):
-    """tandem_layer of the C source."""
-
-    _fields_ = (
-        ("layer", _int64),
-        ("scale", _float),
-        ("softcap", _float),
-        ("sliding_window", _int64),
-        ("query", _pointer),
-        ("key", _pointer),
-        ("value", _pointer),
-        ("query_stride", _int64),
-        ("key_stride", _int64),
-        ("value_stride", _int64),
-        ("out", _pointer),
-    )
 
 
 def fits(layout: KvLayout, num_heads: int) -> bool:
@@ -108,7 +68,7 @@ class NativeAttention:
             )
         )  # fmt: skip
         starts, num_queries, tables, slots = (array.ctypes.data for array in arrays)
-        step = _Step(
+        step = AttentionStep(
             kv_pool.tensor.data_ptr(),
             layout.torch_dtype == torch.bfloat16,
             layout.num_layers,
@@ -131,7 +91,7 @@ class NativeAttention:
 class _HeldStep:
     """What the kernel reads, and the owners of the memory behind its addresses."""
 
-    step: _Step
+    step: AttentionStep
     arrays: tuple[IntArray, ...]
     kv_pool: KvPool
 
@@ -141,14 +101,19 @@ class NativeStep:
 
     def __init__(self, held: _HeldStep, num_threads: int, attention: NativeAttention) -> None:
         self._held = held
-        self._num_threads = num_threads
+        self.num_threads = num_threads
         self._attention = attention
+
+    @property
+    def description(self) -> AttentionStep:
+        """For a call from C; what it points to lives as long as this step."""
+        return self._held.step
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         settings = self._attention.layers[layer]
         out = torch.empty(query.shape, dtype=torch.float32)
         rows = (_with_whole_tokens(query), _with_whole_tokens(key), _with_whole_tokens(value))
-        call = _Layer(
+        call = AttentionCall(
             layer,
             settings.scale,
             settings.softcap or 0.0,
@@ -156,9 +121,10 @@ class NativeStep:
             *(tensor.data_ptr() for tensor in rows),
             *(tensor.stride(0) for tensor in rows),
             out.data_ptr(),
+            False,
         )
         attend = self._attention.kernels.functions.tandem_attend
-        attend(ctypes.byref(self._held.step), ctypes.byref(call), _int64(self._num_threads))
+        attend(ctypes.byref(self._held.step), ctypes.byref(call), ctypes.c_int64(self.num_threads))
         return out
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import StepAttention
+from engine.attention.native import NativeStep
 from engine.linear import product_shapes
 from engine.model_config import ModelConfig
+from engine.models.compiled_layers import compile_layers
 from engine.models.decoder_weights import DecoderWeights
 from engine.models.gated import softcapped
 from engine.models.heads import HeadCounts, StepHeads
@@ -41,10 +43,18 @@ class Decoder:
         )
         # Which of them each layer rotates with.
         self._rope_indices = tuple(ropes.index(rope) for rope in config.layer_ropes)
+        self._compiled = compile_layers(
+            config, weights, [self._rope_tables[index] for index in self._rope_indices]
+        )
         self._head_counts = HeadCounts(config.num_heads, config.num_kv_heads, config.head_dim)
         # In the dtype of the model, which rounds it.
         scale = torch.tensor(config.hidden_size**0.5, dtype=self.dtype, device=self.device)
         self._embedding_scale = scale if config.is_gemma else None
+
+    @property
+    def runs_layers_at_once(self) -> bool:
+        """Whether a step with compiled attention is one call (engine/models/compiled_layers.py)."""
+        return self._compiled is not None
 
     @property
     def arithmetic(self) -> str:
@@ -60,6 +70,8 @@ class Decoder:
         """
         step = StepRows.of(token_ids.shape[0], self.row_tiles)
         hidden = step.pad(self._embed(token_ids))
+        if self._compiled is not None and isinstance(attention, NativeStep):
+            return self._compiled(hidden, positions, attention)
         heads = [
             StepHeads(self._head_counts, table, positions, self.weights.kernels)
             for table in self._rope_tables

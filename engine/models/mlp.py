@@ -31,6 +31,7 @@ class DenseMlp:
         """`gate_up` hidden_size -> 2 * intermediate_size, `down` back to hidden_size."""
         self.gate_up = gate_up
         self.down = down
+        self.activation = activation
         self._gated = choose_gated(activation, kernels)
 
     @property

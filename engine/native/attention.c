@@ -160,9 +160,15 @@ static void end_tile(const tile_view *view, const tile *tile, int64_t token, int
     for (int64_t head = 0; head < view->num_heads; head++)
         for (int64_t in_head = 0; in_head < count * group; in_head++) {
             int64_t row = head * view->rows_of_head + in_head;
-            float *out = view->layer->out + ((token + in_head / group) * num_heads +
-                                             (view->first_head + head) * group + in_head % group) * dim;
-            for (int64_t d = 0; d < dim; d++) out[d] = tile->out[row][d] / tile->weight[row];
+            int64_t query_head = (view->first_head + head) * group + in_head % group;
+            int64_t to = ((token + in_head / group) * num_heads + query_head) * dim;
+            float *out = (float *)view->layer->out + to;
+            uint16_t *rounded = (uint16_t *)view->layer->out + to;
+            for (int64_t d = 0; d < dim; d++) {
+                const float value = tile->out[row][d] / tile->weight[row];
+                if (view->layer->out_is_bfloat16) rounded[d] = float_to_bfloat16(value);
+                else out[d] = value;
+            }
         }
 }
 

@@ -71,8 +71,10 @@ def load_kernels(compiler: str, cache_folder: Path | None = None) -> KernelLibra
     if kept is not None and _is_private(kept):
         try:
             return _library_in(kept, compiler, digest)
-        except OSError:
-            pass  # full, mounted noexec, or a damaged file: a folder of our own may do
+        except (OSError, KernelsNotBuilt):
+            # Mounted noexec, a damaged file, or full, of which the compiler says only that it
+            # failed: a folder of our own may do.
+            pass
     try:
         with tempfile.TemporaryDirectory(prefix="tandem-kernels-") as folder:
             return _library_in(Path(folder), compiler, digest)

@@ -1,6 +1,7 @@
 /* Keys and values of a paged pool: where they lie, and how a tile of work takes them in. */
 #ifndef TANDEM_PAGED_KV_H
 #define TANDEM_PAGED_KV_H
+#include "kernels.h"
 #include "vectors.h"
 
 #define SPLIT 256
@@ -9,29 +10,6 @@
 #define MAX_ROWS 32
 #define ROWS 4
 #define HIDDEN -1.0e30f
-
-typedef struct {
-    void *pool; /* [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim] */
-    int64_t is_bfloat16;
-    int64_t num_layers, num_kv_heads, block_size, head_dim, group_size;
-    int64_t num_seqs, num_tokens;
-    const int64_t *starts;       /* [num_seqs] position of the first query token */
-    const int64_t *num_queries;  /* [num_seqs] */
-    const int64_t *block_tables; /* [num_seqs, table_width] */
-    int64_t table_width;
-    const int64_t *slot_mapping; /* [num_tokens] block * block_size + offset */
-} tandem_step;
-
-typedef struct {
-    int64_t layer;
-    float scale;
-    float softcap;          /* 0: none */
-    int64_t sliding_window; /* 0: none */
-    /* [num_tokens, heads, head_dim] float32, tokens this many numbers apart */
-    const float *query, *key, *value;
-    int64_t query_stride, key_stride, value_stride;
-    float *out; /* [num_tokens, num_heads, head_dim], contiguous */
-} tandem_layer;
 
 /* What one tile computes: some query tokens of one sequence, for some KV heads. A block holds its
  * heads side by side, so that a tile of one token takes all of them and reads memory in order. */

@@ -4,6 +4,7 @@
  * the first step to the last and rounded once. So it depends on its row and its column alone, not
  * on the number of rows, nor on the share of the columns that a thread takes.
  */
+#include "kernels.h"
 #include "threads.h"
 #include "vectors.h"
 
@@ -21,13 +22,6 @@
 #define MIN_NUMBERS_OF_SHARE 131072
 /* Further shares would read the rows more often than they help. */
 #define SHARES_OF_THREAD 4
-
-typedef struct {
-    const uint16_t *rows;   /* [num_rows, inner] */
-    const uint16_t *matrix; /* [columns / BLOCK, inner / K_STEP, 2, K_STEP / 2, TILE, 2], zeros behind */
-    uint16_t *out;          /* [num_rows, columns] */
-    int64_t num_rows, inner, columns, num_threads; /* inner: a multiple of K_STEP */
-} tandem_product;
 
 #if defined(__AMX_BF16__) && defined(__linux__)
 #include <immintrin.h>

@@ -9,26 +9,11 @@ import ctypes
 import torch
 from torch import Tensor
 
+from engine.native.calls import ProductCall
 from engine.native.library import KernelLibrary
 
 # As in the C source.
 _BLOCK, _TILE, _K_STEP = 32, 16, 32
-
-_int64, _pointer = ctypes.c_int64, ctypes.c_void_p
-
-
-class _Product(ctypes.Structure):
-    """tandem_product of the C source."""
-
-    _fields_ = (
-        ("rows", _pointer),
-        ("matrix", _pointer),
-        ("out", _pointer),
-        ("num_rows", _int64),
-        ("inner", _int64),
-        ("columns", _int64),
-        ("num_threads", _int64),
-    )
 
 
 class TiledMatrix:
@@ -55,6 +40,16 @@ class TiledMatrix:
         rows = self._tiles.permute(0, 2, 4, 1, 3, 5).reshape(blocks * _BLOCK, steps * _K_STEP)
         return rows[:outputs, :inputs].contiguous()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether rows need no padding before they are multiplied."""
+        return self._shape[1] % _K_STEP == 0
+
+    def call(self) -> ProductCall:
+        """Everything but the rows, for a call from C; the matrix stays this object's."""
+        inner = self._tiles.shape[1] * _K_STEP
+        return ProductCall(matrix=self._tiles.data_ptr(), inner=inner, columns=self._shape[0])
+
     def multiply(self, rows: Tensor) -> Tensor:
         """[n, outputs] of rows [n, inputs]."""
         outputs, inputs = self._shape
@@ -63,7 +58,7 @@ class TiledMatrix:
             rows = torch.nn.functional.pad(rows, (0, padded_inputs - inputs))
         rows = rows.contiguous()
         out = rows.new_empty(rows.shape[0], outputs)
-        call = _Product(
+        call = ProductCall(
             rows.data_ptr(),
             self._tiles.data_ptr(),
             out.data_ptr(),

@@ -5,6 +5,7 @@
  */
 #include <math.h>
 
+#include "kernels.h"
 #include "threads.h"
 #include "vectors.h"
 
@@ -50,15 +51,6 @@ static inline float scale_of(vec even, vec odd, int64_t width, float eps) {
     return 1.0f / sqrtf(total / (float)width + eps);
 }
 
-typedef struct {
-    void *rows;      /* [num_rows, width]; with `add`, the sum is written there */
-    const void *add; /* null, or [num_rows, width] */
-    const void *weight;
-    void *out;       /* [num_rows, width], or null: only add */
-    int64_t num_rows, width, is_bfloat16, weight_is_bfloat16, num_threads;
-    float eps;
-} tandem_norm;
-
 static inline void norm_row(const tandem_norm *n, int64_t row, int64_t is_bfloat16) {
     const int64_t start = row * n->width, width = n->width;
     vec sums[2] = {{0}, {0}};
@@ -99,12 +91,6 @@ void tandem_normalise(const tandem_norm *n) {
     tandem_in_shares(norm_share, n, shares_of(n->num_rows, n->width), n->num_threads);
 }
 
-typedef struct {
-    const void *rows; /* [num_rows, 2 * width]: gate, up */
-    void *out;        /* [num_rows, width] */
-    int64_t num_rows, width, is_bfloat16, is_gelu, num_threads;
-} tandem_gate;
-
 /* gelu(x) is about x * sigmoid(2u), u = sqrt(2 / pi) * (x + 0.044715 x^3); Hendrycks, Gimpel 2016. */
 static inline vec activate(vec gate, int64_t is_gelu) {
     vec exponent = -gate;
@@ -128,18 +114,6 @@ static void gate_share(const void *job, int64_t share, int64_t num_shares) {
 void tandem_apply_gate(const tandem_gate *g) {
     tandem_in_shares(gate_share, g, shares_of(g->num_rows, 4 * g->width), g->num_threads);
 }
-
-typedef struct {
-    const void *rows; /* [num_tokens, num_heads * head_dim]: queries, keys, values */
-    float *out;       /* the same shape */
-    /* [positions, rotary_dim / 2] */
-    const float *cos, *sin;
-    const int64_t *positions; /* [num_tokens] */
-    /* [head_dim] each, or null */
-    const float *query_weight, *key_weight;
-    int64_t num_tokens, num_queries, num_keys, num_heads, head_dim, rotary_dim, is_bfloat16, num_threads;
-    float query_eps, key_eps;
-} tandem_turn;
 
 static void norm_head(float *head, const float *weight, int64_t dim, float eps) {
     vec sums[2] = {{0}, {0}};
@@ -186,4 +160,19 @@ static void turn_share(const void *job, int64_t share, int64_t num_shares) {
 /* Rows as float32; queries and keys normalised where there are weights, and rotated. */
 void tandem_turn_heads(const tandem_turn *t) {
     tandem_in_shares(turn_share, t, shares_of(t->num_tokens, t->num_heads * t->head_dim), t->num_threads);
+}
+
+static void bias_share(const void *job, int64_t share, int64_t num_shares) {
+    const tandem_bias *b = job;
+    const int64_t width = b->width, end = b->num_rows * (share + 1) / num_shares;
+    for (int64_t row = b->num_rows * share / num_shares; row < end; row++)
+        for (int64_t i = 0; i < width; i += LANES) {
+            vec sum = load(b->rows, row * width + i, width - i, 1) + load(b->bias, i, width - i, 1);
+            store(b->rows, row * width + i, width - i, 1, sum);
+        }
+}
+
+/* rows += bias. */
+void tandem_add_bias(const tandem_bias *b) {
+    tandem_in_shares(bias_share, b, shares_of(b->num_rows, b->width), b->num_threads);
 }

@@ -10,64 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.native.calls import GateCall, NormCall, TurnCall
 from engine.native.library import KernelLibrary
-
-_int64, _float, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-
-
-class _Norm(ctypes.Structure):
-    """tandem_norm of the C source."""
-
-    _fields_ = (
-        ("rows", _pointer),
-        ("add", _pointer),
-        ("weight", _pointer),
-        ("out", _pointer),
-        ("num_rows", _int64),
-        ("width", _int64),
-        ("is_bfloat16", _int64),
-        ("weight_is_bfloat16", _int64),
-        ("num_threads", _int64),
-        ("eps", _float),
-    )
-
-
-class _Gate(ctypes.Structure):
-    """tandem_gate of the C source."""
-
-    _fields_ = (
-        ("rows", _pointer),
-        ("out", _pointer),
-        ("num_rows", _int64),
-        ("width", _int64),
-        ("is_bfloat16", _int64),
-        ("is_gelu", _int64),
-        ("num_threads", _int64),
-    )
-
-
-class _Turn(ctypes.Structure):
-    """tandem_turn of the C source."""
-
-    _fields_ = (
-        ("rows", _pointer),
-        ("out", _pointer),
-        ("cos", _pointer),
-        ("sin", _pointer),
-        ("positions", _pointer),
-        ("query_weight", _pointer),
-        ("key_weight", _pointer),
-        ("num_tokens", _int64),
-        ("num_queries", _int64),
-        ("num_keys", _int64),
-        ("num_heads", _int64),
-        ("head_dim", _int64),
-        ("rotary_dim", _int64),
-        ("is_bfloat16", _int64),
-        ("num_threads", _int64),
-        ("query_eps", _float),
-        ("key_eps", _float),
-    )
 
 
 class HeadNorm(Protocol):
@@ -91,7 +35,7 @@ def normalise(
     rows = rows.contiguous()
     out = torch.empty_like(rows)
     width = weight.shape[0]
-    call = _Norm(
+    call = NormCall(
         rows.data_ptr(),
         None if added is None else added.data_ptr(),
         weight.data_ptr(),
@@ -112,7 +56,7 @@ def apply_gate(kernels: KernelLibrary, gate_up: Tensor, *, is_gelu: bool) -> Ten
     gate_up = gate_up.contiguous()
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(num_rows, width)
-    call = _Gate(
+    call = GateCall(
         gate_up.data_ptr(),
         out.data_ptr(),
         num_rows,
@@ -152,7 +96,7 @@ def turn_heads(
     """
     rows = rows.contiguous()
     out = torch.empty(rows.shape[0], rows.shape[1] // turn.head_dim, turn.head_dim)
-    call = _Turn(
+    call = TurnCall(
         rows.data_ptr(),
         out.data_ptr(),
         turn.cos.data_ptr(),

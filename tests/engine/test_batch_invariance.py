@@ -38,6 +38,8 @@ FIELDS = family_fields(
     num_attention_heads=6,
     num_key_value_heads=2,
 )
+# As real models are: on the matrix unit all layers are one call.
+WHOLE = FIELDS | {"hidden_size": 96, "intermediate_size": 160}
 NUM_BLOCKS = 400
 
 Alone = Callable[[TrialRequest], TrialResult]
@@ -45,14 +47,17 @@ Alone = Callable[[TrialRequest], TrialResult]
 
 @pytest.fixture(
     scope="module",
-    params=product(["float32", "bfloat16"], ["auto", "torch"]),
+    params=[
+        *product(["float32", "bfloat16"], ["auto", "torch"], ["awkward"]),
+        ("bfloat16", "auto", "whole"),
+    ],
     ids="-".join,
 )
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     torch.set_num_threads(1)
     folder: Path = tmp_path_factory.mktemp("model")
-    make_random_model_folder(folder, seed=3, fields=FIELDS)
-    dtype, kernels = request.param
+    dtype, kernels, widths = request.param
+    make_random_model_folder(folder, seed=3, fields=WHOLE if widths == "whole" else FIELDS)
     return load_model(folder, dtype, kernels=kernels)
 
 

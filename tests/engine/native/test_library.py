@@ -61,6 +61,15 @@ def test_a_home_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_a_home_without_room_does_not_matter(tmp_path: Path) -> None:
+    home = tmp_path / "kernels"
+    # Where the disk is full, all that is known is that the compiler failed.
+    body = f'case "$*" in *"{home}"*) exit 1;; esac; exec {COMPILER} "$@"'
+    assert load_kernels(script(tmp_path, body), home).digest
+    assert not list(home.iterdir())
+
+
+@needs_compiler
 def test_a_kept_library_that_is_damaged_does_not_matter(tmp_path: Path) -> None:
     digest = load_kernels(COMPILER, tmp_path).digest
     (library,) = tmp_path.iterdir()
