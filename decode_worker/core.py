@@ -118,6 +118,11 @@ class DecodeCore:
         """Tasks that hold or await anything here."""
         return len(self._task_by_id)
 
+    @property
+    def can_compute(self) -> bool:
+        """Whether `plan` may find something; it never does where this is false."""
+        return bool(self._running or self._ready)
+
     def handle(self, event: WorkerEvent) -> list[WorkerAction]:
         """Take in one event."""
         match event:

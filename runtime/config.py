@@ -190,7 +190,7 @@ class WorkerConfig(ProcessConfig):
         True, description="keep KV of prompts and answers for requests that begin alike"
     )
     max_num_batched_tokens: int = Field(
-        512, ge=1, le=1_048_576, description="tokens in one iteration"
+        1024, ge=1, le=1_048_576, description="tokens in one iteration"
     )
     num_threads: int | None = Field(
         None, ge=1, le=4096, description="CPU threads of the engine; default: the cores available"

@@ -11,8 +11,9 @@ speed for one step.
 import fcntl
 import mmap
 import os
+import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -29,7 +30,8 @@ MAX_PATIENCE_S = 5.0
 
 _NUM_PLACES = 64
 _INSTANTS_OF_A_PLACE = 4
-_PLACE_BYTES = 8 * _INSTANTS_OF_A_PLACE
+_PLACE = struct.Struct(f"{_INSTANTS_OF_A_PLACE}d")
+_PLACE_BYTES = _PLACE.size
 _FILE_BYTES = _NUM_PLACES * _PLACE_BYTES
 
 
@@ -52,6 +54,24 @@ class EngineMark:
     waiting_since: float = 0.0
     waiting_until: float = 0.0
 
+    def is_busy(self, now: float) -> bool:
+        """It computes."""
+        return _is_ahead(self.busy_until, now, MAX_PATIENCE_S)
+
+    def is_active(self, now: float) -> bool:
+        """It computes, or has a moment ago."""
+        return self.is_busy(now) or _is_ahead(self.active_until, now, MAX_PATIENCE_S)
+
+    def is_waiting(self, now: float) -> bool:
+        """It wants to compute."""
+        return _is_ahead(self.waiting_until, now, MAX_WAIT_BETWEEN_ASKS_S)
+
+
+def _is_ahead(until: float, now: float, at_most_s: float) -> bool:
+    # Nobody writes an instant further ahead than that. What lies there is of a time before the
+    # machine's last start, or no mark. Twice, for another may have looked at the clock later.
+    return now < until <= now + 2 * at_most_s
+
 
 NO_MARK = EngineMark()
 
@@ -72,13 +92,11 @@ def share_of_cores(
 ) -> int | None:
     """Threads for an engine that wants to compute now; None while it is the turn of others."""
     limit = max_engines_at_once(num_cores)
-    num_busy = sum(mark.busy_until > now for mark in others)
-    num_before = sum(
-        mark.waiting_until > now and mark.waiting_since < waiting_since for mark in others
-    )
+    num_busy = sum(mark.is_busy(now) for mark in others)
+    num_before = sum(mark.is_waiting(now) and mark.waiting_since < waiting_since for mark in others)
     if num_busy + num_before >= limit:
         return None
-    num_active = sum(max(mark.busy_until, mark.active_until) > now for mark in others)
+    num_active = sum(mark.is_active(now) for mark in others)
     return num_cores // min(limit, 1 + num_active)
 
 
@@ -101,21 +119,24 @@ class CoreSharing:
         self._instants: memoryview[float] = memoryview(self._map).cast("d")
         self._write(self._place, NO_MARK)
         self._waiting_since: float | None = None
+        self._waiting_until = 0.0
         self._began_at = 0.0
         # Until a step was seen nobody knows how long one takes.
         self._longest_step_s = MAX_PATIENCE_S
 
     def begin(self, now: float) -> int | None:
         """The threads to use for a step that begins now; None: ask again in a millisecond."""
-        if self._waiting_since is None:
+        if self._waiting_since is None or now >= self._waiting_until:
+            # Also where it gave up its turn, as others saw it.
             self._waiting_since = now
         others = dict(self._others())
         share = self._share(list(others.values()), now)
         if share is None and self._forget_the_dead(others, now):
             share = self._share([mark for _, mark in self._others()], now)
         if share is None:
-            until = now + MAX_WAIT_BETWEEN_ASKS_S
-            self._write(self._place, EngineMark(0.0, 0.0, self._waiting_since, until))
+            self._waiting_until = now + MAX_WAIT_BETWEEN_ASKS_S
+            mark = EngineMark(0.0, 0.0, self._waiting_since, self._waiting_until)
+            self._write(self._place, mark)
             return None
         patience_s = _PATIENCE * self._longest_step_s
         until = now + min(MAX_PATIENCE_S, max(MIN_PATIENCE_S, patience_s))
@@ -155,17 +176,15 @@ class CoreSharing:
         return share_of_cores(self._num_cores, others, self._waiting_since, now)
 
     def _others(self) -> Iterator[tuple[int, EngineMark]]:
-        instants: list[float] = list(self._instants)
-        for place in range(_NUM_PLACES):
-            begin = place * _INSTANTS_OF_A_PLACE
-            values = instants[begin : begin + _INSTANTS_OF_A_PLACE]
+        for place, values in enumerate(_PLACE.iter_unpack(self._instants)):
             if place != self._place and any(values):
                 yield place, EngineMark(*values)
 
     def _write(self, place: int, mark: EngineMark) -> None:
+        instants = (mark.busy_until, mark.active_until, mark.waiting_since, mark.waiting_until)
         begin = place * _INSTANTS_OF_A_PLACE
-        for index, instant in enumerate(astuple(mark)):
-            self._instants[begin + index] = instant
+        for index, instant in enumerate(instants, begin):
+            self._instants[index] = instant
 
     def _take_place(self, path: Path) -> int:
         # A lock on one byte; the kernel lets it go when the process ends, however it ends.
@@ -176,7 +195,7 @@ class CoreSharing:
 
     def _forget_the_dead(self, others: dict[int, EngineMark], now: float) -> bool:
         """Clear the marks of engines that were killed in a step; whether there were any."""
-        dead = [place for place, mark in others.items() if mark.busy_until > now]
+        dead = [place for place, mark in others.items() if mark.is_busy(now)]
         dead = [place for place in dead if self._lock(place)]
         for place in dead:
             self._write(place, NO_MARK)

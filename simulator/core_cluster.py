@@ -340,7 +340,9 @@ class CoreCluster:
     def _step_if_idle(self, worker: SimulatedWorker) -> None:
         if worker.is_stepping or not worker.is_alive:
             return
+        can_compute = worker.core.can_compute
         actions, plan = worker.core.plan()
+        assert can_compute or plan is None
         self._act(worker, actions)
         if plan is None:
             return

@@ -44,6 +44,7 @@ class AsyncClient:
         query_timeout_s: float = 30.0,
         max_retries: int | None = None,
         retry_for_s: float = 10.0,
+        resume_for_s: float | None = None,
         rng: random.Random | None = None,
         sleep: AsyncSleep | None = None,
     ) -> None:
@@ -53,7 +54,7 @@ class AsyncClient:
             tls=tls,
             timeout_s=timeout_s,
             query_timeout_s=query_timeout_s,
-            retry=RetryPolicy(max_retries=max_retries, retry_for_s=retry_for_s),
+            retry=RetryPolicy(max_retries, retry_for_s, resume_for_s),
             rng=rng or random.Random(),
         )
         self._connection = AsyncConnection(settings, sleep)

@@ -35,6 +35,9 @@ class RetryPolicy:
     max_retries: int | None = None
     # Since the first failure in a row; a router restarts within a few seconds.
     retry_for_s: float = 10.0
+    # The same once something of the answer has arrived, which is worth more patience than a first
+    # word; None: no more.
+    resume_for_s: float | None = None
     first_delay_s: float = 0.2
     max_delay_s: float = 2.0
     # A server that asks for a longer wait is not waited for; the caller decides.
@@ -60,6 +63,7 @@ class Attempts:
         # Routers besides the one that failed first: each is tried at once.
         self._num_others = num_others
         self._num_failures = 0
+        self._retry_for_s = policy.retry_for_s
         # Of the present row of failures: when it began, and for how long was waited in all.
         self._failing_since_s = now
         self._waited_s = 0.0
@@ -83,6 +87,8 @@ class Attempts:
         """Something new arrived, so the next failure is a first one again."""
         self._num_failures = 0
         self._waited_s = 0.0
+        if self._policy.resume_for_s is not None:
+            self._retry_for_s = self._policy.resume_for_s
 
     def delay_after(self, error: TandemError, now: float) -> float:
         """Seconds to wait before the next attempt.
@@ -118,7 +124,7 @@ class Attempts:
     def _is_impatient(self, now: float, delay_s: float) -> bool:
         """Whether all routers have failed, and this wait would end after the last moment."""
         waited_s = max(self._waited_s, now - self._failing_since_s) + delay_s
-        return self._num_failures >= self._num_others and waited_s > self._policy.retry_for_s
+        return self._num_failures >= self._num_others and waited_s > self._retry_for_s
 
     def _draw_delay(self, error: TandemError, asked_s: float | None) -> float:
         policy, jitter = self._policy, self._rng.uniform(0.5, 1.0)

@@ -48,6 +48,10 @@ _ADVICE: dict[type[errors.TandemError], str] = {
 }
 
 
+# They come where the deadline passes here first.
+_GRPC_WORDS_FOR_A_DEADLINE = ("Deadline Exceeded", "Stream removed (Deadline Exceeded)")
+
+
 class RpcFailure(Protocol):
     """What the synchronous and the asyncio error of gRPC have in common."""
 
@@ -86,6 +90,8 @@ def error_from_rpc(
 def _message_without_details(
     error_class: type[errors.TandemError], status: grpc.StatusCode, text: str, target: str
 ) -> str:
+    if text in _GRPC_WORDS_FOR_A_DEADLINE:
+        text = "no complete answer in time"
     subject = f"{target}: {text or status.name}"
     advice = _ADVICE.get(error_class)
     return f"{subject}; {advice}" if advice else subject

@@ -66,6 +66,12 @@ class _Arguments:
     def count(self, name: str) -> int | None:
         return self.integer(name, 0, 2**32 - 1)
 
+    def num_answers(self) -> int | None:
+        n = self.count("n")
+        if n == 0:  # on the wire that says nothing, and one answer would come
+            raise _invalid("n", "0 answers; ask for at least 1")
+        return n
+
     def number(self, name: str) -> float | None:
         value = self._options.get(name)
         return None if value is None else _number(name, value)
@@ -144,7 +150,7 @@ def generate_request(
             ignore_eos=read.flag("ignore_eos"),
             min_tokens=read.count("min_tokens"),
         ),
-        n=read.count("n"),
+        n=read.num_answers(),
         num_logprobs=read.count("logprobs"),
         num_prompt_logprobs=read.count("prompt_logprobs"),
         request_class=read.request_class(),

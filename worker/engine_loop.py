@@ -57,6 +57,9 @@ class Core(Protocol):
     @property
     def num_tasks(self) -> int: ...
 
+    @property
+    def can_compute(self) -> bool: ...
+
     def handle(self, event: WorkerEvent) -> list[WorkerAction]: ...
 
     def plan(self) -> tuple[list[WorkerAction], StepPlan | None]: ...
@@ -177,7 +180,8 @@ class EngineLoop:
 
     def _take_turn(self) -> bool:
         # The cores come first, so that the plan holds all that arrived while they were awaited.
-        needs_cores = self._core.num_tasks > 0
+        # Others compute while tasks here only wait for KV, or for its way to its end.
+        needs_cores = self._core.can_compute
         self._waits_for_cores = needs_cores and not self._cores.begin()
         if self._waits_for_cores:
             return False

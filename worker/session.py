@@ -88,6 +88,7 @@ class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
         post: Callable[[WorkerEvent], None],
         prepare_peer: Callable[[KvExport], None] = lambda export: None,
         clock: Clock | None = None,
+        load: WorkerLoad | None = None,
     ) -> None:
         self._hello = hello
         self._post = post
@@ -96,7 +97,8 @@ class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
         self._session_by_id: dict[SessionId, _Session] = {}
         self._next_id = 1
         self._loop = asyncio.get_running_loop()
-        self._load = WorkerLoad(hello.num_blocks, 0, 0, 0)
+        # What routers hear before the engine has done anything.
+        self._load = load or WorkerLoad(hello.num_blocks, 0, 0, 0)
         # Set while some router has yet to hear of the present load.
         self._sharing: asyncio.TimerHandle | None = None
         self._is_leaving = False

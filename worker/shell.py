@@ -90,7 +90,9 @@ class WorkerProcess:
         # Why another life has our name, once one has.
         self._replaced_by: str | None = None
         self._life = WorkerLife(WorkerId(config.worker_id), hello.incarnation)
-        self._sessions = WorkerSessions(hello, worker.inbox.put, worker.parts.prepare_peer)
+        self._sessions = WorkerSessions(
+            hello, worker.inbox.put, worker.parts.prepare_peer, load=worker.parts.core.load
+        )
         self._engine: EngineLoop = worker.engine_loop(self._sessions.deliver)
         self._sessions.pulse = self._engine.pulse
         self._engine.on_prefixes = self._sessions.deliver_prefixes

@@ -67,7 +67,7 @@ def main() -> None:
         f"one core reads {bandwidth / 1e9:.1f} GB/s: a decode step of any batch takes at least "
         f"{floor_ms:.1f} ms on it"
     )
-    rounds = asyncio.run(_rounds(plan))
+    rounds, failures = asyncio.run(_rounds(plan))
     print("\nmedian (lowest-highest) over the rounds; milliseconds\n" + table(rounds, floor_ms))
     if TANDEM in args.peers and len(args.peers) > 1:
         print("\n" + ratios(rounds, TANDEM))
@@ -78,6 +78,7 @@ def main() -> None:
             "seed": args.seed,
             "read_bytes_per_s": bandwidth,
             "decode_floor_ms": floor_ms,
+            "failures": failures,
             "rounds": [[figures.as_json() for figures in one] for one in rounds],
         }
         write_results(args.out, facts, targets(rounds, TANDEM), args.quick)
@@ -110,24 +111,36 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-async def _rounds(plan: Plan) -> list[list[Figures]]:
+async def _rounds(plan: Plan) -> tuple[list[list[Figures]], list[dict[str, object]]]:
+    """The figures of each round, and who failed."""
     rounds: list[list[Figures]] = []
+    failures: list[dict[str, object]] = []
     for number in range(plan.args.rounds):
         one: list[Figures] = []
         # Another order each round: what drifts does not always meet the same server.
         peers = list(plan.args.peers)
         for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
             started = time.perf_counter()
-            if peer == TRANSFORMERS:
-                if plan.args.lengths is None:
-                    one += await _transformers(plan)
-            else:
-                async with _server(plan, peer) as stream:
-                    one += await _loads(plan, peer, stream, number)
+            try:
+                one += await _figures_of(plan, peer, number)
+            except (RuntimeError, OSError, EOFError) as error:
+                if peer == TANDEM:
+                    raise
+                # A peer that dies of a load is a result as well; the others go on.
+                failures.append({"round": number + 1, "server": peer, "error": str(error)[:400]})
+                print(f"round {number + 1}: {peer} failed: {str(error)[:400]}", file=sys.stderr)
+                continue
             seconds = time.perf_counter() - started
             print(f"round {number + 1}: {peer} done in {seconds:.0f} s", file=sys.stderr)
         rounds.append(one)
-    return rounds
+    return rounds, failures
+
+
+async def _figures_of(plan: Plan, peer: str, number: int) -> list[Figures]:
+    if peer == TRANSFORMERS:
+        return [] if plan.args.lengths else await _transformers(plan)
+    async with _server(plan, peer) as stream:
+        return await _loads(plan, peer, stream, number)
 
 
 def _server(plan: Plan, peer: str) -> AbstractAsyncContextManager[Stream]:

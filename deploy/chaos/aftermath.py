@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Collection, Sequence
 
+from deploy.chaos import verdict
 from deploy.local.leak_check import check_for_leaks
 from runtime.clock import MonotonicClock
 from tandemserve import AsyncClient, RequestFilter, TandemError
@@ -95,7 +96,7 @@ async def has_used_up_tries(
             history = await client.admin.request(request_id)
         except TandemError:
             continue
-        if any(answer.num_migrations >= max_retries for answer in history.request.answers):
+        if verdict.has_used_up_tries(history, max_retries):
             return True
     return False
 

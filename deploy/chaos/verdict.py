@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from deploy.chaos.oracle import RightAnswer, RightAnswers
 from deploy.chaos.plan import Ask
 from scheduling import sampling
-from tandemserve import Completion, Delta, TokenLogprobs
+from scheduling.lifecycle import Change
+from tandemserve import Completion, Delta, RequestHistory, TokenLogprobs
 
 # How a request may end other than by its last token, and by which fate.
 LEFT = "left"
@@ -72,6 +73,19 @@ def problems_of(
             )
         return problems
     return problems + _differences_of_the_whole(ending.completion, right, received)
+
+
+def has_used_up_tries(history: RequestHistory, max_retries: int) -> bool:
+    """Whether workers failed one of the answers so often that its router may give it up."""
+    # The counter is of evacuations as well, which cost none of the tries.
+    num_evacuations = {
+        timeline.index: sum(event.change == Change.EVACUATED for event in timeline.events)
+        for timeline in history.timelines
+    }
+    return any(
+        answer.num_migrations - num_evacuations.get(answer.index, 0) >= max_retries
+        for answer in history.request.answers
+    )
 
 
 def is_forgiven(ending: Ending) -> bool:

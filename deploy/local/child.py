@@ -105,7 +105,9 @@ class ChildProcess:
         how = f"ended with status {status}"
         if status < 0:
             how = f"was ended by {signal.Signals(-status).name}"
-        reason = last_meaningful_line(self.log_path, self._log_offset)
+        # Who is killed writes nothing about it: the last line would be about something else.
+        is_killed = status == -signal.SIGKILL
+        reason = "" if is_killed else last_meaningful_line(self.log_path, self._log_offset)
         return ProcessEnded(self.name, how, reason, self.log_path)
 
     def _started(self) -> subprocess.Popen[bytes]:

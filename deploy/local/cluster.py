@@ -164,6 +164,11 @@ class LocalCluster:
                 self._say(f"after {said_at_s - began_at_s:.0f} s still waiting for {states}")
             await asyncio.sleep(_POLL_S)
 
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long `stop` lets running answers go on."""
+        return self._configs.router.drain_timeout_s
+
     async def stop(self) -> tuple[str, ...]:
         """Drain and end the router, then the workers, then Redis; twice is harmless.
 

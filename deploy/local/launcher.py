@@ -46,14 +46,18 @@ async def _run(options: LaunchOptions) -> int:
     for number in _STOP_SIGNALS:
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
             continue
-        loop.add_signal_handler(number, _on_signal, cluster, stop)
+        loop.add_signal_handler(number, _on_signal, number, cluster, stop)
     command = up if options.command == "up" else demo
     return await command(options, cluster, stop)
 
 
-def _on_signal(cluster: LocalCluster, stop: asyncio.Event) -> None:
+def _on_signal(number: signal.Signals, cluster: LocalCluster, stop: asyncio.Event) -> None:
     if not stop.is_set():
         stop.set()
+        return
+    if number != signal.SIGINT:
+        # Only a person asks twice. `timeout` and supervisors send one wish to the process and to
+        # its group.
         return
     progress("killed; some logs may be cut short")
     cluster.kill()

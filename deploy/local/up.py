@@ -26,7 +26,8 @@ async def up(options: LaunchOptions, cluster: LocalCluster, stop: asyncio.Event)
         say_error(error.message)
         code = 1
     finally:
-        progress("stopping; press Ctrl-C again to kill")
+        patience = f"running answers have {cluster.drain_timeout_s:g} s to end"
+        progress(f"stopping, {patience}; press Ctrl-C again to kill")
         problems = await cluster.stop()
     for problem in problems:
         say_error(problem)

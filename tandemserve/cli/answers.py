@@ -53,9 +53,17 @@ def show_each_answer(stream: "Stream") -> None:
 
 
 def show_json(stream: "Stream") -> None:
-    """Write one line per event: started, prompt_logprobs where asked for, delta, finished."""
+    """Write one line per event: started, accepted, prompt_logprobs if asked for, delta, finished.
+
+    The line `accepted` has what the server settled, the seed among it, and comes with the first
+    event.
+    """
     print_json({"event": "started", "request_id": stream.request_id})
+    is_accepted = False
     for event in stream:
+        if not is_accepted and stream.accepted is not None:
+            is_accepted = True
+            print_json({"event": "accepted"} | asdict(stream.accepted))
         print_json({"event": _EVENT_NAMES[type(event)]} | asdict(event))
 
 

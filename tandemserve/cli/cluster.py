@@ -31,7 +31,7 @@ def up(
     redis: Annotated[str | None, typer.Option(help="URL; starts its own by default.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the router.")] = 7700,
-    policy: Annotated[str | None, typer.Option(help="Scheduling policy.")] = None,
+    policy: Annotated[str | None, typer.Option(help="default, ecoserve or fcfs.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     block_size: Annotated[int | None, typer.Option(min=1, help="Tokens per KV block.")] = None,
     kv_cache_mib: Annotated[int | None, typer.Option(min=1, help="KV pool per worker.")] = None,
@@ -40,13 +40,16 @@ def up(
 ) -> None:
     """Start a cluster on this machine and keep it running until Ctrl-C.
 
-    Other options are passed on to the launcher.
+    Other options are passed on to the launcher: `python -m deploy.local up --help` lists
+    them, --router.FIELD, --prefill-worker.FIELD and --decode-worker.FIELD among them.
 
     Examples:
 
       tandem up
 
       tandem up --model ./Qwen2-0.5B --prefill 1 --decode 3 --port 7800
+
+      tandem up --num-blocks 512 --log-dir logs --router.max-prompt-queue=100
     """
     options: dict[str, object] = {
         "--model": model,
@@ -71,7 +74,7 @@ def up(
 def demo(context: typer.Context, as_json: AsJson = False) -> None:
     """Start a small cluster, answer some prompts, show where the time went, stop it.
 
-    Options are passed on to the launcher.
+    Options are passed on to the launcher: `python -m deploy.local demo --help` lists them.
 
     Examples:
 

@@ -61,9 +61,19 @@ app.command()(models)
 app.add_typer(admin, name="admin")
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"tandem {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
 def tandem(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Debug log to stderr.")] = False,
+    is_version_wanted: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="As `version`."),
+    ] = False,
 ) -> None:
     """Serve large language models with prefill and decode on separate workers.
 

@@ -43,6 +43,8 @@ def _pem(about: str) -> Any:
 
 # A person at a terminal wants to hear at once that nobody answers.
 _RETRY_FOR_S = 2.0
+# Half an answer is worth waiting for a router that starts again; Ctrl-C ends it.
+_RESUME_FOR_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +74,17 @@ class ConnectionOptions:
             if self.tls or self.tls_ca or self.tls_cert or self.tls_key:
                 tls = TLSConfig(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
             if self.timeout is None:
-                return Client(self.target, token=self.token, tls=tls, retry_for_s=_RETRY_FOR_S)
+                return Client(
+                    self.target,
+                    retry_for_s=_RETRY_FOR_S,
+                    resume_for_s=_RESUME_FOR_S,
+                    token=self.token,
+                    tls=tls,
+                )
             return Client(
                 self.target,
                 retry_for_s=_RETRY_FOR_S,
+                resume_for_s=_RESUME_FOR_S,
                 token=self.token,
                 tls=tls,
                 timeout_s=self.timeout,

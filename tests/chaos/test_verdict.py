@@ -8,13 +8,25 @@ from deploy.chaos.drawing import SHORT, draw_plan
 from deploy.chaos.oracle import RightAnswer, RightAnswers
 from deploy.chaos.plan import Ask, Fate, Strike
 from deploy.chaos.record import Record
-from deploy.chaos.verdict import LEFT, Ending, Received, num_certain_tokens, problems_of
+from deploy.chaos.verdict import (
+    LEFT,
+    Ending,
+    Received,
+    has_used_up_tries,
+    num_certain_tokens,
+    problems_of,
+)
 from scheduling import sampling
 from tandemserve import (
+    AnswerView,
     Choice,
     Completion,
     Delta,
     FinishReason,
+    RequestHistory,
+    RequestView,
+    Timeline,
+    TimelineEvent,
     Timings,
     TokenLogprobs,
     Usage,
@@ -101,6 +113,36 @@ def test_workers_may_fail_a_request_only_when_its_history_shows_all_tries() -> N
     assert not problems_of(ask(), RIGHT, received(2), replace(failed, has_used_up_tries=True))
     other = Ending(None, "kv_corrupted", has_used_up_tries=True)
     assert problems_of(ask(), RIGHT, received(2), other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_used_up"),
+    [
+        (("worker_lost",) * 3, True),
+        (("worker_lost",) * 2, False),
+        (("worker_lost", "preempted", "worker_lost"), False),
+        (("worker_lost", "evacuated", "worker_lost"), False),
+        (("worker_lost", "evacuated", "worker_lost", "worker_lost"), True),
+    ],
+)
+def test_only_what_workers_failed_uses_tries_up(changes: tuple[str, ...], is_used_up: bool) -> None:
+    assert has_used_up_tries(history(changes), 3) == is_used_up
+
+
+def history(changes: tuple[str, ...]) -> RequestHistory:
+    """Of a request with one answer, as a router tells it."""
+    num_preemptions = changes.count("preempted")
+    num_tries = 1 + len(changes)
+    num_migrations = len(changes) - num_preemptions
+    answer = AnswerView(0, "failed", 0.0, 0, "", "", "", num_tries, num_preemptions, num_migrations)
+    request = RequestView(
+        "r", "", "", "", "failed", 1.0, 0.0, None, 4, 4, "worker_failed", "", (answer,)
+    )
+    events = tuple(
+        TimelineEvent(0.0, change, "prompt_queued", "", 0, 0, number, "", None)
+        for number, change in enumerate(changes, 2)
+    )
+    return RequestHistory(request, (Timeline(0, events, 0),))
 
 
 @pytest.mark.parametrize(

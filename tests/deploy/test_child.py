@@ -86,6 +86,15 @@ async def test_a_signal_from_somebody_else_is_no_good_end(make_child: MakeChild)
     assert "was ended by SIGTERM" in child.ending().message
 
 
+async def test_the_log_of_a_child_that_was_killed_is_no_reason(make_child: MakeChild) -> None:
+    child = make_child("import signal; print('slow disk', flush=True); signal.pause()")
+    child.start()
+    wait_for_line(child.log_path, "slow disk")
+    os.kill(child.pid, signal.SIGKILL)
+    assert await child.wait_ended(PATIENCE_S)
+    assert child.ending().message == f"decode-0 was ended by SIGKILL; its log is {child.log_path}"
+
+
 async def test_a_child_that_fails_says_why_and_where_its_log_is(make_child: MakeChild) -> None:
     child = make_child("raise SystemExit('decode: no room; lower kv_cache_mib')")
     child.start()

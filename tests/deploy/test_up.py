@@ -118,6 +118,19 @@ def test_a_second_ctrl_c_does_not_wait(launch: Launch, small_cluster: Arguments)
     assert not any(pool.exists() for pool in pools)
 
 
+def test_a_supervisor_that_asks_twice_still_gets_an_orderly_end(
+    launch: Launch, small_cluster: Arguments
+) -> None:
+    up = launch("up", *small_cluster, "--json")
+    up.ready()
+    up.send_signal(signal.SIGTERM)
+    assert "running answers have 10 s to end" in up.wait_said("press Ctrl-C again")
+    up.send_signal(signal.SIGTERM)
+    code, _, err = up.end()
+    assert (code, "killed" in err) == (0, False), err
+    assert up.survivors() == []
+
+
 def test_ctrl_c_while_the_model_loads_ends_in_order(
     launch: Launch, small_cluster: Arguments
 ) -> None:

@@ -1,3 +1,4 @@
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,9 @@ def test_no_more_engines_compute_at_once_than_there_are_shares(
     num_cores: int, others: list[EngineMark], waiting_since: float, now: float
 ) -> None:
     share = share_of_cores(num_cores, others, waiting_since, now)
-    num_busy = sum(mark.busy_until > now for mark in others)
+    num_busy = sum(mark.is_busy(now) for mark in others)
     if share is None:
-        assert any(max(mark.busy_until, mark.waiting_until) > now for mark in others)
+        assert any(mark.is_busy(now) or mark.is_waiting(now) for mark in others)
     else:
         assert num_busy < max_engines_at_once(num_cores)
         assert share in possible_shares(num_cores)
@@ -146,6 +147,46 @@ def test_an_engine_that_no_longer_asks_has_given_up_its_turn(tmp_path: Path) -> 
         prefill.end(1.001)
         assert prefill.begin(1.002) is None
         assert prefill.begin(1.0 + MAX_WAIT_BETWEEN_ASKS_S) == 2
+
+
+def test_a_turn_that_was_given_up_counts_for_nothing_later(tmp_path: Path) -> None:
+    path = tmp_path / "cores"
+    with (
+        CoreSharing(path, 2) as prefill,
+        EngineProcess(path, 2) as decode,
+        EngineProcess(path, 2) as other,
+    ):
+        assert decode.begin(1.0) == 2
+        assert prefill.begin(1.0) is None  # and its only task is cancelled
+        decode.end(1.1)
+        assert decode.begin(2.0) == 2
+        assert other.begin(2.001) is None
+        assert prefill.begin(2.002) is None
+        decode.end(2.003)
+        assert prefill.begin(2.004) is None, "the other has waited longer"
+        assert other.begin(2.005) == 2
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        EngineMark(busy_until=1e6, active_until=1e6),
+        EngineMark(active_until=1e6),
+        EngineMark(waiting_since=-1.0, waiting_until=1e6),
+        EngineMark(waiting_since=-1.0, waiting_until=float("inf")),
+        EngineMark(float("nan"), float("nan"), float("nan"), float("nan")),
+    ],
+)
+def test_what_no_engine_of_this_time_can_have_written_holds_nobody_up(
+    tmp_path: Path, mark: EngineMark
+) -> None:
+    """Such as marks on a disk from before the machine's last start."""
+    path, num_cores = tmp_path / "cores", 2 * MIN_CORES_OF_A_SHARE
+    instants = (mark.busy_until, mark.active_until, mark.waiting_since, mark.waiting_until)
+    path.write_bytes(struct.pack("8d", *4 * (0.0,), *instants))
+    with CoreSharing(path, num_cores) as engine:
+        assert engine.begin(10.0) == num_cores
+        assert share_of_cores(2, [mark], 10.0, 10.0) == 2
 
 
 def test_a_turn_without_a_step_is_given_back_at_once(tmp_path: Path) -> None:

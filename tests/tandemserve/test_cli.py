@@ -93,10 +93,11 @@ def test_generate_passes_its_options_on(tandem: Tandem, server: FakeInferenceSer
 def test_generate_as_json_is_one_event_per_line(tandem: Tandem) -> None:
     events = json_lines(tandem("generate", "hé", "--json", "--request-id", "r1"))
     assert events[0] == {"event": "started", "request_id": "r1"}
-    assert [event["event"] for event in events[1:]] == ["delta", "delta", "finished"]
-    assert events[2]["text"] == "é"
-    assert events[3]["finish_reason"] == "stop"
-    assert events[3]["usage"] == {
+    assert [event["event"] for event in events[1:]] == ["accepted", "delta", "delta", "finished"]
+    assert (events[1]["model"], events[1]["seed"]) == ("fake", 7)
+    assert events[3]["text"] == "é"
+    assert events[4]["finish_reason"] == "stop"
+    assert events[4]["usage"] == {
         "num_prompt_tokens": 3,
         "num_output_tokens": 2,
         "num_cached_tokens": 0,
@@ -118,8 +119,8 @@ def test_logprobs_are_in_the_json(tandem: Tandem, server: FakeInferenceServer) -
     )
     events = json_lines(tandem("generate", "x", "--json", "--logprobs", "1"))
     shown = [{"logprob": -0.5, "top": [{"token_id": 5, "logprob": -0.5, "text": "é"}]}]
-    assert events[1] == {"event": "prompt_logprobs", "first_token_index": 1, "logprobs": shown}
-    assert events[2]["logprobs"] == shown
+    assert events[2] == {"event": "prompt_logprobs", "first_token_index": 1, "logprobs": shown}
+    assert events[3]["logprobs"] == shown
 
 
 def test_generate_shows_timings_on_stderr(tandem: Tandem) -> None:
@@ -169,7 +170,8 @@ def test_chat_without_a_terminal_reads_a_turn_per_line(
 
 def test_chat_as_json_streams_events_too(tandem: Tandem) -> None:
     events = json_lines(tandem("chat", "hi", "--json"))
-    assert [event["event"] for event in events] == ["started", "delta", "delta", "finished"]
+    names = ["started", "accepted", "delta", "delta", "finished"]
+    assert [event["event"] for event in events] == names
 
 
 def test_tokenize_prints_ids(tandem: Tandem) -> None:
@@ -191,6 +193,7 @@ def test_version_is_printed(tandem: Tandem) -> None:
     from tandemserve import __version__
 
     assert tandem("version").stdout == f"tandem {__version__}\n"
+    assert tandem("--version").stdout == f"tandem {__version__}\n"
     assert json_lines(tandem("version", "--json"))[0]["tandemserve"] == __version__
 
 

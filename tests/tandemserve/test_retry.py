@@ -95,6 +95,18 @@ def test_patience_begins_anew_with_every_token() -> None:
     assert now > 103.0
 
 
+def test_an_answer_that_has_begun_is_waited_for_longer_where_the_policy_says_so() -> None:
+    trial = attempts(max_retries=None, retry_for_s=2.0, resume_for_s=15.0)
+    trial.delay_after(ConnectionFailed("x"), 100.0)
+    with pytest.raises(ConnectionFailed):
+        trial.delay_after(ConnectionFailed("x"), 103.0)
+    trial.progressed()
+    trial.delay_after(ConnectionFailed("x"), 200.0)
+    trial.delay_after(ConnectionFailed("x"), 212.0)
+    with pytest.raises(ConnectionFailed):
+        trial.delay_after(ConnectionFailed("x"), 215.0)
+
+
 @pytest.mark.parametrize("error_class", [QueueFull, WorkerFailed, KvCorrupted])
 def test_what_costs_the_cluster_work_is_tried_again_twice(
     error_class: type[TandemError],

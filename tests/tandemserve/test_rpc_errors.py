@@ -80,6 +80,14 @@ def test_without_details_the_status_decides(
     assert error.request_id == "r"
 
 
+def test_a_deadline_that_passed_on_this_side_is_told_in_our_words() -> None:
+    failure = Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Stream removed (Deadline Exceeded)")
+    error = error_from_rpc(failure, target="h:1")
+    assert error.message == (
+        "h:1: no complete answer in time; raise timeout_s, or ask for fewer tokens"
+    )
+
+
 def test_what_the_server_told_is_kept_when_grpc_puts_its_own_words_in_front_of_it() -> None:
     failure = detailed(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
     failure.own_text = "Stream removed (Deadline Exceeded)"

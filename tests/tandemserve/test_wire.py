@@ -102,6 +102,11 @@ def test_biases_are_a_mapping_of_token_ids_to_numbers() -> None:
             wire.generate_request({"logit_bias": biases}, new_request_id="r", new_seed=1)
 
 
+def test_no_answers_at_all_are_refused_and_not_taken_for_one() -> None:
+    with pytest.raises(InvalidRequest, match="n: 0 answers; ask for at least 1"):
+        wire.generate_request({"n": 0}, new_request_id="r", new_seed=1)
+
+
 def test_a_prompt_may_be_any_iterable_of_integers() -> None:
     request = inference_pb2.GenerateRequest()
     wire.set_prompt(request, iter(range(3)))

@@ -116,8 +116,9 @@ class Bench:
             cores=self.cores,
         )
 
-    def prompt(self, task_id: str, num_tokens: int = 6) -> None:
-        spec = SequenceSpec(tuple(range(num_tokens)), (), SamplingParams(), StopParams(1))
+    def prompt(self, task_id: str, num_tokens: int = 6, max_tokens: int = 1) -> None:
+        stop = StopParams(max_tokens)
+        spec = SequenceSpec(tuple(range(num_tokens)), (), SamplingParams(), stop)
         self.loop.post(CommandArrived(SESSION, StartPrefill(TaskId(task_id), spec)))
 
     def next_reports(self) -> list[Report]:
@@ -205,6 +206,24 @@ def test_a_plan_holds_what_came_while_other_engines_had_the_cores(tokenizer: Tok
     assert [len(step.chunks) for step in place.runner.steps] == [2]
     assert place.loop.stop(PATIENCE_S)
     assert cores.num_begun == cores.num_ended
+
+
+def test_an_engine_with_nothing_to_compute_takes_nobodys_turn(tokenizer: Tokenizer) -> None:
+    cores = GatedCores()
+    cores.gate.set()
+    place = Bench(tokenizer, cores=cores)
+    place.loop.start()
+    # It stays until its KV is pushed, which nobody asks for.
+    place.prompt("a", max_tokens=2)
+    while not any(isinstance(report, TokensEmitted) for report in place.next_reports()):
+        pass
+    num_begun = cores.num_begun
+    for name in ("b", "c"):  # the answer to the second follows all that the first led to
+        place.loop.post(CommandArrived(SESSION, CancelTask(TaskId(name), "")))
+        place.until_released(name)
+    assert place.loop.num_tasks == 1
+    assert cores.num_begun == num_begun
+    assert place.loop.stop(PATIENCE_S)
 
 
 def test_cores_that_never_become_free_do_not_keep_an_engine_from_stopping(

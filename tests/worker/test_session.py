@@ -80,11 +80,11 @@ class Office:
 
 
 @asynccontextmanager
-async def office() -> AsyncIterator[Office]:
+async def office(load: WorkerLoad | None = None) -> AsyncIterator[Office]:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     place = Office(f"127.0.0.1:{port}")
-    place.sessions = sessions = WorkerSessions(HELLO, place.post, place.peers.append)
+    place.sessions = sessions = WorkerSessions(HELLO, place.post, place.peers.append, load=load)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(sessions, server)
     await server.start()
     try:
@@ -142,6 +142,13 @@ async def test_a_router_is_greeted_with_who_the_worker_is_and_how_full() -> None
     async with office() as place, dialled(place, hello_of()) as call:
         assert await read(call) == HELLO
         assert await read(call) == ReportBatch((), WorkerLoad(64, 0, 0, 0))
+
+
+async def test_a_router_hears_of_the_swap_space_of_a_worker_that_has_done_nothing_yet() -> None:
+    idle = WorkerLoad(64, 0, 0, 0, num_swap_blocks=8, num_free_swap_blocks=8)
+    async with office(idle) as place, dialled(place, hello_of()) as call:
+        assert await read(call) == HELLO
+        assert await read(call) == ReportBatch((), idle)
 
 
 async def test_commands_go_to_the_engine_and_the_end_of_the_stream_ends_its_tasks() -> None:
