@@ -2,11 +2,12 @@
 
 Python raises KeyboardInterrupt in the main thread at any bytecode, also between the lines of
 gRPC's and threading's locking, and a lock left behind there stops every later call. So the main
-thread waits in SimpleQueue only, which is written in C and cannot be left half-way.
+thread waits in SimpleQueue only, which is written in C and cannot be left half-way, and starts
+threads without threading.Thread, whose `start` waits for the new thread with a lock of Python's.
 """
 
+import _thread
 import os
-import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -63,7 +64,7 @@ def run_aside(perform: Callable[[], T]) -> T:
         except BaseException as error:  # raised again by the waiting thread
             outcomes.put(_Raised(error))
 
-    threading.Thread(target=run, name="tandem-query", daemon=True).start()
+    _thread.start_new_thread(run, ())
     outcome = _get(outcomes)
     if isinstance(outcome, _Raised):
         raise outcome.error
@@ -100,7 +101,7 @@ class Pump:
         self._credits: SimpleQueue[None] = SimpleQueue()
         for _ in range(_MAX_READY_EVENTS):
             self._credits.put(None)
-        threading.Thread(target=self._run, name="tandem-stream", daemon=True).start()
+        _thread.start_new_thread(self._run, ())
 
     def take(self) -> Event | None:
         """Wait for the next event; None at the end. Raises: TandemError."""

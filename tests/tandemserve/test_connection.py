@@ -87,9 +87,9 @@ from tandemserve import Client
 rng = random.Random(5)
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 with Client({server.target!r}) as client:
-    for i in range(60):
+    for i in range(400):
         try:
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.008))
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.00003, 0.004))
             if i % 3:
                 client.generate("some words to say")
             else:
