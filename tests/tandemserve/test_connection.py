@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
 import grpc
 import pytest
@@ -100,6 +101,25 @@ with Client({server.target!r}) as client:
     assert client.generate("done").text == "done"
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=PATIENCE_S)
+
+
+def test_the_calling_thread_waits_in_no_lock_written_in_python(
+    server: FakeInferenceServer, client: Client
+) -> None:
+    """Ctrl-C inside one, such as the one that Thread.start waits for, leaves it broken."""
+    calls: set[tuple[str, str]] = set()
+
+    def note(frame: FrameType, event: str, arg: object) -> None:
+        calls.add((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
+
+    sys.setprofile(note)
+    try:
+        client.list_models()
+        client.generate("x")
+    finally:
+        sys.setprofile(None)
+    assert ("pump.py", "run_aside") in calls
+    assert ("threading.py", "wait") not in calls
 
 
 def test_a_process_ends_although_a_stream_is_open(server: FakeInferenceServer) -> None:
