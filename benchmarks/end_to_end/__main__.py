@@ -82,6 +82,8 @@ def main() -> None:
             "rounds": [[figures.as_json() for figures in one] for one in rounds],
         }
         write_results(args.out, facts, targets(rounds, TANDEM), args.quick)
+    if any(failure["server"] == TANDEM for failure in failures):
+        raise SystemExit("Tandem failed, see above; the rounds before that were kept")
 
 
 def _arguments() -> argparse.Namespace:
@@ -124,11 +126,12 @@ async def _rounds(plan: Plan) -> tuple[list[list[Figures]], list[dict[str, objec
             try:
                 one += await _figures_of(plan, peer, number)
             except (RuntimeError, OSError, EOFError) as error:
-                if peer == TANDEM:
-                    raise
                 # A peer that dies of a load is a result as well; the others go on.
                 failures.append({"round": number + 1, "server": peer, "error": str(error)[:400]})
                 print(f"round {number + 1}: {peer} failed: {str(error)[:400]}", file=sys.stderr)
+                if peer == TANDEM:
+                    # Nothing is left to compare with; what was measured is not thrown away.
+                    return [*rounds, one], failures
                 continue
             seconds = time.perf_counter() - started
             print(f"round {number + 1}: {peer} done in {seconds:.0f} s", file=sys.stderr)
