@@ -1,0 +1,1 @@
+"""Request traces: every format that we read, as one kind of workload."""
