@@ -16,7 +16,7 @@ from runtime.clock import Clock
 from scheduling.errors import StaleIncarnation
 from scheduling.ids import Incarnation, RouterId, WorkerId
 
-Role = Literal["prefill", "decode"]
+Role = Literal["prefill", "decode", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,31 @@
-"""What a decode worker does next. Pure: the shell performs the actions.
+"""What a decode or mixed worker does next. Pure: the shell performs the actions.
 
 A generation task is admitted (blocks allocated, KV expected), started (the router says that the
 prompt is computed), arrives (every block checked) and joins the continuous batch. It asks for more
 blocks before it needs them; when nobody can get any, the cheapest sequence moves to host memory,
 or is given back to the router to be computed again. Blocks that a sender might still write are
-quarantined, not freed.
+quarantined, not freed. A mixed worker also computes prompts in place (decode_worker/prompts.py).
 """
 
 from collections import deque
-from dataclasses import dataclass
 from typing import assert_never
 
 from decode_worker.generation_task import GenerationTask, Stage
 from decode_worker.growth import Growth
-from decode_worker.kv_swapping import KvSwapping, Preemption
+from decode_worker.kv_swapping import KvSwapping
 from decode_worker.prefix_sharing import PrefixSharing
+from decode_worker.prompts import Prompts
+from decode_worker.settings import DecodeSettings
 from scheduling.block_pool import BlockPool
 from scheduling.errors import TandemError
 from scheduling.ids import TaskId
 from scheduling.messages import (
     PREFIX_LOST,
     AdmitGeneration,
+    AdmitPrompt,
     BlocksGranted,
     BlocksRefused,
     CancelTask,
-    Command,
     DecodeStarted,
     GrantGrowth,
     KvExport,
@@ -37,7 +38,6 @@ from scheduling.messages import (
     SwappedOut,
     TaskFailed,
     TaskReleased,
-    TokensEmitted,
     WorkerLoad,
 )
 from scheduling.slots import SlotPool
@@ -53,7 +53,6 @@ from scheduling.worker_events import (
     PushFinished,
     QuarantineCleared,
     RevokeKv,
-    SampledOutput,
     SendReport,
     SessionId,
     SessionLost,
@@ -62,22 +61,6 @@ from scheduling.worker_events import (
     WorkerAction,
     WorkerEvent,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeSettings:
-    """Limits of one decode worker."""
-
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    # Blocks asked for at a time when a response outgrows its prediction.
-    growth_blocks: int = 4
-    # Keep the KV of full blocks for later sequences that begin alike.
-    prefix_caching: bool = True
-    # Blocks of host memory for the KV of sequences that made room for others.
-    num_swap_blocks: int = 0
-    preemption: Preemption = Preemption.AUTO
 
 
 class DecodeCore:
@@ -98,6 +81,13 @@ class DecodeCore:
         self._swapping = KvSwapping(
             self.pool, settings.block_size, settings.num_swap_blocks, settings.preemption
         )
+        self._prompts = Prompts(
+            self.pool,
+            self._slots,
+            settings.block_size,
+            settings.batching,
+            prefix_caching=settings.prefix_caching,
+        )
 
     @property
     def load(self) -> WorkerLoad:
@@ -106,7 +96,7 @@ class DecodeCore:
             num_free_blocks=self.pool.num_free_blocks,
             num_running=len(self._running),
             num_waiting=len(self._task_by_id) - len(self._running),
-            num_backlog_tokens=0,
+            num_backlog_tokens=self._prompts.num_backlog_tokens,
             num_tasks=len(self._task_by_id),
             num_parked=self._swapping.num_parked,
             num_swap_blocks=self._swapping.num_blocks,
@@ -121,26 +111,20 @@ class DecodeCore:
     @property
     def can_compute(self) -> bool:
         """Whether `plan` may find something; it never does where this is false."""
-        return bool(self._running or self._ready)
+        return bool(self._running or self._ready or len(self._prompts))
 
     def handle(self, event: WorkerEvent) -> list[WorkerAction]:
         """Take in one event."""
         match event:
-            case CommandArrived(session_id, command):
-                return self._command(session_id, command)
+            case CommandArrived():
+                return self._command(event)
             case SessionLost(session_id):
                 lost = [t for t in self._task_by_id.values() if t.session_id == session_id]
                 return [action for task in lost for action in self._end(task)]
-            case StepFinished(outputs):
-                return self._step_finished(outputs) + self._sharing.news()
+            case StepFinished():
+                return self._step_finished(event) + self._sharing.news()
             case StepFailed(message, slots):
-                failed = self._planned if slots is None else [self._running[s] for s in slots]
-                self._planned = ()
-                for each in failed:
-                    # Whether the KV is to blame is not known; the next try shall not share it.
-                    self.pool.distrust(each.task_id)
-                    self._swapping.distrust(each)
-                return [a for t in failed for a in self._fail(t, TandemError.code, message)]
+                return self._step_failed(message, slots)
             case KvArrived(task_id, transport):
                 return self._arrived(task_id, transport)
             case KvRefused(task_id, code, message):
@@ -158,28 +142,33 @@ class DecodeCore:
             case _:
                 assert_never(event)
 
-    def plan(self) -> tuple[list[WorkerAction], StepPlan | None]:
-        """The next iteration: one token for every running sequence that has room for it."""
+    def plan(self, now: float) -> tuple[list[WorkerAction], StepPlan | None]:
+        """The next iteration: one token for every running sequence that has room for it, and what
+        the batching rule gives to prompts."""
         actions = self._sharing.news() + self._fill_slots()
         batch: list[GenerationTask] = []
         starved: list[GenerationTask] = []
         for task in self._running.values():
             (batch if self._growth.has_room(task) else starved).append(task)
-        if starved and not batch and all(task.is_stuck for task in starved):
+        if self._is_deadlocked(batch, starved):
             actions += self._make_room(starved)  # nobody can go on, so nobody will free anything
             # Its slot and blocks are free: others may start or grow with them, and no event would
             # call for another look.
-            more, plan = self.plan()
+            more, plan = self.plan(now)
             return actions + more, plan
         for task in starved:
             actions += self._growth.ask(task)
+        prompt_chunks: tuple[ScheduledChunk, ...] = ()
+        if len(self._prompts):
+            more, has_decodes, prompt_chunks = self._prompts.plan(batch, now)
+            actions += more
+            batch = batch if has_decodes else []
         self._planned = tuple(batch)
-        if not batch:
-            return actions, None
         chunks = tuple(
             ScheduledChunk(task.taken_slot, task.num_tokens - 1, 1, samples=True) for task in batch
         )
-        return actions, StepPlan(chunks)
+        plan = StepPlan(chunks + prompt_chunks)
+        return actions, plan if plan.chunks else None
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless blocks, slots and tasks agree."""
@@ -188,7 +177,8 @@ class DecodeCore:
         self._growth.check_invariants(self._task_by_id.values())
         parked = [t for t in self._task_by_id.values() if t.stage is Stage.PARKED]
         assert len(parked) == self._swapping.num_parked
-        assert len(self._running) == self._slots.num_used
+        self._prompts.check_invariants()
+        assert len(self._running) + self._prompts.num_begun == self._slots.num_used
         held = {b for task_id in self._task_by_id for b in self.pool.blocks_of(task_id)}
         assert len(held) == self.pool.num_blocks - self.pool.num_free_blocks
         is_arriving = any(
@@ -199,11 +189,14 @@ class DecodeCore:
             assert task.slot == slot
             assert task.stage is Stage.RUNNING
 
-    def _command(self, session_id: SessionId, command: Command) -> list[WorkerAction]:
+    def _command(self, event: CommandArrived) -> list[WorkerAction]:
+        session_id, command = event.session_id, event.command
         task = self._task_by_id.get(command.task_id)
         match command:
             case AdmitGeneration():
                 return self._admit(session_id, command)
+            case AdmitPrompt():
+                return self._admit_prompt(session_id, command, event.at_s)
             case StartDecode(task_id, output_token_ids):
                 if task is None or task.stage is not Stage.ADMITTED:
                     return []
@@ -248,6 +241,24 @@ class DecodeCore:
             SendReport(session_id, BlocksGranted(task_id, target)),
         ]
 
+    def _admit_prompt(
+        self, session_id: SessionId, command: AdmitPrompt, now: float
+    ) -> list[WorkerAction]:
+        task_id = command.task_id
+        if task_id in self._task_by_id:
+            return []  # a repeated command changes nothing
+        task = GenerationTask(
+            task_id,
+            session_id,
+            command.sequence,
+            num_kv_blocks=0,
+            num_blocks=command.num_blocks,
+            due_at_s=now + command.due_in_s,
+        )
+        self._task_by_id[task_id] = task
+        self._prompts.admit(task)
+        return []
+
     def _arrived(self, task_id: TaskId, transport: str) -> list[WorkerAction]:
         task = self._task_by_id.get(task_id)
         if task is None or task.stage is not Stage.ARRIVING:
@@ -275,19 +286,16 @@ class DecodeCore:
             actions += self._growth.ask_ahead(task)
         return actions
 
-    def _step_finished(self, outputs: tuple[SampledOutput, ...]) -> list[WorkerAction]:
-        actions: list[WorkerAction] = []
-        for task, output in zip(self._planned, outputs, strict=True):
+    def _step_finished(self, event: StepFinished) -> list[WorkerAction]:
+        actions, computed = self._prompts.step_finished(event)
+        for task in computed:
+            self._prompts.leave(task)
+            task.stage = Stage.RUNNING
+            self._running[task.taken_slot] = task
+        # Outputs come in the order of the chunks that sample: running answers, then prompts.
+        for task, output in zip((*self._planned, *computed), event.outputs, strict=True):
             assert task.slot == output.slot
-            emitted = TokensEmitted(
-                task_id=task.task_id,
-                first_token_index=len(task.output_token_ids),
-                token_ids=(output.token_id,),
-                text=output.text,
-                logprobs=() if output.logprobs is None else (output.logprobs,),
-                finish_reason=output.finish_reason,
-                matched_stop=output.matched_stop,
-            )
+            emitted = output.as_report(task.task_id, len(task.output_token_ids))
             actions.append(SendReport(task.session_id, emitted))
             task.output_token_ids.append(output.token_id)
             if task.num_tokens == task.next_full_at:
@@ -298,6 +306,24 @@ class DecodeCore:
                 actions += self._growth.ask_ahead(task)
         self._planned = ()
         return actions
+
+    def _step_failed(self, message: str, slots: tuple[int, ...] | None) -> list[WorkerAction]:
+        if slots is None:
+            failed = [*self._planned, *self._prompts.planned_tasks()]
+        else:
+            failed = [self._prompts.of_slot(slot) or self._running[slot] for slot in slots]
+        self._planned = ()
+        self._prompts.forget_plan()
+        for task in failed:
+            # Whether the KV is to blame is not known; the next try shall not share it.
+            self.pool.distrust(task.task_id)
+            self._swapping.distrust(task)
+        return [a for t in failed for a in self._fail(t, TandemError.code, message)]
+
+    def _is_deadlocked(self, batch: list[GenerationTask], starved: list[GenerationTask]) -> bool:
+        """Running answers wait for blocks, and nothing that runs will free any."""
+        is_going_on = batch or self._prompts.num_begun
+        return bool(starved) and not is_going_on and all(task.is_stuck for task in starved)
 
     def _make_room(self, starved: list[GenerationTask]) -> list[WorkerAction]:
         """Take one sequence off the device, one that is cheap to compute again."""
@@ -336,13 +362,15 @@ class DecodeCore:
         actions: list[WorkerAction] = []
         if task.stage is Stage.READY:
             self._ready.remove(task.task_id)
+        elif task.stage is Stage.PROMPT:
+            self._prompts.leave(task)
         return actions + self._leave_batch(task) + self._release(task)
 
     def _leave_batch(self, task: GenerationTask) -> list[WorkerAction]:
         slot, task.slot = task.slot, None
         if slot is None:
             return []
-        del self._running[slot]
+        self._running.pop(slot, None)  # a prompt has a slot and does not run yet
         self._slots.give_back(slot)
         return [DropSequence(slot)]
 

@@ -1,5 +1,6 @@
 """One sequence on a decode worker, from admission until its last block is free."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -12,6 +13,8 @@ from scheduling.worker_events import SessionId
 class Stage(Enum):
     """Where a task stands on this worker."""
 
+    # Its prompt is computed here, or waits to be.
+    PROMPT = auto()
     # Blocks granted; KV may be arriving.
     ADMITTED = auto()
     # The prompt is computed; waiting for the last blocks.
@@ -47,6 +50,14 @@ class GenerationTask:
     # Of its blocks, the first num_present were here; then num_joined are on their way for others.
     num_present: int = 0
     num_joined: int = 0
+    # What it gets before its prompt is begun here; 0 where the prompt is computed elsewhere.
+    num_blocks: int = 0
+    # When its first token is due.
+    due_at_s: float = math.inf
+    # Of a prompt that is computed here.
+    num_computed_tokens: int = 0
+    # A block that another prompt is computing: this one waits to share it.
+    awaited: BlockHash | None = None
     # With so many tokens one more block is full than the chain says; None: prefixes do not count.
     next_full_at: int | None = None
 
@@ -65,6 +76,11 @@ class GenerationTask:
     def num_tokens(self) -> int:
         """Prompt and output so far; the newest token's KV is computed by the next step."""
         return len(self.sequence.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_missing_tokens(self) -> int:
+        """Of a prompt that is computed here: tokens still to be computed."""
+        return self.sequence.num_tokens - self.num_computed_tokens
 
     @property
     def num_tokens_at_most(self) -> int:

@@ -1,15 +1,17 @@
 """The decode worker's process: the shared worker shell around the decode core."""
 
-from decode_worker.core import DecodeCore, DecodeSettings
+from decode_worker.core import DecodeCore
 from decode_worker.kv_swapping import Preemption
+from decode_worker.settings import DecodeSettings
 from engine.kv_pool import KvPool
 from engine.kv_swap import KvSwap
 from kvtransfer.doors import PoolOwner
 from kvtransfer.receiver import receive_by
 from runtime.clock import MonotonicClock
 from runtime.config import DecodeConfig
+from runtime.errors import StartupError
 from runtime.process import StopRequested
-from scheduling.policy import growth_reserve_blocks
+from scheduling.policy import POLICIES, growth_reserve_blocks
 from worker.assembly import RoleParts, Workplace
 from worker.kv_receive import KvReceive
 from worker.shell import run_worker
@@ -31,6 +33,10 @@ def build_decode(place: Workplace) -> RoleParts:
         place.layout.block_bytes,
     )
     pool = KvPool(place.layout, place.num_blocks, config.device, receiver.buffer())
+    if config.policy not in POLICIES:
+        known = ", ".join(POLICIES)
+        raise StartupError(f"policy {config.policy!r} is unknown; use one of {known}")
+    limits = (config.max_num_batched_tokens, config.max_num_seqs)
     preemption = Preemption(config.preemption)
     num_swap_blocks = config.swap_mib * 2**20 // place.layout.block_bytes
     if preemption is Preemption.RECOMPUTE:
@@ -44,6 +50,7 @@ def build_decode(place: Workplace) -> RoleParts:
         prefix_caching=config.prefix_caching,
         num_swap_blocks=num_swap_blocks,
         preemption=preemption,
+        batching=POLICIES[config.policy].batching_rule(*limits),
     )
 
     def close(timeout_s: float) -> None:

@@ -10,13 +10,13 @@ reads them any more.
 from dataclasses import dataclass
 from typing import assert_never
 
-from prefill_worker.prefix_reuse import PrefixReuse
 from prefill_worker.prompt_task import PromptTask
 from scheduling.block_pool import BlockPool, num_blocks_for
 from scheduling.errors import TandemError
 from scheduling.ids import BlockId, TaskId
 from scheduling.messages import (
     AdmitGeneration,
+    AdmitPrompt,
     CancelTask,
     Command,
     GrantGrowth,
@@ -31,9 +31,9 @@ from scheduling.messages import (
     StartPrefill,
     TaskFailed,
     TaskReleased,
-    TokensEmitted,
     WorkerLoad,
 )
+from scheduling.prefix_reuse import PrefixReuse
 from scheduling.slots import SlotPool
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
 from scheduling.worker_events import (
@@ -128,7 +128,7 @@ class PrefillCore:
             case _:
                 assert_never(event)
 
-    def plan(self) -> tuple[list[WorkerAction], StepPlan | None]:
+    def plan(self, now: float) -> tuple[list[WorkerAction], StepPlan | None]:
         """The next iteration, or None when there is nothing to compute."""
         budget = self._settings.max_num_batched_tokens
         chunks: list[ScheduledChunk] = []
@@ -177,7 +177,13 @@ class PrefillCore:
                 if task is None:
                     return [SendReport(session_id, TaskReleased(task_id))]
                 return self._end(task)
-            case AdmitGeneration() | StartDecode() | GrantGrowth() | ResumeGeneration():
+            case (
+                AdmitGeneration()
+                | AdmitPrompt()
+                | StartDecode()
+                | GrantGrowth()
+                | ResumeGeneration()
+            ):
                 message = f"a prefill worker cannot take {type(command).__name__}"
                 failed = TaskFailed(command.task_id, TandemError.code, message)
                 return [SendReport(session_id, failed)]
@@ -258,15 +264,7 @@ class PrefillCore:
         return actions
 
     def _first_token(self, task: PromptTask, output: SampledOutput) -> list[WorkerAction]:
-        emitted = TokensEmitted(
-            task_id=task.task_id,
-            first_token_index=len(task.sequence.output_token_ids),
-            token_ids=(output.token_id,),
-            text=output.text,
-            logprobs=() if output.logprobs is None else (output.logprobs,),
-            finish_reason=output.finish_reason,
-            matched_stop=output.matched_stop,
-        )
+        emitted = output.as_report(task.task_id, len(task.sequence.output_token_ids))
         actions: list[WorkerAction] = [SendReport(task.session_id, emitted)]
         if output.finish_reason is not None:
             return actions + self._end(task)

@@ -133,7 +133,7 @@ class RouterCore:
         state.request_by_id[spec.request_id] = request
         if deadline_at_s is not None:
             state.deadlines.add(spec.request_id, deadline_at_s)
-        predicted = state.predictor.predict(spec.features())
+        predicted = state.predictor.predict(spec.features(now))
         for index in range(spec.num_choices):
             task_id = state.new_task_id(spec.request_id, index)
             sequence = Sequence(request, index, predicted, task_id, phase_since_s=now)
@@ -180,7 +180,8 @@ class RouterCore:
             if sequence is None or sequence.leg(leg.role) is not leg:
                 continue
             sequence.set_leg(leg.role, None)
-            if leg.role == "decode" and sequence.phase is Phase.PREFILLING and leg.target is None:
+            is_early = leg.role == "decode" and sequence.phase is Phase.PREFILLING
+            if is_early and leg.target is None and not leg.is_in_place:
                 # Only an early binding is lost; the prompt goes on. Once the prefill worker knows
                 # the target it pushes there, and may free the KV thinking that it arrived.
                 continue

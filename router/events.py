@@ -56,11 +56,21 @@ class RequestSpec:
     # Of each answer that another router began: its tokens, or None where it has ended. Empty for
     # a new request.
     resumed: tuple[tuple[int, ...] | None, ...] = ()
+    # How long the answer will be; only a simulation knows.
+    known_output_tokens: int | None = None
 
-    def features(self) -> RequestFeatures:
+    def features(
+        self, arrival_at_s: float | None = None, num_output_tokens: int = 0
+    ) -> RequestFeatures:
         """What the length predictor learns from."""
         return RequestFeatures(
-            self.tenant, self.request_class, len(self.prompt_token_ids), self.stop.max_tokens
+            tenant=self.tenant,
+            request_class=self.request_class,
+            num_prompt_tokens=len(self.prompt_token_ids),
+            max_tokens=self.stop.max_tokens,
+            num_output_tokens=num_output_tokens,
+            arrival_at_s=arrival_at_s,
+            known_output_tokens=self.known_output_tokens,
         )
 
 

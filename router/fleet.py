@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
@@ -12,6 +13,8 @@ from scheduling.prefix_chain import PromptPrefix
 from scheduling.prefix_index import PrefixIndex
 from scheduling.task_queue import TaskQueue
 
+# The role of a decode worker that computes prompts as well.
+MIXED: Final = "mixed"
 # How long a worker that refused is left alone, unless it frees something earlier.
 _REFUSAL_PAUSE_S = 0.05
 
@@ -44,7 +47,12 @@ class WorkerView:
     @property
     def role(self) -> Role:
         """Which half of a task it computes."""
-        return DECODE_LEG if self.hello.role == DECODE_LEG else PREFILL_LEG
+        return PREFILL_LEG if self.hello.role == PREFILL_LEG else DECODE_LEG
+
+    @property
+    def takes_prompts(self) -> bool:
+        """A decode worker that computes prompts as well, in place."""
+        return self.hello.role == MIXED
 
     @property
     def num_tokens(self) -> int:
@@ -93,8 +101,8 @@ class Fleet:
         return has_changed and load.takes_new_tasks
 
     def with_role(self, role: Role) -> list[WorkerView]:
-        """Connected workers of that role."""
-        return [view for view in self._view_by_id.values() if view.hello.role == role]
+        """Connected workers that take legs of that role; mixed ones take decode legs."""
+        return [view for view in self._view_by_id.values() if view.role == role]
 
     def introductions(self, newcomer: WorkerHello) -> list[IntroducePeer]:
         """Who must be told of which pool, now that this worker has connected."""
@@ -127,6 +135,18 @@ class Fleet:
             and min(view.num_tokens, self.max_tokens_beyond(view)) >= num_tokens_at_most
         )
 
+    def mixed_candidates(
+        self, now: float, share: Share, num_tokens_at_most: int, prefix: PromptPrefix | None
+    ) -> tuple[Candidate, ...]:
+        """Workers that may be asked now to compute a prompt and answer it in place."""
+        return tuple(
+            _candidate(view, share, prefix)
+            for view in self._view_by_id.values()
+            if view.takes_prompts
+            and _may_be_asked(view, now)
+            and view.num_tokens >= num_tokens_at_most
+        )
+
     def decode_candidates(
         self, now: float, share: Share, prefix: PromptPrefix | None = None
     ) -> tuple[Candidate, ...]:
@@ -134,7 +154,7 @@ class Fleet:
         return tuple(
             _candidate(view, share, prefix)
             for view in self._view_by_id.values()
-            if view.hello.role == DECODE_LEG and _may_be_asked(view, now)
+            if view.role == DECODE_LEG and _may_be_asked(view, now)
         )
 
     def max_tokens_beyond(self, prefill: WorkerView) -> int:
@@ -165,7 +185,7 @@ class Fleet:
         return min(paused, default=None)
 
     def max_request_tokens(self) -> int:
-        """The longest prompt plus answer that some pair can hold; 0 without a pair."""
+        """The longest prompt plus answer that a pair or a mixed worker holds; 0 without any."""
         if self._max_request_tokens is None:
             reach = self._reach()
             sizes = (
@@ -173,7 +193,12 @@ class Fleet:
                 for view in self.with_role(PREFILL_LEG)
                 if view.load.takes_new_tasks
             )
-            self._max_request_tokens = max(sizes, default=0)
+            alone = (
+                view.num_tokens
+                for view in self._view_by_id.values()
+                if view.takes_prompts and view.load.takes_new_tasks
+            )
+            self._max_request_tokens = max((*sizes, *alone), default=0)
         return self._max_request_tokens
 
     def _reach(self) -> dict[str, int]:

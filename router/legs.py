@@ -175,7 +175,7 @@ class LegBook:
         if view is None:
             return
         keys = _keys_of(leg, view)
-        if leg.role == PREFILL_LEG and keys:
+        if (leg.role == PREFILL_LEG or leg.is_in_place) and keys:
             # Before its own blocks count as expected.
             num_hits = min(
                 view.prefixes.num_hits(keys), (leg.num_tokens - 1) // view.hello.block_size

@@ -57,7 +57,10 @@ _TURNS: dict[tuple[type[Report], Role], frozenset[Phase]] = {
     (BlocksGranted, DECODE_LEG): _BINDING,
     (BlocksRefused, DECODE_LEG): _BINDING,
     (DecodeStarted, DECODE_LEG): frozenset({Phase.TRANSFERRING, Phase.GENERATION_QUEUED}),
-    (TokensEmitted, DECODE_LEG): frozenset({Phase.DECODING}),
+    # While it prefills: on a mixed worker.
+    (PrefillStarted, DECODE_LEG): frozenset({Phase.PREFILLING}),
+    (PromptScored, DECODE_LEG): frozenset({Phase.PREFILLING}),
+    (TokensEmitted, DECODE_LEG): frozenset({Phase.PREFILLING, Phase.DECODING}),
     (GrowthNeeded, DECODE_LEG): frozenset({Phase.DECODING}),
     (Preempted, DECODE_LEG): frozenset({Phase.DECODING}),
     (SwappedOut, DECODE_LEG): frozenset({Phase.DECODING}),
@@ -233,10 +236,14 @@ class ReportHandler:
         actions: list[Action] = [EmitTokens(sequence.request_id, sequence.index, tokens)]
         if tokens.finish_reason is not None:
             return actions + self._finish(sequence, role, tokens, now)
-        if role == PREFILL_LEG:
-            assert sequence.prefill is not None
-            self._state.legs.computed(sequence.prefill)
+        if sequence.phase is Phase.PREFILLING:
+            leg = sequence.leg(role)
+            assert leg is not None
+            self._state.legs.computed(leg)
             sequence.move(Change.PREFILL_FINISHED, now)
+            if leg.is_in_place:
+                sequence.move(Change.KEPT_IN_PLACE, now)
+                return actions
             if sequence.decode is None:
                 self._scheduler.enqueue_generation(sequence)
             elif sequence.decode.target is not None:
@@ -253,7 +260,8 @@ class ReportHandler:
         sequence.move(Change.SEQUENCE_ENDED, now)
         actions = self._scheduler.drop_try(sequence)
         num_output_tokens = len(sequence.output_token_ids)
-        self._state.predictor.observe(sequence.request.spec.features(), num_output_tokens)
+        features = sequence.request.spec.features(sequence.request.arrival_at_s)
+        self._state.predictor.observe(features, num_output_tokens)
         finished = EmitFinished(
             request_id=sequence.request_id,
             index=sequence.index,
@@ -319,6 +327,11 @@ def _is_in_turn(report: Report, role: Role, sequence: Sequence, leg: Leg) -> boo
         return False
     if sequence.phase is Phase.GENERATION_QUEUED and not _fits_parking(report, sequence):
         return False
+    if sequence.phase is Phase.PREFILLING and role == DECODE_LEG:
+        is_of_prompt = isinstance(report, PrefillStarted | PromptScored | TokensEmitted)
+        is_of_binding = isinstance(report, BlocksGranted | BlocksRefused)
+        if (leg.is_in_place and is_of_binding) or (is_of_prompt and not leg.is_in_place):
+            return False
     is_parked = leg.state in (LegState.PARKED, LegState.RESUMING)
     is_known = leg.state is LegState.HELD or (is_parked and isinstance(report, TaskFailed))
     return is_known and sequence.phase in _TURNS.get((type(report), role), frozenset())

@@ -6,6 +6,7 @@ still being computed (early binding).
 """
 
 from collections.abc import Sequence as Seq
+from functools import partial
 
 from router.ended_requests import record_of
 from router.events import (
@@ -28,8 +29,13 @@ from router.swapped import resume_answered, resume_parked, to_recompute
 from scheduling.block_pool import num_blocks_for
 from scheduling.errors import TandemError, WorkerFailed
 from scheduling.lifecycle import TERMINAL, Change, Phase
-from scheduling.messages import AdmitGeneration, PushTo, StartDecode, StartPrefill
-from scheduling.placement import Candidate, decode_preferences, prefill_preferences
+from scheduling.messages import AdmitGeneration, AdmitPrompt, PushTo, StartDecode, StartPrefill
+from scheduling.placement import (
+    Candidate,
+    decode_preferences,
+    mixed_preferences,
+    prefill_preferences,
+)
 
 
 class Scheduler:
@@ -72,7 +78,7 @@ class Scheduler:
                 break
         while (task_id := state.prompt_queue.peek()) is not None:
             sequence = state.sequence_by_task[task_id]
-            reserve = self._reserve_prefill(sequence, now)
+            reserve = self._reserve_prompt(sequence, now)
             if reserve is not None:
                 actions.append(reserve)
             elif 0 < state.fleet.max_request_tokens() < sequence.num_tokens_at_most:
@@ -105,6 +111,8 @@ class Scheduler:
             state.legs.settle(leg, view.hello.worker_id)
             sequence = state.sequence_by_task[leg.task_id]
             leg.is_booked = event.is_booked
+            if leg.is_in_place:
+                return self._dispatch_in_place(sequence, leg, now)
             if leg.role == PREFILL_LEG:
                 return self._dispatch_prefill(sequence, leg, now)
             return self._admit_generation(sequence, leg)
@@ -207,6 +215,26 @@ class Scheduler:
         actions.append(EmitFailed(request.spec.request_id, error, request.gpu_work_spent))
         return actions
 
+    def _reserve_prompt(self, sequence: Sequence, now: float) -> Reserve | None:
+        """On a prefill worker, or, where none can take it, on a mixed one."""
+        return self._reserve_prefill(sequence, now) or self._reserve_in_place(sequence, now)
+
+    def _reserve_in_place(self, sequence: Sequence, now: float) -> Reserve | None:
+        candidates = mixed_preferences(
+            self._state.fleet.mixed_candidates(
+                now, GENERAL, sequence.num_tokens_at_most, sequence.prefill_prefix
+            ),
+            sequence.num_kv_tokens,
+            self._state.settings.max_backlog_tokens,
+            partial(self._num_decode_blocks, sequence),
+        )
+        if not candidates:
+            return None
+        num_blocks = self._num_decode_blocks(sequence, candidates[0].block_size)
+        return self._open_leg(
+            sequence, DECODE_LEG, candidates, num_blocks, GENERAL, is_in_place=True
+        )
+
     def _reserve_prefill(self, sequence: Sequence, now: float) -> Reserve | None:
         num_tokens = sequence.num_kv_tokens
         candidates = prefill_preferences(
@@ -268,6 +296,8 @@ class Scheduler:
         candidates: Seq[Candidate],
         num_blocks: int,
         share: Share,
+        *,
+        is_in_place: bool = False,
     ) -> Reserve:
         fleet = self._state.fleet
         preferences = [
@@ -278,9 +308,10 @@ class Scheduler:
         leg = Leg(self._state.legs.next_claim(sequence.task_id, role), num_blocks)
         leg.worker_id, leg.incarnation = preferences[0]
         leg.num_tokens = sequence.num_kv_tokens
-        is_prefill = role == PREFILL_LEG
-        leg.prefix = sequence.prefill_prefix if is_prefill else sequence.request.prefix
-        leg.num_backlog_tokens = sequence.num_kv_tokens if is_prefill else 0
+        leg.is_in_place = is_in_place
+        is_prompt = role == PREFILL_LEG or is_in_place
+        leg.prefix = sequence.prefill_prefix if is_prompt else sequence.request.prefix
+        leg.num_backlog_tokens = sequence.num_kv_tokens if is_prompt else 0
         self._state.legs.open(leg)
         sequence.set_leg(role, leg)
         return Reserve(leg.claim, tuple(preferences), num_blocks, share)
@@ -303,6 +334,16 @@ class Scheduler:
             if early is not None:
                 actions.append(early)
         return actions
+
+    def _dispatch_in_place(self, sequence: Sequence, leg: Leg, now: float) -> list[Action]:
+        assert leg.worker_id is not None
+        sequence.move(Change.PREFILL_DISPATCHED, now)
+        sequence.prefill_worker = sequence.decode_worker = leg.worker_id
+        sequence.early_binding = False
+        sequence.request.gpu_work_spent = True
+        due_in_s = sequence.as_waiting().deadline_at_s - now
+        prompt = AdmitPrompt(sequence.task_id, sequence.as_spec(), leg.num_blocks, due_in_s)
+        return [SendCommand(leg.worker_id, prompt)]
 
     def _source_of(self, sequence: Sequence) -> str:
         """Whose transfers the task may rely on; nobody's once one was lost, so that it ends."""

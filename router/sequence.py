@@ -41,14 +41,16 @@ class Leg:
     is_abandoned: bool = False
     # False where the ledger was away: then the worker decides whether there is room.
     is_booked: bool = True
-    # Prefill: tokens dispatched and not yet computed. Decode: 0.
+    # Of a prompt: tokens dispatched and not yet computed.
     num_backlog_tokens: int = 0
     # Decode: blocks that the transfer fills.
     num_kv_blocks: int = 0
-    # Prefill: tokens whose KV the worker needs.
+    # Of a prompt: tokens whose KV the worker needs.
     num_tokens: int = 0
     # Names the blocks of the prompt that the worker will have; None where they do not count.
     prefix: PromptPrefix | None = None
+    # Decode: the worker computes the prompt as well, and decodes in place.
+    is_in_place: bool = False
     # Decode: where the KV goes, once granted. Prefill: None.
     target: KvTarget | None = None
     # Decode: since when the KV lies in host memory; None while it does not.
@@ -249,6 +251,7 @@ class Sequence:
             sampling=sampling,
             stop=spec.stop,
             cache_salt=spec.cache_salt,
+            tpot_s=spec.tpot_s,
         )
 
     @property

@@ -48,7 +48,6 @@ from scheduling.errors import StaleIncarnation
 from scheduling.ids import Incarnation, RouterId, WorkerId
 from scheduling.messages import WorkerHello
 from scheduling.policy import POLICIES, policy_named
-from scheduling.prediction import OnlineQuantiles
 from tandemserve.api.v1 import admin_pb2_grpc, inference_pb2_grpc
 from tandemserve.version import VERSION
 
@@ -67,8 +66,9 @@ async def serve(config: RouterConfig, stop: StopRequested) -> None:
         raise StartupError(
             "no Redis: give --redis-url redis://HOST:PORT, or let `tandem up` start everything"
         )
-    if config.policy not in POLICIES:
-        raise StartupError(f"policy {config.policy!r} is unknown; use one of {', '.join(POLICIES)}")
+    known = [name for name, policy in POLICIES.items() if not policy.needs_foresight]
+    if config.policy not in known:
+        raise StartupError(f"policy {config.policy!r} is unknown; use one of {', '.join(known)}")
     try:
         model = await asyncio.to_thread(
             load_served_model,
@@ -115,9 +115,12 @@ class RouterProcess:
         self._clock = MonotonicClock()
         self._incarnation = incarnation
         self._telemetry = start_telemetry("router", config.router_id, version=VERSION)
+        policy = policy_named(
+            config.policy, config.deadline_bucket_ms / 1e3, config.kvc_bucket_blocks
+        )
         self._core = RouterCore(
-            policy_named(config.policy, config.deadline_bucket_ms / 1e3, config.kvc_bucket_blocks),
-            OnlineQuantiles(),
+            policy,
+            policy.new_predictor(),
             RouterSettings(
                 config.max_prompt_queue,
                 config.max_retries_per_task,

@@ -20,6 +20,7 @@ from router.events import (
 )
 from router.state import RouterSettings
 from scheduling.ids import BlockId, Generation, Incarnation, RequestId, TaskId, WorkerId
+from scheduling.length_quantiles import OnlineQuantiles
 from scheduling.messages import (
     PROTOCOL_VERSION,
     BlocksGranted,
@@ -36,7 +37,6 @@ from scheduling.messages import (
     WorkerLoad,
 )
 from scheduling.policy import growth_reserve_blocks, policy_named
-from scheduling.prediction import OnlineQuantiles
 from scheduling.sampling import SamplingParams, StopParams
 
 BLOCK_SIZE = 4

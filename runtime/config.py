@@ -161,7 +161,7 @@ class WorkerConfig(ProcessConfig):
     """Settings that both kinds of worker have; each process parses its own subclass."""
 
     worker_id: Name = Field(description="name of this worker, unique in the cluster")
-    role: Literal["prefill", "decode"] = Field(description="what the worker computes")
+    role: Literal["prefill", "decode", "mixed"] = Field(description="what the worker computes")
     port: int = Field(0, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     advertise_host: str | None = Field(
         None,
@@ -287,7 +287,14 @@ class DecodeConfig(WorkerConfig):
 
     process: ClassVar[str] = "decode"
     worker_id: Name = Field("decode-0", description="name of this worker, unique in the cluster")
-    role: Literal["decode"] = Field("decode", description="what the worker computes")
+    role: Literal["decode", "mixed"] = Field(
+        "decode", description="what the worker computes; mixed: prompts as well, in place"
+    )
+    policy: Name = Field(
+        "default",
+        description="what an iteration of a mixed worker holds; give it the router's policy",
+        examples=["sarathi"],
+    )
     preemption: Literal["auto", "swap", "recompute"] = Field(
         "auto",
         description="how a sequence makes room when none can grow: its KV moves to host memory "

@@ -30,6 +30,7 @@ class Change(StrEnum):
     PREFILL_FINISHED = "prefill_finished"
     DECODE_BOUND = "decode_bound"
     DECODE_STARTED = "decode_started"
+    KEPT_IN_PLACE = "kept_in_place"
     SEQUENCE_ENDED = "sequence_ended"
     PREEMPTED = "preempted"
     SWAPPED_OUT = "swapped_out"
@@ -134,6 +135,13 @@ TRANSITIONS: tuple[Transition, ...] = (
         Phase.TRANSFERRING,
         BOTH,
         "decode blocks granted; at once where binding was early (late binding: from the GT queue)",
+    ),
+    Transition(
+        Phase.GENERATION_QUEUED,
+        Change.KEPT_IN_PLACE,
+        Phase.DECODING,
+        DECODE,
+        "a mixed worker computed the prompt and goes on with the answer in the same blocks",
     ),
     Transition(
         Phase.GENERATION_QUEUED,

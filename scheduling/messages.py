@@ -4,6 +4,7 @@ Commands go from router to worker, reports come back. Each names one task. The o
 messages of one session is kept; a broken session ends every task that it carried.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -12,7 +13,7 @@ from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams, TokenLogprobs
 
 # Raised by one whenever an older peer could misread a message.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class SequenceSpec:
     stop: StopParams
     # Cached KV is shared among sequences of equal salt only.
     cache_salt: str = ""
+    # What the caller wishes the mean gap between tokens to be.
+    tpot_s: float = math.inf
 
     @property
     def needs_prompt_logits(self) -> bool:
@@ -155,6 +158,18 @@ class AdmitGeneration:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmitPrompt:
+    """Compute the sequence on a mixed worker and go on with its answer there: nothing travels."""
+
+    task_id: TaskId
+    sequence: SequenceSpec
+    # For the tokens that exist and as much of the answer as is reserved.
+    num_blocks: int
+    # Until the first token is due; negative when it is late.
+    due_in_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class StartDecode:
     """The prompt is computed: decode as soon as the KV is there."""
 
@@ -192,6 +207,7 @@ Command = (
     StartPrefill
     | PushTo
     | AdmitGeneration
+    | AdmitPrompt
     | StartDecode
     | GrantGrowth
     | ResumeGeneration
@@ -362,7 +378,7 @@ class WorkerHello:
     protocol_version: int
     worker_id: WorkerId
     incarnation: Incarnation
-    # "prefill" or "decode".
+    # "prefill", "decode", or "mixed": a decode worker that computes prompts as well.
     role: str
     num_blocks: int
     block_size: int

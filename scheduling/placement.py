@@ -5,7 +5,7 @@ has a prompt is further behind than computing it anew would cost, or fuller by m
 that need not travel, another one gets it. So a prefix that everybody uses spreads by itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from scheduling.block_pool import num_blocks_for
@@ -58,6 +58,33 @@ def prefill_preferences(
         to_compute = c.num_tokens_to_compute(num_tokens)
         cost = c.num_backlog_tokens + 2 * to_compute
         return cost, to_compute, -c.num_free_blocks, c.worker_id
+
+    fitting.sort(key=order)
+    return tuple(c for c in fitting if c.block_size == fitting[0].block_size)
+
+
+def mixed_preferences(
+    candidates: Iterable[Candidate],
+    num_tokens: int,
+    max_backlog_tokens: int,
+    num_blocks_for_size: Callable[[int], int],
+) -> tuple[Candidate, ...]:
+    """Mixed workers that may start a prompt now, the best first; all of one block size.
+
+    `num_blocks_for_size` tells what the task is to get, by block size. The cost is that of
+    `prefill_preferences`; of equals, the one with more room and fewer running answers.
+    """
+    fitting = [
+        c
+        for c in candidates
+        if c.num_free_blocks >= num_blocks_for_size(c.block_size)
+        and c.num_backlog_tokens < max_backlog_tokens
+    ]
+
+    def order(c: Candidate) -> tuple[int, int, int, int, WorkerId]:
+        cost = c.num_backlog_tokens + 2 * c.num_tokens_to_compute(num_tokens)
+        num_spare_blocks = c.num_free_blocks + c.num_hit_blocks
+        return cost, -num_spare_blocks, c.num_running, c.last_taken, c.worker_id
 
     fitting.sort(key=order)
     return tuple(c for c in fitting if c.block_size == fitting[0].block_size)

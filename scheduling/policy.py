@@ -1,13 +1,24 @@
-"""Policies are named values: an ordering of both queues and a rule for decode KVC.
+"""Policies are named values: one choice for each decision that router and workers take.
 
 Source: EcoServe, section Ordering (bucketed deadline, occupied KVC, length) and exact-allocation;
-vLLM's scheduler for `fcfs` (arrival order, block-allocation).
+vLLM's scheduler for `fcfs` (arrival order, block-allocation); the others where they are listed.
 """
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Protocol
 
+from scheduling.batching import BatchingRule
+from scheduling.batching_rules import (
+    Filling,
+    FillToTarget,
+    PromptsFirst,
+    WaitingRatio,
+    WholePromptsMixed,
+)
 from scheduling.block_pool import num_blocks_for
+from scheduling.length_choice import length_predictor_named
+from scheduling.prediction import LengthPredictor
 from scheduling.task_queue import Key
 
 
@@ -104,6 +115,23 @@ class BlockAllocation:
         return num_blocks_for(num_kv_tokens + 1, block_size)
 
 
+class Batching(StrEnum):
+    """What an iteration of a mixed worker holds; the rules are in `batching_rules`."""
+
+    # Decode tokens first, prompts cut to fill the rest.
+    FILL = "fill"
+    # The same, the rest filled with whole prompts as far as some fit.
+    FIT = "fit"
+    PROMPTS_FIRST = "prompts-first"
+    WHOLE_MIXED = "whole-mixed"
+    WAITING_RATIO = "waiting-ratio"
+
+
+# What new answers leave of a decode worker's pool, where the policy keeps a reserve;
+# what it costs and saves is in docs/faults.md.
+GROWTH_RESERVE = 1 / 16
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """One choice for each decision."""
@@ -111,15 +139,86 @@ class Policy:
     name: str
     ordering: Ordering
     allocation: Allocation
+    batching: Batching = Batching.FILL
+    # Of `length_choice`: how long an answer will be, and how much room that means.
+    predictor: str = "quantiles"
+    bound: str | None = None
+    growth_reserve: float = GROWTH_RESERVE
+    # Made for prefill and decode on separate workers; others are made for mixed ones.
+    is_disaggregated: bool = False
+
+    @property
+    def needs_foresight(self) -> bool:
+        """It must be told how long answers will be: only a simulation can."""
+        return self.predictor == "oracle"
+
+    def new_predictor(self) -> LengthPredictor:
+        """A predictor that knows nothing yet."""
+        return length_predictor_named(self.predictor, self.bound)
+
+    def batching_rule(self, max_tokens: int, max_seqs: int) -> BatchingRule:
+        """The rule of its mixed workers, within the limits of one iteration."""
+        match self.batching:
+            case Batching.FILL:
+                return FillToTarget(max_tokens)
+            case Batching.FIT:
+                return FillToTarget(max_tokens, Filling.FIT)
+            case Batching.PROMPTS_FIRST:
+                return PromptsFirst(max_tokens, max_seqs)
+            case Batching.WHOLE_MIXED:
+                return WholePromptsMixed(max_seqs, max_tokens)
+            case Batching.WAITING_RATIO:
+                return WaitingRatio(max_tokens)
 
 
-_ECOSERVE = Policy("ecoserve", DeadlineThenOccupancy(), ExactAllocation())
+_ECOSERVE = Policy("ecoserve", DeadlineThenOccupancy(), ExactAllocation(), Batching.FIT)
 
-POLICIES: dict[str, Policy] = {
-    "default": replace(_ECOSERVE, name="default"),
-    "ecoserve": _ECOSERVE,
-    "fcfs": Policy("fcfs", ArrivalOrder(), BlockAllocation()),
-}
+_ALL = (
+    Policy("default", DeadlineThenOccupancy(), ExactAllocation()),
+    _ECOSERVE,
+    # vLLM as of its paper: arrival order, blocks one by one, prompts before answers.
+    Policy(
+        "fcfs",
+        ArrivalOrder(),
+        BlockAllocation(),
+        Batching.PROMPTS_FIRST,
+        growth_reserve=0.01,
+    ),
+    # Orca reserves the longest answer that the caller allows.
+    Policy(
+        "orca",
+        ArrivalOrder(),
+        ExactAllocation(),
+        Batching.WHOLE_MIXED,
+        predictor="max-tokens",
+        growth_reserve=0.0,
+    ),
+    Policy("sarathi", ArrivalOrder(), BlockAllocation(), growth_reserve=0.01),
+    Policy(
+        "tgi",
+        ArrivalOrder(),
+        ExactAllocation(),
+        Batching.WAITING_RATIO,
+        predictor="max-tokens",
+        growth_reserve=0.0,
+    ),
+    Policy(
+        "distserve",
+        ArrivalOrder(),
+        BlockAllocation(),
+        growth_reserve=0.01,
+        is_disaggregated=True,
+    ),
+    # The default with perfect foresight.
+    Policy(
+        "oracle",
+        DeadlineThenOccupancy(),
+        ExactAllocation(),
+        predictor="oracle",
+        growth_reserve=0.0,
+    ),
+)
+POLICIES: dict[str, Policy] = {policy.name: policy for policy in _ALL}
 
 
 def policy_named(name: str, deadline_bucket_s: float, kvc_bucket_blocks: int) -> Policy:
@@ -129,10 +228,6 @@ def policy_named(name: str, deadline_bucket_s: float, kvc_bucket_blocks: int) ->
         ordering = DeadlineThenOccupancy(deadline_bucket_s, kvc_bucket_blocks)
         return replace(policy, ordering=ordering)
     return policy
-
-
-# What it costs and saves is in docs/faults.md.
-GROWTH_RESERVE = 1 / 16
 
 
 def growth_reserve_blocks(num_blocks: int, share: float = GROWTH_RESERVE) -> int:

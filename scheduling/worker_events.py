@@ -1,10 +1,10 @@
 """What a worker's core is told and what it wants done; shared by prefill and decode."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
 from scheduling.ids import BlockId, Generation, TaskId
-from scheduling.messages import Command, KvTarget, Report
+from scheduling.messages import Command, KvTarget, Report, TokensEmitted
 from scheduling.prefix_index import PrefixChanges
 from scheduling.sampling import PromptLogprobs, StopParams, TokenLogprobs
 from scheduling.step import SequenceStart
@@ -19,6 +19,8 @@ SessionId = NewType("SessionId", int)
 class CommandArrived:
     session_id: SessionId
     command: Command
+    # By the worker's clock.
+    at_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,18 @@ class SampledOutput:
     # None while the sequence goes on; "stop" or "length".
     finish_reason: str | None = None
     matched_stop: str | int | None = None
+
+    def as_report(self, task_id: TaskId, token_index: int) -> TokensEmitted:
+        """What the router is told of it."""
+        return TokensEmitted(
+            task_id=task_id,
+            first_token_index=token_index,
+            token_ids=(self.token_id,),
+            text=self.text,
+            logprobs=() if self.logprobs is None else (self.logprobs,),
+            finish_reason=self.finish_reason,
+            matched_stop=self.matched_stop,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol, assert_never
 
 from engine.runner import InvalidSequence, LogitsNotFinite, Runner
+from runtime.clock import Clock, MonotonicClock
 from runtime.logging import get_logger
 from scheduling.messages import WorkerLoad
 from scheduling.prefix_index import PrefixChanges
@@ -62,7 +63,7 @@ class Core(Protocol):
 
     def handle(self, event: WorkerEvent) -> list[WorkerAction]: ...
 
-    def plan(self) -> tuple[list[WorkerAction], StepPlan | None]: ...
+    def plan(self, now: float) -> tuple[list[WorkerAction], StepPlan | None]: ...
 
 
 class KvSide(Protocol):
@@ -95,8 +96,11 @@ class EngineLoop:
         sink: ReportSink,
         prepare_thread: Callable[[], None] = lambda: None,
         cores: Cores | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._core = core
+        # The one by which sessions tell when a command came.
+        self._clock = clock or MonotonicClock()
         self._cores = cores or OwnCores()
         self._waits_for_cores = False
         self._runner = runner
@@ -194,7 +198,7 @@ class EngineLoop:
         return has_work
 
     def _iterate(self) -> bool:
-        actions, plan = self._core.plan()
+        actions, plan = self._core.plan(self._clock.now())
         self._perform(actions)
         if self._refused:
             message = "a token id or a block is none of this model's; see the worker's log"

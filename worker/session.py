@@ -256,7 +256,8 @@ class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
                     self.set_admission(frame.admission)
                     continue
                 for command in frame:
-                    self._post(CommandArrived(session.session_id, command))
+                    now = self._clock.now()
+                    self._post(CommandArrived(session.session_id, command, now))
         except ProtocolError as error:
             log.error("bad_command_frame", router_id=session.hello.router_id, error=str(error))
         except grpc.aio.AioRpcError as error:

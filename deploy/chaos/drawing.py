@@ -36,6 +36,8 @@ _TOKEN_IDS = range(3, 320)
 _MAX_PROMPT, _MAX_OUTPUT = 160, 80
 # Of the rounds, where it is installed.
 _NIXL_FRACTION = 0.3
+# Of the rounds: decode workers compute prompts as well.
+_MIXED_FRACTION = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ def draw_plan(seed: int, size: Size, *, has_nixl: bool = False) -> ChaosPlan:
     dice = random.Random(f"chaos transports {seed}")
     if has_nixl and dice.random() < _NIXL_FRACTION:
         setting = replace(setting, transports=dice.choice(("nixl", "nixl,tcp")))
+    # And its own for what came later, so that an older seed's round stays nearly the same.
+    dice = random.Random(f"chaos mixed workers {seed}")
+    if dice.random() < _MIXED_FRACTION:
+        policy = dice.choice((setting.policy, "ecoserve", "sarathi", "tgi", "orca"))
+        setting = replace(setting, decode_role="mixed", policy=policy)
     stems = [_draw_tokens(rng, rng.randint(20, 120)) for _ in range(5)]
     asks = tuple(_draw_ask(rng, number, stems) for number in range(size.num_requests))
     strikes = _draw_strikes(rng, setting, size.num_strikes)

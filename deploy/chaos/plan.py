@@ -23,6 +23,8 @@ class Setting:
     transports: str
     num_prefill: int
     num_decode: int
+    # "decode", or "mixed": they compute prompts as well, where prefill workers cannot.
+    decode_role: str = "decode"
     num_prefill_blocks: int
     num_decode_blocks: int
     max_num_batched_tokens: int

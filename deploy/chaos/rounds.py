@@ -116,6 +116,9 @@ async def _started(
         },
         decode_worker=shared
         | {
+            "role": setting.decode_role,
+            "policy": setting.policy,
+            "max_num_batched_tokens": str(setting.max_num_batched_tokens),
             "num_blocks": str(setting.num_decode_blocks),
             "preemption": setting.preemption,
             "swap_mib": str(setting.swap_mib),

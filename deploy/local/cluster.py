@@ -216,8 +216,8 @@ class LocalCluster:
             running.child_by_name[plan.name] = child
             child.start()
         self._say(
-            f"loading model {self.model_name}: {settings.num_prefill} prefill, "
-            f"{settings.num_decode} decode; logs in {running.log_folder}"
+            f"loading model {self.model_name}: {settings.workers_text}; "
+            f"logs in {running.log_folder}"
         )
         await self.wait_ready()
         self._require_one_kind(await self.workers())

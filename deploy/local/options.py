@@ -1,7 +1,8 @@
 """The command line of the launcher, read into the settings of a cluster.
 
 `--router.FIELD`, `--prefill-worker.FIELD` and `--decode-worker.FIELD` reach every setting of the
-processes; what FIELD may be is judged by the process's own parser (runtime/config.py).
+processes; what FIELD may be is judged by the process's own parser (runtime/config.py). Mixed
+workers are decode workers that compute prompts as well, and have their settings.
 """
 
 import argparse
@@ -77,9 +78,11 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
     if command == "demo" and parsed.num_blocks is None and parsed.kv_cache_mib is None:
         sections["prefill-worker"].setdefault("num-blocks", _DEMO_PREFILL_BLOCKS)
         sections["decode-worker"].setdefault("num-blocks", _DEMO_DECODE_BLOCKS)
-    for option, value in (("policy", parsed.policy), ("max-model-len", parsed.max_model_len)):
-        if value is not None:
-            sections["router"].setdefault(option, value)
+    if parsed.max_model_len is not None:
+        sections["router"].setdefault("max-model-len", parsed.max_model_len)
+    if parsed.policy is not None:
+        for section in ("router", "decode-worker"):
+            sections[section].setdefault("policy", parsed.policy)
     if parsed.cluster_name is not None:
         for section in _SECTIONS:
             sections[section]["cluster-name"] = parsed.cluster_name
@@ -89,11 +92,13 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
         section: {field.replace("-", "_"): value for field, value in values.items()}
         for section, values in sections.items()
     }
+    default_prefill, default_decode = (0, 0) if parsed.mixed else (1, 2)
     settings = ClusterSettings(
         model=bundled_model_path() if parsed.model is None else parsed.model.absolute(),
         model_name=None if parsed.model else BUNDLED,
-        num_prefill=parsed.prefill,
-        num_decode=parsed.decode,
+        num_prefill=default_prefill if parsed.prefill is None else parsed.prefill,
+        num_decode=default_decode if parsed.decode is None else parsed.decode,
+        num_mixed=parsed.mixed,
         redis_url=parsed.redis,
         host=parsed.host,
         port=parsed.port,
@@ -103,7 +108,7 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
         log_dir=None if parsed.log_dir is None else parsed.log_dir.absolute(),
         start_timeout_s=parsed.start_timeout_s,
     )
-    return LaunchOptions(command, settings, parsed.json)
+    return LaunchOptions(command, _with_enough_workers(settings), parsed.json)
 
 
 def _split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -159,8 +164,12 @@ def _parser() -> _Parser:
 def _add_options(parser: argparse.ArgumentParser, port: int, start_timeout_s: float) -> None:
     add = parser.add_argument
     add("--model", type=Path, metavar="DIR", help="Hugging Face folder (default: the bundled one)")
-    add("--prefill", type=_at_least_1, default=1, metavar="N", help="prefill workers (default: 1)")
-    add("--decode", type=_at_least_1, default=2, metavar="M", help="decode workers (default: 2)")
+    about = "prefill workers (default: 1; 0 beside --mixed)"
+    add("--prefill", type=_number_of_workers, metavar="N", help=about)
+    about = "decode workers (default: 2; 0 beside --mixed)"
+    add("--decode", type=_number_of_workers, metavar="M", help=about)
+    about = "mixed workers, which compute prompts beside their answers (default: 0)"
+    add("--mixed", type=_number_of_workers, default=0, metavar="K", help=about)
     add("--redis", metavar="URL", help="use this server (default: start one)")
     add("--cluster-name", metavar="NAME", help="keeps clusters on one Redis apart")
     add("--host", default="127.0.0.1", help="address of the router (default: 127.0.0.1)")
@@ -176,10 +185,20 @@ def _add_options(parser: argparse.ArgumentParser, port: int, start_timeout_s: fl
     add("--json", action="store_true", help="print JSON for programs")
 
 
-def _at_least_1(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 256")
+def _number_of_workers(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 256")
     return int(text)
+
+
+def _with_enough_workers(settings: ClusterSettings) -> ClusterSettings:
+    """Every prompt must find a worker, and its answer another or the same. Raises: ConfigError."""
+    if settings.num_mixed or (settings.num_prefill and settings.num_decode):
+        return settings
+    raise ConfigError(
+        f"--prefill {settings.num_prefill} --decode {settings.num_decode} --mixed 0 can answer "
+        "nothing; start at least one of each of the first two, or one of the last"
+    )
 
 
 def _seconds(text: str) -> float:

@@ -38,6 +38,7 @@ class ClusterSettings:
     model_name: str | None = None
     num_prefill: int = 1
     num_decode: int = 2
+    num_mixed: int = 0
     # None starts a server.
     redis_url: str | None = None
     host: str = "127.0.0.1"
@@ -52,7 +53,17 @@ class ClusterSettings:
 
     @property
     def num_workers(self) -> int:
-        return self.num_prefill + self.num_decode
+        return self.num_prefill + self.num_decode + self.num_mixed
+
+    @property
+    def workers_text(self) -> str:
+        """How many of each role, for people."""
+        counts = (
+            ("prefill", self.num_prefill),
+            ("decode", self.num_decode),
+            ("mixed", self.num_mixed),
+        )
+        return ", ".join(f"{count} {role}" for role, count in counts if count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ def plan_processes(
     port: int,
     run_folder: Path | None = None,
 ) -> tuple[ProcessPlan, ...]:
-    """The router first, then the prefill workers, then the decode workers.
+    """The router first, then the prefill workers, then the decode and the mixed workers.
 
     With a folder, engines whose threads nobody chose share the cores through a file in it.
     """
@@ -100,6 +111,7 @@ def plan_processes(
     roles: tuple[tuple[str, int, PrefillConfig | DecodeConfig], ...] = (
         ("prefill", settings.num_prefill, configs.prefill),
         ("decode", settings.num_decode, configs.decode),
+        ("mixed", settings.num_mixed, configs.decode),
     )
     for role, count, config in roles:
         num_threads = resolve_num_threads(config.num_threads, settings.num_workers)
@@ -112,7 +124,7 @@ def plan_processes(
             values = _worker_values(settings, role, number) | {"num_threads": str(num_threads)}
             if run_folder is not None and config.num_threads is None:
                 values.setdefault("shared_cores", str(run_folder / "cores"))
-            plan = _plan(f"{role}_worker", values["worker_id"], config, values, redis_url)
+            plan = _plan(f"{config.process}_worker", values["worker_id"], config, values, redis_url)
             plans.append(ProcessPlan(plan.name, plan.command, {**plan.environ, **threads}))
     return tuple(plans)
 
@@ -134,7 +146,8 @@ def with_fitting_kv_cache(
     """
     if decode.model_fields_set & {"kv_cache_mib", "num_blocks"}:
         return settings
-    fitting_mib = max(1, free_bytes // 2 // settings.num_decode // 2**20)
+    num_pools = settings.num_decode + settings.num_mixed
+    fitting_mib = max(1, free_bytes // 2 // num_pools // 2**20)
     if fitting_mib >= decode.kv_cache_mib:
         return settings
     smaller = {**settings.decode_worker, "kv_cache_mib": str(fitting_mib)}
@@ -156,6 +169,8 @@ def _router_values(settings: ClusterSettings, port: int) -> dict[str, str]:
 def _worker_values(settings: ClusterSettings, role: str, number: int) -> dict[str, str]:
     chosen = settings.prefill_worker if role == "prefill" else settings.decode_worker
     values = {"drain_timeout_s": _DRAIN_TIMEOUT_S, **chosen}
+    if role == "mixed":
+        values["role"] = role
     return values | {"model": str(settings.model), "worker_id": f"{role}-{number}"}
 
 

@@ -51,7 +51,7 @@ async def _keep_until(cluster: LocalCluster, stop: asyncio.Event) -> None:
 
 def _ready_line(options: LaunchOptions, cluster: LocalCluster) -> str:
     settings = options.settings
-    workers = f"{settings.num_prefill} prefill, {settings.num_decode} decode"
+    workers = settings.workers_text
     model = BUNDLED if options.is_bundled_model else cluster.model_name
     is_default = cluster.endpoint == f"127.0.0.1:{DEFAULT_PORT}"
     target = "" if is_default else f"--target {cluster.endpoint} "

@@ -59,7 +59,7 @@ __all__ = [
     "encode_worker_hello",
 ]
 
-_ROLES = ("prefill", "decode")
+_ROLES = ("prefill", "decode", "mixed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,4 +291,4 @@ def _num_growth_blocks(message: pb.WorkerHello) -> int:
     if message.HasField("num_growth_blocks"):
         number = message.num_growth_blocks
         return checked_count("num_growth_blocks", number, most=message.num_blocks)
-    return growth_reserve_blocks(message.num_blocks) if message.role == "decode" else 0
+    return growth_reserve_blocks(message.num_blocks) if message.role != "prefill" else 0

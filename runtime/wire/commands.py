@@ -1,20 +1,24 @@
 """Commands, router to worker, as they travel: both directions side by side."""
 
+import math
 from typing import assert_never
 
 from runtime.wire.sequences import sequence_from_proto, sequence_to_proto
 from runtime.wire.values import (
     ProtocolError,
     checked_count,
+    checked_float,
     checked_name,
     checked_text,
     checked_token_ids,
+    finite_or_none,
     target_fields,
     target_from_proto,
     task_id_from_proto,
 )
 from scheduling.messages import (
     AdmitGeneration,
+    AdmitPrompt,
     CancelTask,
     Command,
     GrantGrowth,
@@ -45,6 +49,13 @@ def command_to_proto(command: Command) -> pb.Command:
                 source_worker_id=command.source_worker_id,
             )
             return pb.Command(task_id=task_id, admit_generation=admission)
+        case AdmitPrompt():
+            prompt = pb.AdmitPrompt(
+                sequence=sequence_to_proto(command.sequence),
+                num_blocks=command.num_blocks,
+                due_in_s=finite_or_none(command.due_in_s),
+            )
+            return pb.Command(task_id=task_id, admit_prompt=prompt)
         case StartDecode():
             start = pb.StartDecode(output_token_ids=command.output_token_ids)
             return pb.Command(task_id=task_id, start_decode=start)
@@ -78,6 +89,17 @@ def command_from_proto(message: pb.Command) -> Command:
                 checked_count("num_kv_blocks", admission.num_kv_blocks, most=num_blocks),
                 checked_name("transfer_id", admission.transfer_id),
                 checked_text("source_worker_id", admission.source_worker_id),
+            )
+        case "admit_prompt":
+            prompt = message.admit_prompt
+            due_in_s = math.inf
+            if prompt.HasField("due_in_s"):
+                due_in_s = checked_float("due_in_s", prompt.due_in_s)
+            return AdmitPrompt(
+                task_id,
+                sequence_from_proto(prompt),
+                checked_count("num_blocks", prompt.num_blocks, least=1),
+                due_in_s,
             )
         case "start_decode":
             token_ids = checked_token_ids("output_token_ids", message.start_decode.output_token_ids)

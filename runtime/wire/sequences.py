@@ -4,6 +4,7 @@ The router refuses a caller's bad values in words (router/wire/). What is checke
 could harm a worker, as a peer may be of another version.
 """
 
+import math
 from array import array
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from runtime.wire.values import (
     checked_float,
     checked_text,
     checked_token_ids,
+    finite_or_none,
 )
 from scheduling.messages import SequenceSpec
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams, TokenLogprobs
@@ -48,6 +50,7 @@ def sequence_to_proto(sequence: SequenceSpec) -> pb.SequenceSpec:
         stop_token_ids=stop.stop_token_ids,
         stop_strings=stop.stop_strings,
         cache_salt=sequence.cache_salt,
+        tpot_s=finite_or_none(sequence.tpot_s),
     )
     # One call holds the interpreter until its end: no thread could do anything meanwhile.
     for start in range(0, len(sequence.prompt_token_ids), _TOKENS_AT_ONCE):
@@ -76,6 +79,7 @@ def sequence_from_proto(owner: Any) -> SequenceSpec:
         sampling=_sampling_from_proto(message, stop),
         stop=stop,
         cache_salt=checked_text("sequence.cache_salt", message.cache_salt),
+        tpot_s=_above_0("tpot_s", message.tpot_s) if message.HasField("tpot_s") else math.inf,
     )
 
 

@@ -65,6 +65,11 @@ def checked_float(
     return value
 
 
+def finite_or_none(value: float) -> float | None:
+    """Infinity, which means any time, travels as an absent field."""
+    return None if value == math.inf else value
+
+
 def checked_token_ids(field: str, values: Sequence[int]) -> tuple[int, ...]:
     """Token ids that fit a 32-bit signed integer; the vocabulary is the engine's to check."""
     ids = tuple(values)

@@ -25,13 +25,22 @@ def up(
     model: Annotated[
         Path | None, typer.Option(help="Hugging Face folder; the bundled model by default.")
     ] = None,
-    prefill: Annotated[int, typer.Option(min=1, help="Number of prefill workers.")] = 1,
-    decode: Annotated[int, typer.Option(min=1, help="Number of decode workers.")] = 2,
+    prefill: Annotated[
+        int | None, typer.Option(min=0, help="Prefill workers; 1, or 0 beside --mixed.")
+    ] = None,
+    decode: Annotated[
+        int | None, typer.Option(min=0, help="Decode workers; 2, or 0 beside --mixed.")
+    ] = None,
+    mixed: Annotated[
+        int | None, typer.Option(min=0, help="Workers that do both; 0 by default.")
+    ] = None,
     device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Where models run.")] = None,
     redis: Annotated[str | None, typer.Option(help="URL; starts its own by default.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the router.")] = 7700,
-    policy: Annotated[str | None, typer.Option(help="default, ecoserve or fcfs.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="default, ecoserve, fcfs, sarathi, ...")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     block_size: Annotated[int | None, typer.Option(min=1, help="Tokens per KV block.")] = None,
     kv_cache_mib: Annotated[int | None, typer.Option(min=1, help="KV pool per worker.")] = None,
@@ -49,12 +58,15 @@ def up(
 
       tandem up --model ./Qwen2-0.5B --prefill 1 --decode 3 --port 7800
 
+      tandem up --mixed 2
+
       tandem up --num-blocks 512 --log-dir logs --router.max-prompt-queue=100
     """
     options: dict[str, object] = {
         "--model": model,
         "--prefill": prefill,
         "--decode": decode,
+        "--mixed": mixed,
         "--device": device,
         "--redis": redis,
         "--host": host,

@@ -101,6 +101,7 @@ def start_cluster(
         *,
         num_prefill: int = 1,
         num_decode: int = 2,
+        num_mixed: int = 0,
         router: dict[str, str] | None = None,
         prefill: dict[str, str] | None = None,
         decode: dict[str, str] | None = None,
@@ -110,6 +111,7 @@ def start_cluster(
             model=model,
             num_prefill=num_prefill,
             num_decode=num_decode,
+            num_mixed=num_mixed,
             router=_ROUTER | (router or {}),
             prefill_worker=_WORKER | _PREFILL | (prefill or {}),
             decode_worker=_WORKER | (decode or {}),
@@ -120,7 +122,8 @@ def start_cluster(
         async with cluster:
             views = await cluster.workers()
             ways = (decode or {}).get("transports", "shared_memory")
-            assert len(_kv_pools(views)) == (num_decode if "shared_memory" in ways else 0)
+            num_pools = num_decode + num_mixed if "shared_memory" in ways else 0
+            assert len(_kv_pools(views)) == num_pools
             yield cluster
             views += await cluster.workers()
             problems = await cluster.stop()

@@ -1,6 +1,7 @@
 """What a decode worker does with arrivals, growth, crowding and cancels."""
 
-from decode_worker.core import DecodeCore, DecodeSettings
+from decode_worker.core import DecodeCore
+from decode_worker.settings import DecodeSettings
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import (
     AdmitGeneration,
@@ -75,7 +76,7 @@ def run(
 
 
 def step(core: DecodeCore, finish: str | None = None) -> tuple[StepPlan | None, list[WorkerAction]]:
-    actions, plan = core.plan()
+    actions, plan = core.plan(0.0)
     if plan is not None:
         outputs = tuple(SampledOutput(c.slot, 8, "y", finish_reason=finish) for c in plan.chunks)
         actions = actions + core.handle(StepFinished(outputs))
@@ -90,10 +91,10 @@ def test_a_task_runs_only_when_its_kv_is_there() -> None:
     assert isinstance(granted, BlocksGranted)
     assert actions[0] == ExpectKv(granted.target.block_ids, granted.target.generations)
     assert len(granted.target.block_ids) == 2, "only the prompt's blocks are filled from outside"
-    assert core.plan()[1] is None
+    assert core.plan(0.0)[1] is None
     (awaited,) = send(core, StartDecode(TASK, (7,)))
     assert awaited == AwaitKv(TASK, granted.target.block_ids, granted.target.generations)
-    assert core.plan()[1] is None
+    assert core.plan(0.0)[1] is None
     assert reports(core.handle(KvArrived(TASK))) == [DecodeStarted(TASK)]
     plan, actions = step(core)
     assert plan is not None
@@ -201,7 +202,7 @@ def test_sequences_wait_for_a_slot_in_the_order_of_arrival() -> None:
 def test_a_failing_step_fails_its_tasks_and_frees_their_blocks() -> None:
     core = new_core()
     run(core, TASK, 3, 2, 5)
-    core.plan()
+    core.plan(0.0)
     actions = core.handle(StepFailed("boom"))
     assert reports(actions) == [TaskFailed(TASK, "internal", "boom"), TaskReleased(TASK)]
     assert core.pool.num_free_blocks == 8

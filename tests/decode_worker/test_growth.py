@@ -1,7 +1,8 @@
 """What becomes of blocks that the ledger promised and the pool does not have yet."""
 
-from decode_worker.core import DecodeCore, DecodeSettings
+from decode_worker.core import DecodeCore
 from decode_worker.kv_swapping import Preemption
+from decode_worker.settings import DecodeSettings
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import (
     AdmitGeneration,
@@ -59,7 +60,7 @@ def run(core: DecodeCore, task_id: TaskId, num_blocks: int, max_tokens: int) -> 
 
 
 def step(core: DecodeCore) -> list[WorkerAction]:
-    actions, plan = core.plan()
+    actions, plan = core.plan(0.0)
     if plan is not None:
         outputs = tuple(SampledOutput(c.slot, 8, "y") for c in plan.chunks)
         actions = actions + core.handle(StepFinished(outputs))

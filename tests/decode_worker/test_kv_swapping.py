@@ -2,8 +2,9 @@
 
 from typing import TypeVar
 
-from decode_worker.core import DecodeCore, DecodeSettings
+from decode_worker.core import DecodeCore
 from decode_worker.kv_swapping import Preemption
+from decode_worker.settings import DecodeSettings
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import (
     AdmitGeneration,
@@ -90,7 +91,7 @@ def deny_all(core: DecodeCore) -> list[WorkerAction]:
     """Answer every growth request with no until somebody makes room."""
     seen: list[WorkerAction] = []
     for _ in range(8):
-        actions, plan = core.plan()
+        actions, plan = core.plan(0.0)
         seen += actions
         core.check_invariants()
         if any(isinstance(report, SwappedOut | Preempted) for report in reports(seen)):
@@ -129,7 +130,7 @@ def test_a_resumed_task_gets_its_blocks_back_before_it_is_loaded_and_goes_on() -
     assert swap_in.swap_block_ids == out.swap_block_ids
     assert reports(actions) == [DecodeStarted(SHORT)]
     assert core.pool.num_blocks_of(SHORT) == 4
-    actions, plan = core.plan()
+    actions, plan = core.plan(0.0)
     (load,) = of_type(actions, LoadSequence)
     assert load.start.block_table[:2] == swap_in.block_ids
     assert load.start.token_ids == (*range(200, 208), 7)
@@ -173,7 +174,7 @@ def test_parked_sequences_that_begin_alike_share_one_copy_of_their_beginning() -
     (first,) = of_type(deny_all(core), SwapOut)
     last_of_b = core.pool.blocks_of(TaskId("b/0"))[1]
     send(core, GrantGrowth(TaskId("b/0"), 0))
-    (second,) = of_type(core.plan()[0], SwapOut)
+    (second,) = of_type(core.plan(0.0)[0], SwapOut)
     assert (len(first.block_ids), second.block_ids) == (2, (last_of_b,))
 
 
@@ -229,7 +230,7 @@ def test_a_copy_of_kv_that_a_failed_step_used_is_not_taken_again() -> None:
     crowded(core)
     send(core, CancelTask(LONG, "left"))
     send(core, ResumeGeneration(SHORT, 4))
-    assert core.plan()[1] is not None
+    assert core.plan(0.0)[1] is not None
     core.handle(StepFailed("bad numbers"))
     core.check_invariants()
     assert SwappedOut(SHORT, 2) in reports(crowded(core))

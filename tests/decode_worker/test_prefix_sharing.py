@@ -1,6 +1,7 @@
 """Blocks that are here need not travel, and those on their way travel once."""
 
-from decode_worker.core import DecodeCore, DecodeSettings
+from decode_worker.core import DecodeCore
+from decode_worker.settings import DecodeSettings
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import (
     PREFIX_LOST,
@@ -77,7 +78,7 @@ class Bench:
 
     def decode(self, num_tokens: int) -> None:
         for number in range(num_tokens):
-            _, plan = self.core.plan()
+            _, plan = self.core.plan(0.0)
             assert plan is not None
             outputs = tuple(SampledOutput(chunk.slot, 50 + number, "") for chunk in plan.chunks)
             self.handle(StepFinished(outputs))
@@ -213,6 +214,6 @@ def test_kv_of_a_failed_step_is_not_shared() -> None:
     bench.admit(A)
     bench.begin(A)
     bench.handle(KvArrived(A))
-    bench.core.plan()
+    bench.core.plan(0.0)
     bench.handle(StepFailed("not finite"))
     assert bench.admit(B).first_block_index == 0

@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("router", "worker", "embedded", "test", "dev")
+EXTRAS = ("router", "worker", "embedded", "simulate", "test", "dev")
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def reports(actions: list[WorkerAction]) -> list[Report]:
 
 
 def step(core: PrefillCore, finish: str | None = None) -> tuple[StepPlan, list[WorkerAction]]:
-    actions, plan = core.plan()
+    actions, plan = core.plan(0.0)
     assert plan is not None
     outputs = tuple(
         SampledOutput(chunk.slot, 42, "x", finish_reason=finish)
@@ -136,9 +136,9 @@ def test_a_prompt_waits_for_blocks_and_keeps_its_place() -> None:
     send(core, StartPrefill(TaskId("b/0"), prompt_of(8, first=10)))
     send(core, StartPrefill(TaskId("c/0"), prompt_of(1)))
     step(core)
-    assert core.plan()[1] is None, "the head of the queue is not overtaken"
+    assert core.plan(0.0)[1] is None, "the head of the queue is not overtaken"
     send(core, CancelTask(TaskId("a/0"), "gone"))
-    actions, plan = core.plan()
+    actions, plan = core.plan(0.0)
     assert plan is not None
     assert PrefillStarted(TaskId("b/0")) in reports(actions)
 
@@ -182,11 +182,11 @@ def test_an_answer_of_one_token_needs_no_decode_worker() -> None:
 def test_a_failing_step_fails_its_tasks_and_the_worker_goes_on() -> None:
     core = new_core()
     send(core, StartPrefill(TASK, prompt_of(3)))
-    core.plan()
+    core.plan(0.0)
     actions = core.handle(StepFailed("boom"))
     assert reports(actions) == [TaskFailed(TASK, "internal", "boom"), TaskReleased(TASK)]
     send(core, StartPrefill(TaskId("next/0"), prompt_of(3)))
-    assert core.plan()[1] is not None
+    assert core.plan(0.0)[1] is not None
 
 
 def test_a_lost_router_takes_its_tasks_along_and_no_others() -> None:
@@ -227,7 +227,7 @@ def test_logprobs_of_the_prompt_are_reported_before_its_first_token() -> None:
     send(core, StartPrefill(TASK, prompt_of(12)))
     seen: list[Report] = []
     for first, end in ((1, 9), (9, 12)):
-        actions, plan = core.plan()
+        actions, plan = core.plan(0.0)
         assert plan is not None
         (chunk,) = plan.chunks
         logprobs = PromptLogprobs(first, array("f", range(first, end)), array("I"), array("f"))

@@ -54,7 +54,7 @@ def start(core: PrefillCore, task_id: TaskId, spec: SequenceSpec) -> None:
 
 
 def step(core: PrefillCore) -> tuple[StepPlan | None, list[WorkerAction]]:
-    actions, plan = core.plan()
+    actions, plan = core.plan(0.0)
     core.check_invariants()
     if plan is not None:
         sampled = tuple(SampledOutput(c.slot, 42, "x") for c in plan.chunks if c.samples)
@@ -197,7 +197,7 @@ def test_kv_of_a_failed_step_is_not_shared() -> None:
     start(core, A, spec_of(tuple(range(12))))
     step(core)
     assert core.pool.num_cached_blocks == 2
-    core.plan()
+    core.plan(0.0)
     core.handle(StepFailed("not finite"))
     assert core.pool.num_cached_blocks == 0
 

@@ -229,7 +229,7 @@ def test_up_hands_its_options_to_the_launcher(start: Start, checkout: Path) -> N
     code, stdout, stderr = ended(process)
     assert (code, stderr) == (0, "")
     assert stdout == (
-        '["up", "--model", "my model", "--prefill", "1", "--decode", "3", '
+        '["up", "--model", "my model", "--decode", "3", '
         '"--host", "127.0.0.1", "--port", "7700", "--new-option", "7"]\n'
     )
 

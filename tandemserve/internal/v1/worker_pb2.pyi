@@ -117,7 +117,7 @@ class CommandFrame(_message.Message):
     def __init__(self, commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("task_id", "start_prefill", "push_to", "admit_generation", "start_decode", "grant_growth", "cancel", "resume_generation")
+    __slots__ = ("task_id", "start_prefill", "push_to", "admit_generation", "start_decode", "grant_growth", "cancel", "resume_generation", "admit_prompt")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     START_PREFILL_FIELD_NUMBER: _ClassVar[int]
     PUSH_TO_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,7 @@ class Command(_message.Message):
     GRANT_GROWTH_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     RESUME_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ADMIT_PROMPT_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     start_prefill: StartPrefill
     push_to: PushTo
@@ -134,10 +135,11 @@ class Command(_message.Message):
     grant_growth: GrantGrowth
     cancel: CancelTask
     resume_generation: ResumeGeneration
-    def __init__(self, task_id: _Optional[str] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., push_to: _Optional[_Union[PushTo, _Mapping]] = ..., admit_generation: _Optional[_Union[AdmitGeneration, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., grant_growth: _Optional[_Union[GrantGrowth, _Mapping]] = ..., cancel: _Optional[_Union[CancelTask, _Mapping]] = ..., resume_generation: _Optional[_Union[ResumeGeneration, _Mapping]] = ...) -> None: ...
+    admit_prompt: AdmitPrompt
+    def __init__(self, task_id: _Optional[str] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., push_to: _Optional[_Union[PushTo, _Mapping]] = ..., admit_generation: _Optional[_Union[AdmitGeneration, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., grant_growth: _Optional[_Union[GrantGrowth, _Mapping]] = ..., cancel: _Optional[_Union[CancelTask, _Mapping]] = ..., resume_generation: _Optional[_Union[ResumeGeneration, _Mapping]] = ..., admit_prompt: _Optional[_Union[AdmitPrompt, _Mapping]] = ...) -> None: ...
 
 class SequenceSpec(_message.Message):
-    __slots__ = ("prompt_token_ids", "output_token_ids", "temperature", "top_k", "top_p", "seed", "num_logprobs", "max_tokens", "stop_token_ids", "stop_strings", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "biases", "min_tokens", "num_prompt_logprobs", "cache_salt")
+    __slots__ = ("prompt_token_ids", "output_token_ids", "temperature", "top_k", "top_p", "seed", "num_logprobs", "max_tokens", "stop_token_ids", "stop_strings", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "biases", "min_tokens", "num_prompt_logprobs", "cache_salt", "tpot_s")
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +159,7 @@ class SequenceSpec(_message.Message):
     MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     output_token_ids: _containers.RepeatedScalarFieldContainer[int]
     temperature: float
@@ -176,7 +179,8 @@ class SequenceSpec(_message.Message):
     min_tokens: int
     num_prompt_logprobs: int
     cache_salt: str
-    def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., num_logprobs: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., stop_strings: _Optional[_Iterable[str]] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., biases: _Optional[_Iterable[float]] = ..., min_tokens: _Optional[int] = ..., num_prompt_logprobs: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    tpot_s: float
+    def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., num_logprobs: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., stop_strings: _Optional[_Iterable[str]] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., biases: _Optional[_Iterable[float]] = ..., min_tokens: _Optional[int] = ..., num_prompt_logprobs: _Optional[int] = ..., cache_salt: _Optional[str] = ..., tpot_s: _Optional[float] = ...) -> None: ...
 
 class StartPrefill(_message.Message):
     __slots__ = ("sequence",)
@@ -247,6 +251,16 @@ class AdmitGeneration(_message.Message):
     transfer_id: str
     source_worker_id: str
     def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., transfer_id: _Optional[str] = ..., source_worker_id: _Optional[str] = ...) -> None: ...
+
+class AdmitPrompt(_message.Message):
+    __slots__ = ("sequence", "num_blocks", "due_in_s")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DUE_IN_S_FIELD_NUMBER: _ClassVar[int]
+    sequence: SequenceSpec
+    num_blocks: int
+    due_in_s: float
+    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ...) -> None: ...
 
 class StartDecode(_message.Message):
     __slots__ = ("output_token_ids",)

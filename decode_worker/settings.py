@@ -1,0 +1,25 @@
+"""The limits of a decode or mixed worker."""
+
+from dataclasses import dataclass, field
+
+from decode_worker.kv_swapping import Preemption
+from scheduling.batching import BatchingRule
+from scheduling.batching_rules import FillToTarget
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """Limits of one decode worker."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    # Blocks asked for at a time when a response outgrows its prediction.
+    growth_blocks: int = 4
+    # Keep the KV of full blocks for later sequences that begin alike.
+    prefix_caching: bool = True
+    # Blocks of host memory for the KV of sequences that made room for others.
+    num_swap_blocks: int = 0
+    preemption: Preemption = Preemption.AUTO
+    # What an iteration holds where prompts are computed here as well.
+    batching: BatchingRule = field(default_factory=lambda: FillToTarget(1024))

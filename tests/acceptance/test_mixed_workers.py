@@ -1,0 +1,64 @@
+"""Mixed workers as real processes: the model's tokens, whatever an iteration holds."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from deploy.local.cluster import LocalCluster
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
+
+StartCluster = Callable[..., AbstractAsyncContextManager[LocalCluster]]
+Prompt = tuple[int, ...]
+Greedy = Callable[[str, Sequence[Prompt], int], list[tuple[int, ...]]]
+AssertEmpty = Callable[..., Awaitable[float]]
+
+NUM_OUTPUT = 32
+# Iterations hold 32 tokens: whole prompts, cut ones, and one that takes several iterations.
+LENGTHS = (1, 2, 15, 16, 17, 31, 33, 64, 97, 130)
+SEED = 17
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_prefill"), [("default", 1), ("ecoserve", 0), ("fcfs", 0), ("tgi", 0)]
+)
+async def test_every_policy_gives_the_models_own_tokens(
+    policy: str,
+    num_prefill: int,
+    start_cluster: StartCluster,
+    greedy: Greedy,
+    model_folders: dict[str, Path],
+    assert_empty: AssertEmpty,
+) -> None:
+    print(f"prompts: seed {SEED}")
+    rng = random.Random(SEED)
+    prompts = [tuple(rng.choices(range(3, 300), k=n)) for n in LENGTHS for _ in range(2)]
+    # The longest answer needs 11 blocks: with few more, answers of fcfs lose their place.
+    num_blocks = "13" if policy == "fcfs" else "40"
+    worker = {"max_num_batched_tokens": "32", "num_blocks": num_blocks, "policy": policy}
+    async with (
+        start_cluster(
+            model_folders["qwen2"],
+            num_prefill=num_prefill,
+            num_decode=0,
+            num_mixed=1,
+            router={"policy": policy},
+            decode=worker,
+        ) as cluster,
+        cluster.client() as client,
+    ):
+        shared = {"max_tokens": NUM_OUTPUT, "ignore_eos": True, "timeout_s": 180.0}
+        calls = [client.generate(p, temperature=0.0, **shared) for p in prompts]  # type: ignore[arg-type]
+        answers = await asyncio.gather(*calls)
+        assert [a.token_ids for a in answers] == greedy("qwen2", prompts, NUM_OUTPUT)
+        assert {a.timings.decode_worker for a in answers} == {"mixed-0"}
+        in_place = [a for a in answers if a.timings.prefill_worker == "mixed-0"]
+        assert {a.timings.transport for a in in_place} <= {""}
+        assert len(in_place) == len(answers) or num_prefill
+        if policy == "fcfs":
+            assert sum(a.timings.num_preemptions for a in answers) > 0
+        await assert_empty(cluster)
