@@ -22,12 +22,10 @@ from cluster.memory_ledger import MemoryLedger
 from router.core import RouterCore
 from router.state import RouterSettings
 from runtime.clock import ManualClock
-from scheduling.ids import WorkerId
+from scheduling.length_quantiles import OnlineQuantiles
 from scheduling.policy import policy_named
-from scheduling.prediction import OnlineQuantiles
-from simulator.core_cluster import CoreCluster
-from simulator.simulated_worker import answer
-from simulator.testing import Ask, check_answers, check_empty, spec_of, start
+from simulator.checked_engine import answer
+from simulator.testing import Ask, CheckedCluster, check_answers, check_empty, spec_of, start
 
 NUM_SEEN = 1000
 RESERVES = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4)
@@ -86,7 +84,7 @@ def run(
     for number, seen in enumerate(_asks(random.Random(-1 - seed), NUM_SEEN)):
         spec = spec_of(number, seen)
         predictor.observe(spec.features(), len(answer(seen.prompt, spec.stop)))
-    cluster = CoreCluster(
+    cluster = CheckedCluster(
         RouterCore(policy_named(policy, 0.5, 4), predictor, RouterSettings()),
         MemoryLedger(ManualClock()),
         random.Random(seed),
@@ -95,8 +93,8 @@ def run(
         max_num_seqs=MAX_NUM_SEQS,
         growth_reserve=reserve,
     )
-    cluster.add_worker("prefill-0", "prefill", 4 * num_blocks)
-    cluster.add_worker("decode-0", "decode", num_blocks)
+    cluster.start_worker("prefill-0", "prefill", 4 * num_blocks)
+    cluster.start_worker("decode-0", "decode", num_blocks)
     asks = _asks(random.Random(seed), num_requests)
     for number, ask in enumerate(asks):
         cluster.at(0.0, partial(start, cluster, number, ask))
@@ -109,8 +107,7 @@ def run(
     # The last token of an answer is never computed from.
     num_needed = sum(len(ask.prompt) for ask in asks) + num_tokens - len(asks)
     num_computed = sum(
-        cluster.worker_by_id[WorkerId(name)].num_computed_tokens
-        for name in ("prefill-0", "decode-0")
+        cluster.engine_of(name).num_computed_tokens for name in ("prefill-0", "decode-0")
     )
     return Run(
         tokens_per_s=num_tokens / ends_at_s,

@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from decode_worker.core import DecodeCore, DecodeSettings
+from decode_worker.core import DecodeCore
+from decode_worker.settings import DecodeSettings
 from prefill_worker.core import PrefillCore, PrefillSettings
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import (
@@ -83,11 +84,11 @@ def _decode_iterations(num_running: int, is_on: bool) -> tuple[float, float]:
         core.handle(CommandArrived(SESSION, AdmitGeneration(task_id, spec, 60, 32, task_id, "p")))
         core.handle(CommandArrived(SESSION, StartDecode(task_id, (1,))))
         core.handle(KvArrived(task_id))
-    core.plan()
+    core.plan(0.0)
     took_s: list[float] = []
     for number in range(NUM_STEPS):
         began_at_s = time.thread_time()
-        _, plan = core.plan()
+        _, plan = core.plan(0.0)
         assert plan is not None
         planned_at_s = time.thread_time()
         outputs = tuple(SampledOutput(chunk.slot, number, "") for chunk in plan.chunks)
@@ -107,7 +108,7 @@ def _prefill_start(num_prompt: int, is_on: bool, num_prompts: int = 50) -> None:
         task_id = TaskId(f"{number}")
         began_at_s = time.thread_time()
         core.handle(CommandArrived(SESSION, StartPrefill(task_id, spec)))
-        _, plan = core.plan()
+        _, plan = core.plan(0.0)
         took_s.append(time.thread_time() - began_at_s)
         assert plan is not None
         core.handle(StepFinished(tuple(SampledOutput(c.slot, 1, "") for c in plan.chunks)))

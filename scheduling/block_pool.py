@@ -2,11 +2,14 @@
 
 It stores no tensor (engine/kv_pool.py does). A block is free, or held by one task or several, or
 cached: held by nobody, full, and kept under the hash of its content until the room is needed.
+Several hold a block because they share its content, or because one lends it to another before it
+writes there itself (scheduling/block_leases.py); never for both reasons.
 Blocks are handed out in runs of neighbours where possible, so that a transfer is few large copies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from scheduling.block_leases import BlockLeases, Lease, LeaseKind
 from scheduling.free_runs import FreeRuns, runs_of
 from scheduling.ids import BlockId, Generation, TaskId
 from scheduling.prefix_chain import BlockHash, prefix_key
@@ -34,6 +37,7 @@ class BlockPool:
         # Held blocks whose content went wrong: not to be shared before they are handed out anew.
         self._distrusted: set[BlockId] = set()
         self._journal = PrefixJournal()
+        self._leases = BlockLeases()
 
     @property
     def num_blocks(self) -> int:
@@ -50,6 +54,11 @@ class BlockPool:
         """Blocks that can be shared, held or not."""
         return len(self._block_by_hash)
 
+    @property
+    def num_lent_blocks(self) -> int:
+        """Held blocks that another task than the one charged for them may write."""
+        return len(self._leases)
+
     def allocate(
         self, owner: TaskId, num_blocks: int, shared: Sequence[BlockId] = ()
     ) -> tuple[BlockId, ...] | None:
@@ -64,26 +73,67 @@ class BlockPool:
         if num_blocks > self.num_free_blocks - num_revived:
             return None
         for block_id in shared:
+            assert not self._leases.is_lent(block_id), "its lender will write over what it holds"
             self._evictable.touch(block_id)
             if not self._num_owners[block_id]:
                 assert block_id in self._hash_by_block, "a free block has nothing to share"
                 self._evictable.discard(block_id)
             self._num_owners[block_id] += 1
-        num_evicted = max(0, num_blocks - len(self._free))
-        taken = sorted(self._free.take(num_blocks - num_evicted) + self._evict(num_evicted))
-        for block_id in taken:
-            self._generations[block_id] += 1
-            self._num_owners[block_id] = 1
-            self._distrusted.discard(block_id)
+        taken = self._take(num_blocks)
         self._blocks_by_owner.setdefault(owner, []).extend([*shared, *taken])
         return tuple(taken)
 
+    def lend(
+        self, host: TaskId, guest: TaskId, first: int, num_blocks: int, kind: LeaseKind
+    ) -> tuple[BlockId, ...] | None:
+        """Blocks of `host`'s table, from its position `first`, are `guest`'s to write from now on.
+
+        They follow what the guest's table has; return them. None, and nothing has changed, where
+        one of them is not there, not the host's to write, shared, or lent as another kind. That
+        the host has written none of them, and that nobody is writing into them for it, is the
+        caller's promise. Each gets a new generation, so that whoever knew an earlier is refused.
+        """
+        blocks = self._blocks_by_owner.get(host, [])[first : first + num_blocks]
+        if host == guest or first < 0 or len(blocks) != num_blocks:
+            return None
+        if not all(self._is_lendable(block_id, host, guest, kind) for block_id in blocks):
+            return None
+        for block_id in blocks:
+            self._leases.lend(block_id, host, guest, kind)
+            self._num_owners[block_id] += 1
+            self._hand_out(block_id)
+        self._blocks_by_owner.setdefault(guest, []).extend(blocks)
+        return tuple(blocks)
+
+    def replace_lent(self, host: TaskId, position: int) -> BlockId | None:
+        """`host` wants to write where its guest still lives: it gets a new block there instead.
+
+        Return the new one, which the host is charged for; None, and nothing has changed, where
+        there is no room. The lent block stays with the guest: as its own, or as a lease from
+        whoever lent it to the host.
+        """
+        table = self._blocks_by_owner[host]
+        lent = table[position]
+        assert not self._leases.may_write(lent, host), "only what it lent needs to be replaced"
+        if not self.num_free_blocks:
+            return None
+        (table[position],) = self._take(1)
+        self._leases.leave(lent, host)
+        self._num_owners[lent] -= 1
+        return table[position]
+
     def release(self, owner: TaskId) -> int:
-        """`owner` lets go of all its blocks; return how many. Releasing twice is harmless."""
+        """`owner` lets go of all its blocks; return how many. Releasing twice is harmless.
+
+        What it had borrowed is its lender's to write again; what it had lent is its guest's own,
+        or borrowed from whoever lent it to `owner`.
+        """
         blocks = self._blocks_by_owner.pop(owner, [])
         freed: list[BlockId] = []
         # The end of a chain is worth nothing without its beginning: it is to be evicted first.
         for block_id in reversed(blocks):
+            if self._leases.leave(block_id, owner):
+                self._hand_out(block_id)
             self._num_owners[block_id] -= 1
             if self._num_owners[block_id]:
                 continue
@@ -107,10 +157,13 @@ class BlockPool:
     def register(self, block_id: BlockId, block_hash: BlockHash) -> None:
         """A held block is full and its content final: others may share it from now on.
 
-        Where another block has this content already, that one stays the one to share.
+        Where another block has this content already, that one stays the one to share. A lent block
+        is never shared: its lender will write over what it holds.
         """
         assert self._num_owners[block_id], "only its holder can know what a block holds"
         if block_hash in self._block_by_hash or block_id in self._distrusted:
+            return
+        if self._leases.is_lent(block_id):
             return
         assert block_id not in self._hash_by_block, "a block has one content"
         self._block_by_hash[block_hash] = block_id
@@ -147,28 +200,97 @@ class BlockPool:
         return tuple(self._blocks_by_owner.get(owner, ()))
 
     def num_blocks_of(self, owner: TaskId) -> int:
-        """How many blocks `owner` holds."""
+        """How many blocks `owner` holds, lent ones included."""
         return len(self._blocks_by_owner.get(owner, ()))
+
+    def num_charged_blocks_of(self, owner: TaskId) -> int:
+        """Blocks that `owner` holds and has not borrowed: what the ledger is to book for it."""
+        return self.num_blocks_of(owner) - self._leases.num_borrowed_by(owner)
+
+    def may_write(self, owner: TaskId, position: int) -> bool:
+        """The block at this position of its table is not lent to somebody who still lives."""
+        return self._leases.may_write(self._blocks_by_owner[owner][position], owner)
+
+    def lent_positions_of(self, owner: TaskId) -> tuple[int, ...]:
+        """Where in its table others write, ascending."""
+        if not self._leases.num_lent_by(owner):
+            return ()
+        table = enumerate(self._blocks_by_owner[owner])
+        return tuple(i for i, block_id in table if not self._leases.may_write(block_id, owner))
+
+    def lender_positions_of(self, owner: TaskId) -> dict[TaskId, int]:
+        """Who lent to `owner`, directly or not, and where in the lender's table that begins."""
+        if not self._leases.num_borrowed_by(owner):
+            return {}
+        lenders: dict[TaskId, int] = {}
+        for block_id in self._blocks_by_owner[owner]:
+            for lender in self._leases.lenders_of(block_id, owner):
+                position = self._blocks_by_owner[lender].index(block_id)
+                lenders[lender] = min(position, lenders.get(lender, position))
+        return lenders
+
+    def num_inherited_from(self, owner: TaskId) -> dict[TaskId, int]:
+        """How many blocks more each guest will be charged for when `owner` is released."""
+        num_blocks: dict[TaskId, int] = {}
+        for block_id in self.blocks_of(owner) if self._leases.num_lent_by(owner) else ():
+            heir = self._leases.heir_of(block_id, owner)
+            if heir is not None:
+                num_blocks[heir] = num_blocks.get(heir, 0) + 1
+        return num_blocks
+
+    def is_lent(self, block_id: BlockId) -> bool:
+        """It must not be shared, nor may it be waited for: its lender will write over it."""
+        return self._leases.is_lent(block_id)
+
+    def leases(self) -> Iterator[Lease]:
+        """The record: who borrowed which block from whom."""
+        return iter(self._leases)
 
     def generations_of(self, block_ids: Sequence[BlockId]) -> tuple[Generation, ...]:
         """The current tag of each block, from 1 on."""
         return tuple(Generation(self._generations[block_id]) for block_id in block_ids)
 
     def check_invariants(self) -> None:
-        """Raise AssertionError unless every block is free, cached, or counted for its holders."""
+        """Raise AssertionError unless every block is free, cached, or counted for its holders.
+
+        Of several holders, either one may write, or none because the content is shared.
+        """
         self._free.check_invariants()
         free = set(self._free)
-        num_owners = [0] * self._num_blocks
-        for blocks in self._blocks_by_owner.values():
+        holders: dict[BlockId, list[TaskId]] = {}
+        for owner, blocks in self._blocks_by_owner.items():
             assert len(set(blocks)) == len(blocks), "a task holds a block once"
             for block_id in blocks:
-                num_owners[block_id] += 1
+                holders.setdefault(block_id, []).append(owner)
+        num_owners = [len(holders.get(BlockId(i), ())) for i in range(self._num_blocks)]
         assert num_owners == self._num_owners
+        self._leases.check_invariants(holders)
+        assert not any(map(self._leases.is_lent, self._hash_by_block)), "lent and shared"
         unheld = {block_id for block_id, number in enumerate(num_owners) if not number}
         cached = unheld & self._hash_by_block.keys()
         assert free == unheld - cached
         assert len(self._evictable) == len(cached)
         assert {h: b for b, h in self._hash_by_block.items()} == self._block_by_hash
+
+    def _is_lendable(self, block_id: BlockId, host: TaskId, guest: TaskId, kind: LeaseKind) -> bool:
+        is_shared = self._num_owners[block_id] > 1 and not self._leases.is_lent(block_id)
+        if is_shared or block_id in self._hash_by_block:
+            return False
+        return self._leases.is_compatible(block_id, host, guest, kind)
+
+    def _take(self, num_blocks: int) -> list[BlockId]:
+        """New blocks for one holder; there are so many that nobody holds."""
+        num_evicted = max(0, num_blocks - len(self._free))
+        taken = sorted(self._free.take(num_blocks - num_evicted) + self._evict(num_evicted))
+        for block_id in taken:
+            self._hand_out(block_id)
+            self._num_owners[block_id] = 1
+        return taken
+
+    def _hand_out(self, block_id: BlockId) -> None:
+        """Somebody begins to write it anew: what was known of it holds no more."""
+        self._generations[block_id] += 1
+        self._distrusted.discard(block_id)
 
     def _evict(self, num_blocks: int) -> list[BlockId]:
         evicted = [self._evictable.pick() for _ in range(num_blocks)]

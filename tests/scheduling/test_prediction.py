@@ -1,57 +1,41 @@
-"""Response lengths: never above max_tokens, covering the asked share, bounded in memory."""
+"""What a prediction can say, whoever made it."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduling.prediction import OnlineQuantiles, RequestFeatures
+from scheduling.length_quantiles import OnlineQuantiles
+from scheduling.prediction import RequestFeatures, ResponseLength
 
 
-def features(tenant: str = "t", max_tokens: int = 1000) -> RequestFeatures:
-    return RequestFeatures(tenant, "standard", 10, max_tokens)
+def features(max_tokens: int = 1000, num_output_tokens: int = 0) -> RequestFeatures:
+    return RequestFeatures("t", "standard", 10, max_tokens, num_output_tokens)
 
 
-def test_without_experience_nothing_is_under_predicted() -> None:
-    assert OnlineQuantiles().predict(features(max_tokens=77)).bound == 77
+@given(st.integers(1, 5000), st.floats(0, 1e7), st.integers(-10, 10**7), st.data())
+def test_mean_and_bound_are_moved_to_where_the_answer_can_end(
+    max_tokens: int, mean: float, bound: int, data: st.DataObject
+) -> None:
+    # Where all tokens are there already, the answer has ended: one more than allowed is never said.
+    num_output_tokens = data.draw(st.integers(0, max_tokens))
+    predicted = ResponseLength.within(features(max_tokens, num_output_tokens), mean, bound)
+    assert min(num_output_tokens + 1, max_tokens) <= predicted.mean
+    assert predicted.mean <= predicted.bound <= max_tokens
 
 
-@given(st.lists(st.integers(1, 500), min_size=20, max_size=300), st.integers(1, 600))
-def test_the_bound_covers_its_share_of_what_was_seen(lengths: list[int], max_tokens: int) -> None:
+def test_what_can_be_is_left_alone() -> None:
+    assert ResponseLength.within(features(), 99.6, 300) == ResponseLength(100, 300)
+
+
+@pytest.mark.parametrize("num_seen", [20, 100, 300])
+@given(data=st.data(), max_tokens=st.integers(1, 600))
+def test_the_bound_covers_its_share_of_what_was_seen(
+    num_seen: int, data: st.DataObject, max_tokens: int
+) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 500), min_size=num_seen, max_size=num_seen))
     predictor = OnlineQuantiles(bound_quantile=0.9, window=1000)
     for length in lengths:
         predictor.observe(features(), length)
-    predicted = predictor.predict(features(max_tokens=max_tokens))
-    assert 1 <= predicted.mean <= predicted.bound <= max_tokens
+    predicted = predictor.predict(features(max_tokens))
     covered = sum(min(length, max_tokens) <= predicted.bound for length in lengths)
     assert covered >= 0.9 * len(lengths)
-
-
-def test_old_answers_are_forgotten() -> None:
-    predictor = OnlineQuantiles(window=32)
-    for length in [900] * 100 + [10] * 32:
-        predictor.observe(features(), length)
-    assert predictor.predict(features()).bound == 10
-
-
-def test_tenants_are_told_apart_once_they_are_known() -> None:
-    predictor = OnlineQuantiles(min_samples=4)
-    for _ in range(8):
-        predictor.observe(features("short"), 5)
-        predictor.observe(features("long"), 500)
-    assert predictor.predict(features("short")).bound == 5
-    assert predictor.predict(features("long")).bound == 500
-    assert predictor.predict(features("new")).bound == 500
-
-
-def test_the_number_of_groups_is_bounded() -> None:
-    predictor = OnlineQuantiles(min_samples=1, max_groups=2)
-    for tenant, length in (("a", 1), ("b", 2), ("c", 3)):
-        predictor.observe(features(tenant), length)
-    assert predictor.predict(features("c")).mean == 3
-    assert predictor.predict(features("a")).mean == 2, "forgotten: the mean of all answers"
-
-
-@pytest.mark.parametrize("quantile", [0.0, 1.0])
-def test_a_quantile_that_means_nothing_is_refused(quantile: float) -> None:
-    with pytest.raises(ValueError, match="bound_quantile"):
-        OnlineQuantiles(bound_quantile=quantile)

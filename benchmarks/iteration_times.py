@@ -1,0 +1,164 @@
+"""Times of single passes of the engine, as the table that the batch-time model is fitted to.
+
+Run: python -m benchmarks.iteration_times --shape 0.1b --out simulator/hardware/cpu_measurements.csv
+then: python -m simulator.hardware.fit PROFILES --only cpu
+
+Decode batches, whole prompts, later chunks of prompts, and both in one pass; the median of
+`--repeats` passes each, in an order that is shuffled, since others may use the machine. On one
+thread it is the time of the engine's thread alone, without what others took from it.
+"""
+
+import argparse
+import csv
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.decode_step import BLOCK_SIZE, SHAPES
+from engine.kv_pool import KvLayout, KvPool
+from engine.loading import load_model
+from engine.model_runner import ModelRunner
+from engine.models.decoder import Decoder
+from engine.testing import family_fields, make_random_model_folder
+from scheduling.batch_time import BatchShape, shape_of
+from scheduling.sampling import SamplingParams
+from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
+
+_COLUMNS = ("num_decode", "decode_context", "num_prompt_tokens", "prompt_attention", "ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Decoding sequences of equal context, and one chunk of a prompt."""
+
+    num_decode: int
+    context: int
+    chunk_start: int
+    chunk_tokens: int
+
+    def plan(self) -> StepPlan:
+        decodes = [
+            ScheduledChunk(slot, self.context - 1, 1, True) for slot in range(self.num_decode)
+        ]
+        if self.chunk_tokens:
+            decodes.append(
+                ScheduledChunk(self.num_decode, self.chunk_start, self.chunk_tokens, True)
+            )
+        return StepPlan(tuple(decodes))
+
+    def lengths(self) -> list[int]:
+        """Tokens of the history of each slot."""
+        chunk = [self.chunk_start + self.chunk_tokens] if self.chunk_tokens else []
+        return [self.context] * self.num_decode + chunk
+
+    def shape(self) -> BatchShape:
+        return shape_of(self.plan().chunks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="model folder; default: a random one")
+    parser.add_argument("--shape", choices=SHAPES, default="0.1b", help="of the random model")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--max-tokens", type=int, default=512, help="of a chunk")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = load_model(args.model or _random_folder(args.shape), args.dtype, "cpu", "auto")
+    clock = time.thread_time if args.threads == 1 else time.perf_counter
+    rows = [
+        (item.shape(), 1e3 * _median_seconds(model, item, args.repeats, clock))
+        for item in _shuffled(passes(args.max_tokens))
+    ]
+    rows.sort(key=lambda row: _fields(row[0]))
+    with args.out.open("w", newline="") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows((*_fields(shape), f"{ms:.3f}") for shape, ms in rows)
+
+
+def passes(max_tokens: int) -> Iterator[Pass]:
+    """The grid: every kind of pass that an iteration of a worker can be."""
+    chunks = [tokens for tokens in (16, 32, 64, 128, 256, 512, 1024) if tokens <= max_tokens]
+    for num_decode in (1, 2, 4, 8, 16, 32, 64):
+        for context in (64, 300, 1000):
+            yield Pass(num_decode, context, 0, 0)
+    for tokens in chunks:
+        for start in (0, 512):
+            yield Pass(0, 0, start, tokens)
+    for num_decode in (4, 16, 32):
+        for tokens in chunks:
+            yield Pass(num_decode, 300, 0, tokens)
+
+
+def _shuffled(items: Iterator[Pass]) -> list[Pass]:
+    listed = list(items)
+    random.Random(1).shuffle(listed)
+    return listed
+
+
+def _fields(shape: BatchShape) -> tuple[int, int, int, int]:
+    return (
+        shape.num_decode,
+        shape.decode_context,
+        shape.num_prompt_tokens,
+        shape.prompt_attention,
+    )
+
+
+def _random_folder(shape: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="iteration-times-"))
+    sizes = SHAPES[shape] | {"head_dim": 64, "max_position_embeddings": 2048}
+    fields = family_fields("llama", **sizes, tie_word_embeddings=True)
+    make_random_model_folder(folder, fields=fields)
+    return folder
+
+
+def _median_seconds(model: Decoder, item: Pass, repeats: int, clock: Callable[[], float]) -> float:
+    lengths, plan = item.lengths(), item.plan()
+    runner = _runner(model, lengths)
+    seconds = []
+    for _ in range(repeats + 1):
+        # KV of tokens before a chunk is zero, which attention reads as fast as any other.
+        _add(runner, lengths)
+        started = clock()
+        runner.step(plan)
+        seconds.append(clock() - started)
+        for slot in range(len(lengths)):
+            runner.remove(slot)
+    # The first one warms caches.
+    return statistics.median(seconds[1:])
+
+
+def _runner(model: Decoder, lengths: Sequence[int]) -> ModelRunner:
+    config = model.config
+    dtype = str(model.dtype).removeprefix("torch.")
+    layout = KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
+    num_blocks = sum(_blocks_for(length) for length in lengths)
+    return ModelRunner(model, KvPool(layout, num_blocks, model.device), len(lengths))
+
+
+def _add(runner: ModelRunner, lengths: Sequence[int]) -> None:
+    first = 0
+    for slot, length in enumerate(lengths):
+        blocks = tuple(range(first, first + _blocks_for(length)))
+        first += len(blocks)
+        tokens = tuple(3 + (7 * slot + i) % 300 for i in range(length))
+        runner.add(SequenceStart(slot, tokens, length, SamplingParams(temperature=0.0), blocks))
+
+
+def _blocks_for(num_tokens: int) -> int:
+    # And the token that the pass samples.
+    return num_tokens // BLOCK_SIZE + 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Windows of past lengths on one fixed grid, read as one distribution in O(log n).
+
+The grid is exact below 64 and has 32 steps per power of two above, so that a length is known to
+3 %. All windows share it: a quantile of several of them together is found by going down their
+binary indexed trees (Fenwick, 1994) side by side. How many lengths they hold does not matter.
+"""
+
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Sequence
+from typing import Final
+
+from scheduling.prediction import RequestFeatures
+
+_STEP_BITS: Final = 5
+_STEPS: Final = 1 << _STEP_BITS
+NUM_BUCKETS: Final = 512
+# The end of the grid. A length that is only known to be longer than all others is put here.
+LONGEST: Final = (1 << 20) - 1
+# Half of the buckets, a quarter, …, one: the way down a tree.
+_DESCENT: Final = tuple(NUM_BUCKETS >> level for level in range(1, NUM_BUCKETS.bit_length()))
+# What nobody knows weighs as much as so many answers.
+PRIOR_SAMPLES: Final = 4.0
+# Sums of weights are rounded: a share that is met exactly counts as not quite met.
+_ROUNDING: Final = 1e-9
+
+
+def bucket_of(length: int) -> int:
+    """The bucket of a length in [0, LONGEST]; what is outside counts as the nearer end."""
+    length = min(max(length, 0), LONGEST)
+    if length < 2 * _STEPS:
+        return length
+    shift = length.bit_length() - _STEP_BITS - 1
+    return shift * _STEPS + (length >> shift)
+
+
+def last_of(bucket: int) -> int:
+    """The longest length of a bucket."""
+    if bucket < 2 * _STEPS:
+        return bucket
+    shift = bucket // _STEPS - 1
+    return ((bucket - shift * _STEPS + 1) << shift) - 1
+
+
+class LengthWindow:
+    """The last `size` lengths of one group, as trees of counts and sums over the grid."""
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"a window must hold at least one length, got {size}")
+        self._size = size
+        self._recent: deque[int] = deque()
+        self.counts = array("q", bytes(8 * (NUM_BUCKETS + 1)))
+        self._sums = array("q", bytes(8 * (NUM_BUCKETS + 1)))
+
+    def __len__(self) -> int:
+        return len(self._recent)
+
+    def add(self, length: int) -> None:
+        """Take the length in, and the oldest out where the window is full."""
+        length = min(max(length, 0), LONGEST)
+        if len(self._recent) == self._size:
+            oldest = self._recent.popleft()
+            self._change(oldest, -1)
+        self._recent.append(length)
+        self._change(length, 1)
+
+    def up_to(self, bucket: int) -> tuple[int, int]:
+        """How many lengths lie in buckets [0, bucket], and their sum."""
+        counts, sums = self.counts, self._sums
+        index, num, total = bucket + 1, 0, 0
+        while index:
+            num += counts[index]
+            total += sums[index]
+            index &= index - 1
+        return num, total
+
+    def _change(self, length: int, sign: int) -> None:
+        counts, sums = self.counts, self._sums
+        index, amount = bucket_of(length) + 1, sign * length
+        while index <= NUM_BUCKETS:
+            counts[index] += sign
+            sums[index] += amount
+            index += index & -index
+
+
+# Windows with the weight of each of their lengths.
+_Parts = Sequence[tuple[float, LengthWindow]]
+
+
+class PooledLengths:
+    """Lengths of many groups; a group with few of its own borrows from wider ones.
+
+    A group with n lengths takes n / (n + pooling_samples) of the weight that narrower groups left,
+    the window of all takes nearly all of the rest, and what then remains stands for the unknown:
+    a length of which only the limit is known. Groups are bounded; the one that was not fed for
+    longest is forgotten.
+    """
+
+    def __init__(self, window: int, pooling_samples: float, max_groups: int) -> None:
+        if pooling_samples <= 0:
+            raise ValueError(f"pooling_samples must be positive, got {pooling_samples}")
+        if max_groups < 1:
+            raise ValueError(f"max_groups must be at least 1, got {max_groups}")
+        self._window = window
+        self._pooling_samples = pooling_samples
+        self._max_groups = max_groups
+        self._groups: OrderedDict[Hashable, LengthWindow] = OrderedDict()
+        self._all = LengthWindow(window)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups that are remembered."""
+        return len(self._groups)
+
+    def add(self, keys: Sequence[Hashable], length: int) -> None:
+        """Feed the groups of these keys, and the window of all."""
+        for key in keys:
+            group = self._groups.get(key)
+            if group is None:
+                if len(self._groups) >= self._max_groups:
+                    self._groups.popitem(last=False)
+                group = self._groups[key] = LengthWindow(self._window)
+            self._groups.move_to_end(key)
+            group.add(length)
+        self._all.add(length)
+
+    def summary(
+        self, keys: Sequence[Hashable], share: float, more_than: int, at_most: int
+    ) -> tuple[float, int]:
+        """Mean, and the length that `share` of the lengths do not exceed, of min(length, at_most).
+
+        Keys go from narrow to wide. Only lengths above `more_than` count, to the grid's precision.
+        """
+        parts, unknown = self._parts(keys)
+        low = bucket_of(more_than)
+        high = max(low, bucket_of(at_most) - 1)
+        below = longer = between = 0.0
+        for weight, window in parts:
+            num_low, sum_low = window.up_to(low)
+            num_high, sum_high = window.up_to(high)
+            below += weight * num_low
+            between += weight * (sum_high - sum_low)
+            longer += weight * (len(window) - num_high)
+        survivors = max(0.0, 1.0 - unknown - below)
+        tail = survivors + unknown
+        mean = (between + longer * at_most + unknown * (more_than + at_most) / 2) / tail
+        wanted = share * tail * (1 + _ROUNDING)
+        if wanted >= survivors:
+            return mean, at_most
+        bucket = _descend(parts, below + wanted)
+        return mean, at_most if bucket == NUM_BUCKETS - 1 else min(at_most, last_of(bucket))
+
+    def draw_above(self, keys: Sequence[Hashable], more_than: int, fraction: float) -> int | None:
+        """The length at this fraction, in (0, 1), of those above; None where there are none."""
+        parts, unknown = self._parts(keys)
+        low = bucket_of(more_than)
+        below = sum(weight * window.up_to(low)[0] for weight, window in parts)
+        survivors = 1.0 - unknown - below
+        if survivors <= _ROUNDING:
+            return None
+        return last_of(_descend(parts, below + fraction * survivors))
+
+    def _parts(self, keys: Sequence[Hashable]) -> tuple[_Parts, float]:
+        """Windows with weights, and the weight of the unknown, which is never 0."""
+        left = 1.0
+        parts: list[tuple[float, LengthWindow]] = []
+        for key in keys:
+            group = self._groups.get(key)
+            if group is not None:
+                weight = left / (len(group) + self._pooling_samples)
+                parts.append((weight, group))
+                left -= weight * len(group)
+        if self._all:
+            weight = left / (len(self._all) + PRIOR_SAMPLES)
+            parts.append((weight, self._all))
+            left -= weight * len(self._all)
+        return parts, left
+
+
+def _descend(parts: _Parts, mass: float) -> int:
+    """The first bucket up to which the windows together hold this weight."""
+    position = 0
+    for step in _DESCENT:
+        there = sum(weight * window.counts[position + step] for weight, window in parts)
+        if there < mass:
+            position += step
+            mass -= there
+    return position
+
+
+def groups_of(features: RequestFeatures) -> tuple[Hashable, ...]:
+    """Keys of the requests that it is like, from narrow to wide: of the same tenant and class, with
+    a prompt of about the same length (one power of two), and then with any prompt."""
+    group = (features.tenant, features.request_class)
+    return (*group, features.num_prompt_tokens.bit_length()), group
+
+
+def golden_fractions(last: float) -> float:
+    """The next of a sequence that fills (0, 1) evenly: chance without a generator."""
+    return (last + 0.6180339887498949) % 1.0

@@ -1,0 +1,304 @@
+"""FastServe's queues: PAPERS section 10, FastServe details."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduling.block_pool import num_blocks_for
+from scheduling.ids import TaskId
+from scheduling.mlfq import JobNeeds, KvRoom, MlfqChoice, MlfqSettings, SkipJoinMlfq
+
+SETTINGS = MlfqSettings(max_num_seqs=2, max_prompt_tokens=100)
+ONE = replace(SETTINGS, max_num_seqs=1)
+PLENTY = KvRoom(num_free_blocks=1000, num_free_host_blocks=1000, num_host_blocks=1000)
+A, B, C, D = (TaskId(name) for name in "abcd")
+NEW = JobNeeds(num_blocks=0, num_new_blocks=4, num_prompt_tokens=10)
+DECODING = JobNeeds(num_blocks=4, num_new_blocks=0, num_prompt_tokens=0)
+GROWING = replace(DECODING, num_new_blocks=1)
+
+
+def mlfq_of(settings: MlfqSettings, *jobs: tuple[TaskId, float]) -> SkipJoinMlfq:
+    """These jobs decode and hold four blocks each; the longest prompt is given first."""
+    mlfq = SkipJoinMlfq(settings)
+    for task_id, prefill_s in jobs:
+        mlfq.add(task_id, prefill_s, NEW, now=0.0)
+        assert task_id in mlfq.choose(PLENTY).run
+        mlfq.update(task_id, DECODING)
+    mlfq.check_invariants()
+    return mlfq
+
+
+@pytest.mark.parametrize(
+    ("prefill_s", "queue"),
+    [(0.0, 0), (0.010, 0), (0.011, 1), (0.020, 1), (0.030, 2), (0.081, 4), (1e9, 23)],
+)
+def test_a_job_joins_the_first_queue_whose_quantum_covers_its_prompt(
+    prefill_s: float, queue: int
+) -> None:
+    mlfq = SkipJoinMlfq(SETTINGS)
+    mlfq.add(A, prefill_s, NEW, now=0.0)
+    assert mlfq.queue_of(A) == queue
+
+
+def test_the_highest_queue_goes_first_and_in_it_who_came_first() -> None:
+    mlfq = SkipJoinMlfq(SETTINGS)
+    mlfq.add(A, 0.05, NEW, now=0.0)
+    mlfq.add(B, 0.0, NEW, now=0.0)
+    mlfq.add(C, 0.0, NEW, now=0.0)
+    assert mlfq.choose(PLENTY).run == (B, C)
+
+
+def test_a_new_job_of_a_higher_queue_takes_the_next_token_of_a_running_one() -> None:
+    mlfq = mlfq_of(SETTINGS, (B, 0.05), (A, 0.05))
+    mlfq.step_finished(0.01, now=0.01)
+    mlfq.add(C, 0.0, NEW, now=0.01)
+    assert mlfq.choose(PLENTY).run == (C, B)
+    mlfq.step_finished(0.001, now=0.02)
+    mlfq.remove(C)
+    mlfq.remove(C)
+    assert mlfq.choose(PLENTY).run == (B, A)
+    assert len(mlfq) == 2
+
+
+def test_who_has_used_its_quantum_up_falls_one_queue_and_gets_a_new_one() -> None:
+    mlfq = SkipJoinMlfq(SETTINGS)
+    mlfq.add(A, 0.0, NEW, now=0.0)
+    queues = []
+    for step in range(13):
+        mlfq.choose(PLENTY)
+        mlfq.step_finished(0.006, now=0.006 * step)
+        queues.append(mlfq.queue_of(A))
+    # More than 10 ms after 2 steps, more than 20 ms after 4, more than 40 ms after 7.
+    assert queues == [0] + [1] * 4 + [2] * 7 + [3]
+
+
+def test_the_lowest_queue_has_no_lower_one() -> None:
+    mlfq = SkipJoinMlfq(replace(SETTINGS, num_queues=1))
+    mlfq.add(A, 9.0, NEW, now=0.0)
+    mlfq.choose(PLENTY)
+    mlfq.step_finished(9.0, now=9.0)
+    assert mlfq.queue_of(A) == 0
+    mlfq.check_invariants()
+
+
+def test_prompts_of_one_iteration_stay_below_the_cap_of_tokens() -> None:
+    mlfq = SkipJoinMlfq(replace(SETTINGS, max_num_seqs=8))
+    for task_id, num_tokens in ((A, 60), (B, 40), (C, 1), (D, 1)):
+        mlfq.add(task_id, 0.0, replace(NEW, num_prompt_tokens=num_tokens), now=0.0)
+    assert mlfq.choose(PLENTY).run == (A, B)
+    mlfq.update(A, replace(NEW, num_prompt_tokens=5000))
+    assert mlfq.choose(PLENTY).run == (A,), "longer than the cap: in pieces, alone"
+
+
+def test_starving_jobs_are_promoted_every_thousand_iterations() -> None:
+    mlfq = SkipJoinMlfq(ONE)
+    mlfq.add(A, 0.0, NEW, now=0.0)
+    mlfq.add(B, 0.1, NEW, now=0.0)
+    mlfq.add(C, 0.2, NEW, now=1.5)
+    mlfq.add(D, 0.2, NEW, now=0.5)
+    for iteration in range(1, 1001):
+        assert mlfq.choose(PLENTY).run == (A,)
+        mlfq.step_finished(1e-6, now=0.004 * iteration)
+        assert mlfq.queue_of(B) == (4 if iteration < 1000 else 0)
+    assert mlfq.queue_of(C) == 5, "it has waited for less than three seconds"
+    assert mlfq.choose(PLENTY).run == (B,), "in front of those of the first queue"
+    mlfq.remove(B)
+    assert mlfq.choose(PLENTY).run == (D,), "who has waited for longest goes first"
+    mlfq.check_invariants()
+
+
+def test_when_blocks_are_short_the_lowest_queue_is_swapped_out_first() -> None:
+    mlfq = mlfq_of(SETTINGS, (D, 0.1), (C, 0.06), (B, 0.03), (A, 0.0))
+    # A and B take no new blocks, but two are to stay free.
+    choice = mlfq.choose(replace(PLENTY, num_free_blocks=1))
+    assert choice == MlfqChoice(run=(A, B), swap_out=(D,))
+    assert not mlfq.is_on_device(D)
+    mlfq.update(A, replace(GROWING, num_new_blocks=3))
+    choice = mlfq.choose(replace(PLENTY, num_free_blocks=4))
+    assert choice == MlfqChoice(run=(A, B), swap_out=(C,))
+
+
+def test_of_the_lowest_queue_the_last_is_swapped_out_first() -> None:
+    mlfq = mlfq_of(SETTINGS, (D, 0.1), (C, 0.1), (B, 0.0), (A, 0.0))
+    choice = mlfq.choose(replace(PLENTY, num_free_blocks=1))
+    assert choice == MlfqChoice(run=(B, A), swap_out=(C,))
+
+
+def test_more_blocks_than_the_batch_is_large_can_be_kept_free() -> None:
+    mlfq = mlfq_of(replace(ONE, min_free_blocks=9), (D, 0.1), (A, 0.0))
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=9)).swap_out == ()
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=8)).swap_out == (D,)
+
+
+def test_with_blocks_to_spare_the_highest_come_back_before_it_is_their_turn() -> None:
+    mlfq = mlfq_of(ONE, (D, 0.1), (C, 0.06), (A, 0.0))
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=0)).swap_out == (D,)
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=0)).swap_out == (C,)
+    # One is to stay free, and four are not enough for the next beside it.
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=4)) == MlfqChoice(run=(A,))
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=9)) == MlfqChoice(run=(A,), swap_in=(C,))
+
+
+def test_nothing_comes_back_in_the_step_in_which_something_leaves() -> None:
+    mlfq = mlfq_of(replace(ONE, promotion_period=1), (D, 0.1), (A, 0.0))
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=0)).swap_out == (D,)
+    mlfq.step_finished(1e-6, now=5.0)
+    assert mlfq.queue_of(D) == 0, "promoted while its KV is in host memory"
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=4)) == MlfqChoice(run=(), swap_out=(A,))
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=8)) == MlfqChoice(run=(D,), swap_in=(D,))
+
+
+def test_what_host_memory_cannot_hold_stays_and_nothing_new_begins() -> None:
+    mlfq = mlfq_of(ONE, (D, 0.1), (A, 0.04))
+    mlfq.add(B, 0.0, NEW, now=0.0)
+    room = KvRoom(num_free_blocks=0, num_free_host_blocks=3, num_host_blocks=100)
+    assert mlfq.choose(room) == MlfqChoice(run=(A,))
+    assert mlfq.choose(replace(room, num_free_blocks=10)) == MlfqChoice(run=(A,))
+    room = replace(room, num_free_host_blocks=10)
+    assert mlfq.choose(room) == MlfqChoice(run=(B,), swap_out=(D, A))
+
+
+def test_whoever_can_go_on_does_when_the_highest_cannot_get_its_blocks() -> None:
+    mlfq = mlfq_of(ONE, (D, 0.1), (A, 0.0))
+    mlfq.update(A, GROWING)
+    full = KvRoom(num_free_blocks=0, num_free_host_blocks=0, num_host_blocks=0)
+    assert mlfq.choose(full) == MlfqChoice(run=(D,))
+
+
+def test_when_nobody_can_go_on_the_lowest_gives_its_blocks_up() -> None:
+    mlfq = mlfq_of(ONE, (D, 0.1), (A, 0.0))
+    mlfq.update(A, GROWING)
+    mlfq.update(D, GROWING)
+    full = KvRoom(num_free_blocks=0, num_free_host_blocks=0, num_host_blocks=0)
+    assert mlfq.choose(full) == MlfqChoice(run=(), give_up=(D,))
+    mlfq.check_invariants()
+    assert mlfq.choose(replace(full, num_free_blocks=4)) == MlfqChoice(run=(A,))
+
+
+@dataclass(slots=True)
+class Job:
+    num_prompt: int
+    num_output: int
+    num_generated: int = 0
+    num_kv: int = 0
+    place: str = "nowhere"
+
+    @property
+    def num_missing(self) -> int:
+        return self.num_prompt + self.num_generated - self.num_kv
+
+    def num_blocks(self, num_more: int = 0) -> int:
+        return num_blocks_for(self.num_kv + num_more, 4)
+
+    @property
+    def num_next(self) -> int:
+        return min(self.num_missing, SETTINGS.max_prompt_tokens)
+
+    @property
+    def needs(self) -> JobNeeds:
+        is_decoding = self.num_kv > 0 and self.num_missing == 1
+        return JobNeeds(
+            self.num_blocks(),
+            self.num_blocks(self.num_next) - self.num_blocks(),
+            0 if is_decoding else self.num_missing,
+        )
+
+
+class World:
+    """A device, host memory, and jobs that arrive a few iterations apart."""
+
+    def __init__(self, jobs: list[tuple[int, int]], num_blocks: int, num_host: int) -> None:
+        self.jobs = {TaskId(str(n)): Job(*job) for n, job in enumerate(jobs)}
+        self.num_blocks, self.num_host = num_blocks, num_host
+        self.mlfq = SkipJoinMlfq(replace(SETTINGS, promotion_period=7, max_idle_s=0.05))
+        self.now = 0.0
+        self.log: list[MlfqChoice] = []
+
+    def used(self, place: str) -> int:
+        return sum(job.num_blocks() for job in self.jobs.values() if job.place == place)
+
+    def move(self, task_ids: tuple[TaskId, ...], source: str, target: str) -> None:
+        for task_id in task_ids:
+            job = self.jobs[task_id]
+            assert job.place == source
+            job.place = target
+
+    def step(self) -> None:
+        free, free_host = self.num_blocks - self.used("device"), self.num_host - self.used("host")
+        choice = self.mlfq.choose(KvRoom(free, free_host, self.num_host))
+        self.mlfq.check_invariants()
+        self.log.append(choice)
+        assert not (choice.swap_out and choice.swap_in), "never both in one step"
+        assert choice.run or choice.swap_out or choice.give_up, "somebody makes progress"
+        assert len(choice.run) <= SETTINGS.max_num_seqs
+        self.move(choice.give_up, "device", "nowhere")
+        for task_id in choice.give_up:
+            self.jobs[task_id].num_kv = 0
+            self.mlfq.update(task_id, self.jobs[task_id].needs)
+        self.move(choice.swap_out, "device", "host")
+        self.move(choice.swap_in, "host", "device")
+        assert self.used("host") <= self.num_host
+        for task_id in choice.run:
+            job = self.jobs[task_id]
+            assert job.place == "device" or not job.num_kv
+            job.place = "device"
+            job.num_kv += job.num_next
+            job.num_generated += not job.num_missing
+        assert self.used("device") <= self.num_blocks
+        for task_id in choice.run:
+            self.mlfq.update(task_id, self.jobs[task_id].needs)
+        if choice.run:
+            self.now += 0.004
+            self.mlfq.step_finished(0.004, self.now)
+        for task_id in choice.run:
+            job = self.jobs[task_id]
+            if job.num_generated == job.num_output:
+                del self.jobs[task_id]
+                self.mlfq.remove(task_id)
+
+    def run(self) -> list[MlfqChoice]:
+        waiting = list(self.jobs)
+        for number in range(20_000):
+            if waiting and number % 5 == 0:
+                task_id = waiting.pop(0)
+                job = self.jobs[task_id]
+                self.mlfq.add(task_id, job.num_prompt / 5000, job.needs, self.now)
+            if not self.jobs:
+                return self.log
+            if len(self.mlfq):
+                self.step()
+        raise AssertionError("some jobs never end")
+
+
+@settings(max_examples=150)
+@given(
+    jobs=st.lists(st.tuples(st.integers(1, 150), st.integers(1, 60)), min_size=1, max_size=8),
+    # The longest job takes 53 blocks.
+    num_blocks=st.integers(53, 130),
+    num_host=st.sampled_from([0, 30, 1000]),
+)
+def test_all_jobs_end_within_the_memory_there_is(
+    jobs: list[tuple[int, int]], num_blocks: int, num_host: int
+) -> None:
+    log = World(jobs, num_blocks, num_host).run()
+    assert log == World(jobs, num_blocks, num_host).run(), "the same jobs, the same choices"
+    if num_host == 1000:
+        assert not any(choice.give_up for choice in log)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"max_num_seqs": 0},
+        {"max_prompt_tokens": 0},
+        {"num_queues": 0},
+        {"promotion_period": 0},
+        {"base_quantum_s": 0.0},
+        {"quantum_growth": 1},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(harm: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        MlfqSettings(**{"max_num_seqs": 1, "max_prompt_tokens": 1, **harm})
