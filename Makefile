@@ -97,4 +97,4 @@ $(RUN_READY): | $(BIN)/python
 	$(call install,worker$(COMMA)embedded,$@)
 
 $(DEV_READY): | $(BIN)/python
-	$(call install,worker$(COMMA)embedded$(COMMA)test$(COMMA)dev,$@ $(RUN_READY))
+	$(call install,worker$(COMMA)embedded$(COMMA)simulate$(COMMA)test$(COMMA)dev,$@ $(RUN_READY))

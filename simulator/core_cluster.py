@@ -5,13 +5,12 @@ ledger that answers late, copies that take a while, and workers that die or drai
 """
 
 import heapq
-import random
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.errors import HoldingGone, StaleAttempt
 from cluster.ledger import (
@@ -25,8 +24,6 @@ from cluster.ledger import (
     Shares,
     WorkerLife,
 )
-from decode_worker.core import DecodeCore, DecodeSettings
-from prefill_worker.core import PrefillCore, PrefillSettings
 from router.core import RouterCore
 from router.events import (
     Action,
@@ -49,9 +46,9 @@ from router.events import (
     WorkerConnected,
     WorkerLost,
 )
-from scheduling.ids import Incarnation, RequestId, RouterId, WorkerId
-from scheduling.messages import PROTOCOL_VERSION, Command, KvExport, Report, WorkerHello
-from scheduling.policy import GROWTH_RESERVE, growth_reserve_blocks
+from scheduling.ids import Incarnation, RouterId, WorkerId
+from scheduling.messages import Command, Report
+from scheduling.step import StepPlan
 from scheduling.worker_events import (
     AwaitKv,
     CancelPush,
@@ -74,36 +71,39 @@ from scheduling.worker_events import (
     WorkerAction,
     WorkerEvent,
 )
-from simulator.simulated_worker import SimulatedSequence, SimulatedWorker
+from simulator.simulated_worker import SimulatedEngine, SimulatedWorker
+from simulator.timing import Timing
+from simulator.worker_spec import WorkerSpec
+
+
+class Audience(Protocol):
+    """Who hears what callers would."""
+
+    def tokens(self, emitted: EmitTokens, now: float) -> None: ...
+
+    def finished(self, emitted: EmitFinished, now: float) -> None: ...
+
+    def failed(self, emitted: EmitFailed, now: float) -> None: ...
+
+    def stepped(self, worker: SimulatedWorker, plan: StepPlan, now: float, until_s: float) -> None:
+        """A worker computes this, from now on."""
+        ...
 
 
 class CoreCluster:
-    """Events in time order; every delay is drawn from one seeded generator."""
+    """Events in time order, as `Timing` has them. The same arguments give the same run."""
 
     def __init__(
-        self,
-        router: RouterCore,
-        ledger: Ledger,
-        rng: random.Random,
-        block_size: int = 4,
-        num_swap_blocks: int = 0,
-        max_num_seqs: int = 4,
-        growth_reserve: float = GROWTH_RESERVE,
+        self, router: RouterCore, ledger: Ledger, timing: Timing, audience: Audience
     ) -> None:
         self.router = router
         self.ledger = ledger
         self.now = 0.0
-        self.tokens: dict[tuple[RequestId, int], list[int]] = {}
-        self.finished: dict[tuple[RequestId, int], EmitFinished] = {}
-        self.failed: dict[RequestId, EmitFailed] = {}
         self.worker_by_id: dict[WorkerId, SimulatedWorker] = {}
-        self._rng = rng
-        self._block_size = block_size
-        # Of each decode worker.
-        self._num_swap_blocks = num_swap_blocks
-        self._max_num_seqs = max_num_seqs
-        # Share of each decode worker's pool.
-        self._growth_reserve = growth_reserve
+        # Check every invariant after every event: for tests, it costs more than all else.
+        self.is_checking = True
+        self._timing = timing
+        self._audience = audience
         self._life = RouterLife(RouterId("router-0"), Incarnation(1))
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -113,40 +113,15 @@ class CoreCluster:
         self._dead_lives: dict[tuple[WorkerId, Incarnation], SimulatedWorker] = {}
         run_now(ledger.renew(self._life, 1e6))
 
-    def add_worker(
-        self, worker_id: str, role: str, num_blocks: int, compatibility: str = "same"
-    ) -> None:
+    def add_worker(self, worker_id: str, spec: WorkerSpec, engine: SimulatedEngine) -> None:
         """Start a (new life of a) worker and connect it."""
         life = Incarnation(next(self._lives))
-        reserve = growth_reserve_blocks(num_blocks, self._growth_reserve)
-        hello = WorkerHello(
-            protocol_version=PROTOCOL_VERSION,
-            worker_id=WorkerId(worker_id),
-            incarnation=life,
-            role=role,
-            num_blocks=num_blocks,
-            block_size=self._block_size,
-            max_num_seqs=self._max_num_seqs,
-            compatibility=compatibility,
-            model_fingerprint="model",
-            num_growth_blocks=reserve if role == "decode" else 0,
-        )
-        core: PrefillCore | DecodeCore
-        if role == "prefill":
-            prefill = PrefillSettings(num_blocks, self._block_size, self._max_num_seqs, 8)
-            core = PrefillCore(prefill)
-        else:
-            export = KvExport("simulated", worker_id, num_blocks, 1, hello.worker_id, life, "here")
-            decode = DecodeSettings(
-                num_blocks,
-                self._block_size,
-                self._max_num_seqs,
-                num_swap_blocks=self._num_swap_blocks,
-            )
-            core = DecodeCore(decode, export)
+        hello = spec.hello(WorkerId(worker_id), life)
+        core = spec.new_core(hello)
         shares = Shares(growth_reserve=hello.num_growth_blocks)
-        run_now(self.ledger.set_capacity(WorkerLife(hello.worker_id, life), num_blocks, shares))
-        self.worker_by_id[hello.worker_id] = SimulatedWorker(hello, core, SessionId(life))
+        book = WorkerLife(hello.worker_id, life)
+        run_now(self.ledger.set_capacity(book, spec.num_blocks, shares))
+        self.worker_by_id[hello.worker_id] = SimulatedWorker(hello, core, engine, SessionId(life))
         self.tell(WorkerConnected(hello))
 
     def kill_worker(self, worker_id: str) -> None:
@@ -168,7 +143,8 @@ class CoreCluster:
         """Let the router take an event in and perform what it wants."""
         for action in self.router.handle(event, self.now):
             self._perform(action)
-        self.router.state.legs.check_invariants()
+        if self.is_checking:
+            self.router.state.legs.check_invariants()
 
     def at(self, delay_s: float, what: Callable[[], None]) -> None:
         """Do something later."""
@@ -176,12 +152,17 @@ class CoreCluster:
 
     def run(self, max_events: int = 1_000_000) -> None:
         """Until nothing is left to happen. Raises: AssertionError when it never ends."""
-        for _ in range(max_events):
+        if not self.run_some(max_events):
+            raise AssertionError(f"still busy after {max_events} events")
+
+    def run_some(self, num_events: int) -> bool:
+        """So many events at most; True once nothing is left to happen."""
+        for _ in range(num_events):
             if not self._agenda:
-                return
+                return True
             self.now, _, what = heapq.heappop(self._agenda)
             what()
-        raise AssertionError(f"still busy after {max_events} events")
+        return not self._agenda
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -193,18 +174,16 @@ class CoreCluster:
                 pass  # every pool is at hand here
             case EmitPromptLogprobs():
                 pass  # no test here asks for any
-            case EmitTokens(request_id, index, tokens):
-                self.tokens.setdefault((request_id, index), []).extend(tokens.token_ids)
-            case EmitFinished(request_id, index):
-                assert (request_id, index) not in self.finished
-                self.finished[request_id, index] = action
-            case EmitFailed(request_id):
-                assert request_id not in self.failed
-                self.failed[request_id] = action
+            case EmitTokens():
+                self._audience.tokens(action, self.now)
+            case EmitFinished():
+                self._audience.finished(action, self.now)
+            case EmitFailed():
+                self._audience.failed(action, self.now)
             case WakeAt(at_s):
                 self.at(max(0.0, at_s - self.now), lambda: self.tell(TimeReached()))
             case Reserve() | Extend() | TransferHolding() | ReleaseHolding():
-                self.at(self._rng.uniform(0, 0.002), lambda: self._ask_ledger(action))
+                self.at(self._timing.ledger_s(), lambda: self._ask_ledger(action))
 
     def _ask_ledger(self, action: Reserve | Extend | TransferHolding | ReleaseHolding) -> None:
         match action:
@@ -238,14 +217,14 @@ class CoreCluster:
 
     def _in_order(self, link: object, what: Callable[[], None]) -> None:
         key = id(link)
-        arrives_at_s = max(self.now + self._rng.uniform(0, 0.003), self._link_free_at_s.get(key, 0))
+        arrives_at_s = max(self.now + self._timing.link_s(), self._link_free_at_s.get(key, 0))
         self._link_free_at_s[key] = arrives_at_s
         # Not by `at`: its sum rounds, so two of one instant could change places.
         heapq.heappush(self._agenda, (arrives_at_s, next(self._order), what))
 
     def _command(self, worker: SimulatedWorker, command: Command) -> None:
         if worker.is_alive:
-            self._post(worker, CommandArrived(worker.session_id, command))
+            self._post(worker, CommandArrived(worker.session_id, command, self.now))
 
     def _post(self, worker: SimulatedWorker, event: WorkerEvent) -> None:
         worker.inbox.append(event)
@@ -254,7 +233,8 @@ class CoreCluster:
     def _turn(self, worker: SimulatedWorker) -> None:
         while worker.inbox and worker.is_alive and not worker.is_stepping:
             self._act(worker, worker.core.handle(worker.inbox.pop(0)))
-            worker.core.check_invariants()
+            if self.is_checking:
+                worker.core.check_invariants()
         self._step_if_idle(worker)
 
     def _act(self, worker: SimulatedWorker, actions: list[WorkerAction]) -> None:
@@ -264,20 +244,19 @@ class CoreCluster:
                 case SendReport(_, report):
                     reports.append(report)
                 case SwapOut() | SwapIn():
-                    worker.swap(action)
+                    worker.engine.swap(action)
+                    worker.swap_s += self._timing.swap_s(worker.hello, action)
                 case TellPrefixes(changes):
                     worker.untold_prefixes.extend(changes)
                 case LoadSequence(start, stop):
-                    sequence = SimulatedSequence(
-                        start, stop, list(start.token_ids), list(start.block_table)
-                    )
-                    worker.sequence_by_slot[start.slot] = sequence
+                    worker.engine.load(start, stop)
                 case ExtendSequence(slot, block_ids):
-                    worker.sequence_by_slot[slot].blocks.extend(block_ids)
+                    worker.engine.extend(slot, block_ids)
                 case DropSequence(slot):
-                    del worker.sequence_by_slot[slot]
+                    worker.engine.drop(slot)
                 case Push():
-                    self.at(self._rng.uniform(0, 0.004), partial(self._copy, worker, action))
+                    takes_s = self._timing.push_s(worker.hello, action)
+                    self.at(takes_s, partial(self._copy, worker, action))
                 case ExpectKv(block_ids, generations):
                     pairs = zip(block_ids, generations, strict=True)
                     worker.expected_generation.update(pairs)
@@ -289,7 +268,7 @@ class CoreCluster:
                     for block_id in block_ids:
                         worker.expected_generation.pop(block_id, None)
                     cleared = QuarantineCleared(task_id)
-                    self.at(self._rng.uniform(0, 0.002), partial(self._post, worker, cleared))
+                    self.at(self._timing.clear_s(), partial(self._post, worker, cleared))
                 case CancelPush():
                     pass
         if reports:
@@ -305,7 +284,7 @@ class CoreCluster:
         export = push.target.export
         target = self.worker_by_id.get(export.worker_id)
         if target is None or target.hello.incarnation != export.incarnation:
-            is_mapped = self._rng.random() < 0.5
+            is_mapped = self._timing.is_still_mapped()
             target = self._dead_lives[export.worker_id, export.incarnation] if is_mapped else None
         error = None
         if target is None:
@@ -321,8 +300,7 @@ class CoreCluster:
                 if target.expected_generation.get(block) != generation:
                     error = "stale generation"
                     break
-                for offset in range(self._block_size):
-                    target.kv[block, offset] = worker.kv.get((source, offset), ())
+                target.engine.receive(worker.engine, ((source, block),))
                 target.arrived_generation[block] = generation
             self._look(target)
         num_blocks = 0 if error else len(push.block_ids)
@@ -341,14 +319,17 @@ class CoreCluster:
         if worker.is_stepping or not worker.is_alive:
             return
         can_compute = worker.core.can_compute
-        actions, plan = worker.core.plan()
+        actions, plan = worker.core.plan(self.now)
         assert can_compute or plan is None
         self._act(worker, actions)
         if plan is None:
             return
         worker.is_stepping = True
-        self.at(self._rng.uniform(0.001, 0.01), lambda: self._finish_step(worker))
-        worker.outputs = worker.compute(plan.chunks)
+        takes_s = self._timing.step_s(worker.hello, plan) + worker.swap_s
+        worker.swap_s = 0.0
+        self.at(takes_s, lambda: self._finish_step(worker))
+        worker.outputs = worker.engine.compute(plan.chunks)
+        self._audience.stepped(worker, plan, self.now, self.now + takes_s)
 
     def _finish_step(self, worker: SimulatedWorker) -> None:
         worker.is_stepping = False

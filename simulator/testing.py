@@ -1,20 +1,32 @@
 """For tests: requests for a simulated cluster, and what must hold once it is quiet."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cluster.ledger import WorkerBook
+from cluster.ledger import Ledger, WorkerBook
 from cluster.memory_ledger import MemoryLedger
 from router.core import RouterCore
-from router.events import CallerLeft, RequestArrived, RequestSpec
+from router.events import (
+    CallerLeft,
+    EmitFailed,
+    EmitFinished,
+    EmitTokens,
+    RequestArrived,
+    RequestSpec,
+)
 from router.state import RouterSettings
 from runtime.clock import ManualClock
-from scheduling.ids import RequestId
-from scheduling.policy import policy_named
-from scheduling.prediction import OnlineQuantiles, RequestFeatures, ResponseLength
+from scheduling.ids import RequestId, WorkerId
+from scheduling.length_quantiles import OnlineQuantiles
+from scheduling.policy import GROWTH_RESERVE, policy_named
+from scheduling.prediction import RequestFeatures, ResponseLength
 from scheduling.sampling import SamplingParams, StopParams
+from scheduling.step import StepPlan
+from simulator.checked_engine import CheckedEngine, answer
 from simulator.core_cluster import CoreCluster, run_now
-from simulator.simulated_worker import answer
+from simulator.simulated_worker import SimulatedWorker
+from simulator.timing import RandomTiming
+from simulator.worker_spec import WorkerSpec
 
 
 class ShortSighted:
@@ -25,6 +37,72 @@ class ShortSighted:
 
     def observe(self, features: RequestFeatures, num_output_tokens: int) -> None:
         pass
+
+
+class Heard:
+    """An audience that remembers everything."""
+
+    def __init__(self) -> None:
+        self.token_ids: dict[tuple[RequestId, int], list[int]] = {}
+        self.end_by_answer: dict[tuple[RequestId, int], EmitFinished] = {}
+        self.failure_by_request: dict[RequestId, EmitFailed] = {}
+
+    def tokens(self, emitted: EmitTokens, now: float) -> None:
+        answer = self.token_ids.setdefault((emitted.request_id, emitted.index), [])
+        answer.extend(emitted.tokens.token_ids)
+
+    def finished(self, emitted: EmitFinished, now: float) -> None:
+        assert (emitted.request_id, emitted.index) not in self.end_by_answer
+        self.end_by_answer[emitted.request_id, emitted.index] = emitted
+
+    def failed(self, emitted: EmitFailed, now: float) -> None:
+        assert emitted.request_id not in self.failure_by_request
+        self.failure_by_request[emitted.request_id] = emitted
+
+    def stepped(self, worker: SimulatedWorker, plan: StepPlan, now: float, until_s: float) -> None:
+        pass
+
+
+class CheckedCluster(CoreCluster):
+    """Small workers whose KV memory cannot be fooled, and random delays."""
+
+    def __init__(
+        self,
+        router: RouterCore,
+        ledger: Ledger,
+        rng: random.Random,
+        block_size: int = 4,
+        num_swap_blocks: int = 0,
+        max_num_seqs: int = 4,
+        growth_reserve: float = GROWTH_RESERVE,
+    ) -> None:
+        self.heard = Heard()
+        super().__init__(router, ledger, RandomTiming(rng), self.heard)
+        self.tokens = self.heard.token_ids
+        self.finished = self.heard.end_by_answer
+        self.failed = self.heard.failure_by_request
+        self._spec = WorkerSpec(
+            "decode",
+            num_blocks=1,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=8,
+            num_swap_blocks=num_swap_blocks,
+            growth_reserve=growth_reserve,
+        )
+
+    def start_worker(
+        self, worker_id: str, role: str, num_blocks: int, compatibility: str = "same"
+    ) -> None:
+        """Start a (new life of a) worker and connect it."""
+        spec = replace(self._spec, role=role, num_blocks=num_blocks, compatibility=compatibility)
+        self.add_worker(worker_id, spec, CheckedEngine(worker_id, spec.block_size))
+
+    def engine_of(self, worker_id: str) -> CheckedEngine:
+        """Its engine and KV memory."""
+        engine = self.worker_by_id[WorkerId(worker_id)].engine
+        assert isinstance(engine, CheckedEngine)
+        return engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +154,30 @@ def new_cluster(
     short_sighted: bool,
     num_decode: int = 2,
     swapping: Swapping = NO_SWAPPING,
-) -> CoreCluster:
-    """One prefill worker, some decode workers."""
+    worker_ids: tuple[str, ...] | None = None,
+) -> CheckedCluster:
+    """One prefill worker and some decode workers, or others: ids are ROLE-NUMBER."""
     router = RouterCore(
         policy_named(policy, 0.5, 4),
-        ShortSighted() if short_sighted else OnlineQuantiles(min_samples=4),
+        ShortSighted() if short_sighted else OnlineQuantiles(pooling_samples=4),
         RouterSettings(
             max_backlog_tokens=24, max_retries_per_task=100, max_parked_s=swapping.max_parked_s
         ),
     )
-    cluster = CoreCluster(
+    cluster = CheckedCluster(
         router,
         MemoryLedger(ManualClock()),
         random.Random(seed),
         num_swap_blocks=swapping.num_blocks,
     )
-    cluster.add_worker("prefill-0", "prefill", num_blocks)
-    for number in range(num_decode):
-        cluster.add_worker(f"decode-{number}", "decode", num_blocks)
+    if worker_ids is None:
+        worker_ids = ("prefill-0", *(f"decode-{number}" for number in range(num_decode)))
+    for worker_id in worker_ids:
+        cluster.start_worker(worker_id, worker_id.partition("-")[0], num_blocks)
     return cluster
 
 
-def start(cluster: CoreCluster, number: int, ask: Ask) -> None:
+def start(cluster: CheckedCluster, number: int, ask: Ask) -> None:
     """Send the request now."""
     spec = spec_of(number, ask)
     cluster.tell(RequestArrived(spec))
@@ -105,7 +185,7 @@ def start(cluster: CoreCluster, number: int, ask: Ask) -> None:
         cluster.at(ask.cancel_after_s, lambda: cluster.tell(CallerLeft(spec.request_id)))
 
 
-def check_answers(cluster: CoreCluster, wanted: list[Ask]) -> None:
+def check_answers(cluster: CheckedCluster, wanted: list[Ask]) -> None:
     """Every answer is what one process alone would give, or a beginning of it and an error."""
     for number, ask in enumerate(wanted):
         spec = spec_of(number, ask)
@@ -120,7 +200,7 @@ def check_answers(cluster: CoreCluster, wanted: list[Ask]) -> None:
                 assert ask.cancel_after_s is not None or ask.deadline_s is not None
 
 
-def check_empty(cluster: CoreCluster) -> None:
+def check_empty(cluster: CheckedCluster) -> None:
     """Nothing is held, promised or remembered anywhere."""
     state = cluster.router.state
     assert len(state.legs) == 0
@@ -133,6 +213,6 @@ def check_empty(cluster: CoreCluster) -> None:
         assert worker.core.num_tasks == 0
         assert worker.core.pool.num_free_blocks == worker.core.pool.num_blocks
         assert worker.core.load.num_parked == 0
-        assert not worker.sequence_by_slot
+        assert not worker.engine.num_sequences
     books: tuple[WorkerBook, ...] = run_now(cluster.ledger.snapshot()).workers
     assert [book.num_reserved for book in books] == [0] * len(books)

@@ -60,7 +60,7 @@ def test_killed_workers_cost_no_token(
 
     def restart(worker_id: str) -> None:
         cluster.kill_worker(worker_id)
-        cluster.add_worker(worker_id, worker_id.partition("-")[0], 24)
+        cluster.start_worker(worker_id, worker_id.partition("-")[0], 24)
 
     for worker_id, at_s in kills:
         cluster.at(0.001 + at_s, partial(restart, worker_id))

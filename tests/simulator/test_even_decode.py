@@ -6,8 +6,7 @@ from functools import partial
 
 import pytest
 
-from simulator.core_cluster import CoreCluster
-from simulator.testing import Ask, check_answers, check_empty, new_cluster, start
+from simulator.testing import Ask, CheckedCluster, check_answers, check_empty, new_cluster, start
 
 NUM_DECODE = 5
 NUM_REQUESTS = 200
@@ -29,7 +28,7 @@ def asks_of(rng: random.Random, within_s: float) -> list[Ask]:
     ]
 
 
-def run(seed: int, policy: str, within_s: float) -> CoreCluster:
+def run(seed: int, policy: str, within_s: float) -> CheckedCluster:
     cluster = new_cluster(seed, policy, 40, short_sighted=False, num_decode=NUM_DECODE)
     wanted = asks_of(random.Random(seed), within_s)
     for number, ask in enumerate(wanted):

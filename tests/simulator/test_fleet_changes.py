@@ -56,8 +56,8 @@ def test_the_deadline_of_a_cancelled_call_does_not_end_a_later_one_of_the_same_i
 
 def test_a_prompt_that_fits_no_connected_worker_holds_nobody_up() -> None:
     cluster = new_cluster(1, "default", 12, short_sighted=False, num_decode=1)
-    cluster.add_worker("decode-large", "decode", 40)
-    cluster.add_worker("prefill-large", "prefill", 40)
+    cluster.start_worker("decode-large", "decode", 40)
+    cluster.start_worker("prefill-large", "prefill", 40)
     large, small = ask(80, 16), ask(8, 8)
     start(cluster, 0, large)
     cluster.kill_worker("decode-large")
@@ -66,7 +66,7 @@ def test_a_prompt_that_fits_no_connected_worker_holds_nobody_up() -> None:
     cluster.run()
     assert (RequestId("r1"), 0) in cluster.finished
     assert (RequestId("r0"), 0) not in cluster.finished
-    cluster.add_worker("decode-large", "decode", 40)
+    cluster.start_worker("decode-large", "decode", 40)
     cluster.run()
     check_answers(cluster, [large, small])
     assert len(cluster.finished) == 2
@@ -75,9 +75,9 @@ def test_a_prompt_that_fits_no_connected_worker_holds_nobody_up() -> None:
 
 def test_parked_kv_without_a_decode_worker_to_go_to_is_computed_elsewhere() -> None:
     cluster = new_cluster(3, "default", 24, short_sighted=False, num_decode=0)
-    cluster.add_worker("decode-0", "decode", 24)
-    cluster.add_worker("prefill-other", "prefill", 24, "other")
-    cluster.add_worker("decode-other", "decode", 24, "other")
+    cluster.start_worker("decode-0", "decode", 24)
+    cluster.start_worker("prefill-other", "prefill", 24, "other")
+    cluster.start_worker("decode-other", "decode", 24, "other")
     wanted = [ask(20, 16) for _ in range(8)]
     for number, each in enumerate(wanted):
         start(cluster, number, each)
@@ -90,9 +90,9 @@ def test_parked_kv_without_a_decode_worker_to_go_to_is_computed_elsewhere() -> N
 
 def test_a_prompt_goes_only_where_a_decode_worker_can_take_it_over() -> None:
     cluster = new_cluster(1, "default", 40, short_sighted=False, num_decode=0)
-    cluster.add_worker("decode-small", "decode", 4)
-    cluster.add_worker("prefill-other", "prefill", 40, "other")
-    cluster.add_worker("decode-other", "decode", 40, "other")
+    cluster.start_worker("decode-small", "decode", 4)
+    cluster.start_worker("prefill-other", "prefill", 40, "other")
+    cluster.start_worker("decode-other", "decode", 40, "other")
     wanted = [ask(40, 16)]
     start(cluster, 0, wanted[0])
     cluster.run()
@@ -108,7 +108,7 @@ def test_a_draining_worker_gets_no_new_tasks_and_finishes_those_it_has(
     seed: int, drains_at_s: float, num_asks: int
 ) -> None:
     cluster = new_cluster(seed, "default", 24, short_sighted=False)
-    cluster.add_worker("prefill-1", "prefill", 24)
+    cluster.start_worker("prefill-1", "prefill", 24)
     leaving = ["prefill-0", "decode-0"]
     rng = random.Random(seed)
     wanted = [ask(rng.randint(1, 20), rng.randint(2, 16)) for _ in range(num_asks)]

@@ -10,8 +10,16 @@ from cluster.ledger import WorkerLife
 from router.events import DECODE_LEG
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import WorkerId
-from simulator.core_cluster import CoreCluster, run_now
-from simulator.testing import Ask, Swapping, check_answers, check_empty, new_cluster, start
+from simulator.core_cluster import run_now
+from simulator.testing import (
+    Ask,
+    CheckedCluster,
+    Swapping,
+    check_answers,
+    check_empty,
+    new_cluster,
+    start,
+)
 
 WORKERS = ["prefill-0", "decode-0", "decode-1"]
 
@@ -40,7 +48,7 @@ swappings = st.builds(
 )
 
 
-def run(cluster: CoreCluster, wanted: list[Ask]) -> None:
+def run(cluster: CheckedCluster, wanted: list[Ask]) -> None:
     for number, ask in enumerate(wanted):
         cluster.at(ask.at_s, partial(start, cluster, number, ask))
     cluster.run()
@@ -48,8 +56,10 @@ def run(cluster: CoreCluster, wanted: list[Ask]) -> None:
     check_empty(cluster)
 
 
-def num_swapped_blocks(cluster: CoreCluster) -> int:
-    return sum(worker.num_swapped_blocks for worker in cluster.worker_by_id.values())
+def num_swapped_blocks(cluster: CheckedCluster) -> int:
+    return sum(
+        cluster.engine_of(worker_id).num_swapped_blocks for worker_id in cluster.worker_by_id
+    )
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -89,7 +99,7 @@ def test_workers_killed_while_they_hold_swapped_kv_cost_no_token(
 
     def restart(worker_id: str) -> None:
         cluster.kill_worker(worker_id)
-        cluster.add_worker(worker_id, worker_id.partition("-")[0], 10)
+        cluster.start_worker(worker_id, worker_id.partition("-")[0], 10)
 
     for worker_id, at_s in kills:
         cluster.at(at_s, partial(restart, worker_id))
@@ -107,7 +117,7 @@ def test_a_swapped_answer_goes_on_where_it_was_and_is_computed_once(policy: str)
     assert [each.num_preemptions for each in timings] == [each.num_swaps for each in timings]
     assert num_swapped_blocks(cluster) > 0
     # Every prompt once, every answer's tokens but the first on the decode worker: nothing again.
-    computed = {w: cluster.worker_by_id[WorkerId(w)].num_computed_tokens for w in WORKERS[:2]}
+    computed = {w: cluster.engine_of(w).num_computed_tokens for w in WORKERS[:2]}
     assert computed == {"prefill-0": 12 * 10, "decode-0": 12 * 15}
 
 
@@ -118,15 +128,15 @@ def test_without_host_memory_the_same_answers_are_computed_again() -> None:
     timings = [finished.timings for finished in cluster.finished.values()]
     assert sum(each.num_preemptions for each in timings) > 0
     assert sum(each.num_swaps for each in timings) == 0
-    assert cluster.worker_by_id[WorkerId("prefill-0")].num_computed_tokens > 12 * 10
+    assert cluster.engine_of("prefill-0").num_computed_tokens > 12 * 10
 
 
 def test_a_task_of_a_whole_pool_is_not_measured_by_a_pool_that_it_cannot_use() -> None:
     """The growth share is for it where no worker that it fits has more."""
     cluster = new_cluster(1, "default", 16, False, num_decode=1)
-    cluster.add_worker("prefill-other", "prefill", 2, "other")
-    cluster.add_worker("decode-other", "decode", 40, "other")
-    cluster.add_worker("decode-leaving", "decode", 40)
+    cluster.start_worker("prefill-other", "prefill", 2, "other")
+    cluster.start_worker("decode-other", "decode", 40, "other")
+    cluster.start_worker("decode-leaving", "decode", 40)
     cluster.drain_worker("decode-leaving")
     cluster.run()
     run(cluster, [Ask(tuple(range(48)), 16, 1, 0.0, None, None, 0)])

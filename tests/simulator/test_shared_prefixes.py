@@ -5,9 +5,7 @@ from functools import partial
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduling.ids import WorkerId
-from simulator.core_cluster import CoreCluster
-from simulator.testing import Ask, check_answers, check_empty, new_cluster, start
+from simulator.testing import Ask, CheckedCluster, check_answers, check_empty, new_cluster, start
 
 WORKERS = ["prefill-0", "prefill-1", "decode-0", "decode-1"]
 
@@ -37,7 +35,7 @@ asks = st.builds(
 sizes = st.integers(10, 30)
 
 
-def run(cluster: CoreCluster, wanted: list[Ask]) -> None:
+def run(cluster: CheckedCluster, wanted: list[Ask]) -> None:
     for number, ask in enumerate(wanted):
         cluster.at(ask.at_s, partial(start, cluster, number, ask))
     cluster.run()
@@ -58,7 +56,7 @@ def test_every_answer_is_right_and_every_block_comes_back(
 ) -> None:
     cluster = new_cluster(seed, "default", num_blocks, short_sighted)
     if second:
-        cluster.add_worker("prefill-1", "prefill", num_blocks)
+        cluster.start_worker("prefill-1", "prefill", num_blocks)
     run(cluster, wanted)
 
 
@@ -74,25 +72,25 @@ def test_killed_workers_cost_no_token(
     wanted: list[Ask], seed: int, kills: list[tuple[str, float]]
 ) -> None:
     cluster = new_cluster(seed, "default", 24, short_sighted=False)
-    cluster.add_worker("prefill-1", "prefill", 24)
+    cluster.start_worker("prefill-1", "prefill", 24)
 
     def restart(worker_id: str) -> None:
         cluster.kill_worker(worker_id)
-        cluster.add_worker(worker_id, worker_id.partition("-")[0], 24)
+        cluster.start_worker(worker_id, worker_id.partition("-")[0], 24)
 
     for worker_id, at_s in kills:
         cluster.at(at_s, partial(restart, worker_id))
     run(cluster, wanted)
 
 
-def answer_alone(num_choices: int, prompts: list[tuple[int, ...]]) -> CoreCluster:
+def answer_alone(num_choices: int, prompts: list[tuple[int, ...]]) -> CheckedCluster:
     cluster = new_cluster(1, "default", 40, short_sighted=False, num_decode=1)
     run(cluster, [Ask(p, 5, num_choices, 0.0, None, None, num_end_ids=0) for p in prompts])
     return cluster
 
 
-def num_computed(cluster: CoreCluster) -> int:
-    return cluster.worker_by_id[WorkerId("prefill-0")].num_computed_tokens
+def num_computed(cluster: CheckedCluster) -> int:
+    return cluster.engine_of("prefill-0").num_computed_tokens
 
 
 def test_several_answers_compute_and_move_their_prompt_once() -> None:
@@ -137,7 +135,7 @@ def test_a_chat_goes_on_from_what_the_decode_worker_has() -> None:
 
 def test_a_hot_prefix_does_not_pile_everything_on_one_worker() -> None:
     cluster = new_cluster(5, "default", 400, short_sighted=False)
-    cluster.add_worker("prefill-1", "prefill", 400)
+    cluster.start_worker("prefill-1", "prefill", 400)
     hot = tuple(range(300, 312))
     run(cluster, [Ask((*hot, n, *range(50)), 6, 1, 0.0, None, None, 0) for n in range(24)])
     by_worker = [finished.timings.prefill_worker for finished in cluster.finished.values()]

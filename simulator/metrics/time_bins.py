@@ -1,0 +1,121 @@
+"""What changes over a run, in a fixed number of time bins that widen as the run goes on."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_BINS = 512
+# A power of two, as every width is then: dividing by it and multiplying again loses nothing.
+FIRST_WIDTH_S = 1 / 64
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One figure over time: values[i] is the mean over [i * width_s, (i + 1) * width_s).
+
+    nan where there is nothing that could have a mean.
+    """
+
+    width_s: float
+    values: tuple[float, ...]
+
+    @property
+    def middles_s(self) -> tuple[float, ...]:
+        """The instant in the middle of each bin."""
+        return tuple((index + 0.5) * self.width_s for index in range(len(self.values)))
+
+
+class TimeBins:
+    """Sums in time bins, several columns of them. Time begins at 0."""
+
+    def __init__(self, num_columns: int) -> None:
+        self.width_s = FIRST_WIDTH_S
+        self.columns = [array("d", bytes(8 * MAX_BINS)) for _ in range(num_columns)]
+
+    def put(self, at_s: float, values: Sequence[float]) -> None:
+        """Add to each column's bin of one instant."""
+        self._reach(at_s)
+        index = int(at_s / self.width_s)
+        for column, value in zip(self.columns, values, strict=True):
+            column[index] += value
+
+    def spread(self, begin_s: float, end_s: float, rates: Sequence[float]) -> None:
+        """Add rate * time to every bin that [begin_s, end_s) touches."""
+        self._reach(end_s)
+        index = int(begin_s / self.width_s)
+        while begin_s < end_s:
+            until_s = min(end_s, (index + 1) * self.width_s)
+            for column, rate in zip(self.columns, rates, strict=True):
+                column[index] += rate * (until_s - begin_s)
+            begin_s = until_s
+            index += 1
+
+    def num_bins(self, end_s: float) -> int:
+        """How many bins [0, end_s) touches."""
+        return min(MAX_BINS, -int(-end_s // self.width_s))
+
+    def widen(self, width_s: float) -> None:
+        """Bins of that width, which is one that they could come to have by themselves."""
+        while self.width_s < width_s:
+            for number, column in enumerate(self.columns):
+                pairs = zip(column[::2], column[1::2], strict=True)
+                halved = array("d", (first + second for first, second in pairs))
+                self.columns[number] = halved + array("d", bytes(8 * (MAX_BINS - len(halved))))
+            self.width_s *= 2
+
+    def _reach(self, at_s: float) -> None:
+        while at_s >= self.width_s * MAX_BINS:
+            self.widen(2 * self.width_s)
+
+
+class StepSeries:
+    """Figures that keep their value until they are set again; means are weighted by time."""
+
+    def __init__(self, num_lines: int, measured_from_s: float = 0.0) -> None:
+        self._values = [0.0] * num_lines
+        self._totals = [0.0] * num_lines
+        self._bins = TimeBins(num_lines)
+        self._now_s = 0.0
+        # Bins show everything; means over the run begin here.
+        self._measured_from_s = measured_from_s
+
+    def hold(self, at_s: float, values: Sequence[float]) -> None:
+        """From now on the figures are these. Time does not run backwards."""
+        self.advance(at_s)
+        self._values[:] = values
+
+    def change(self, at_s: float, differences: Sequence[float]) -> None:
+        """From now on the figures are so much more."""
+        self.advance(at_s)
+        for line, difference in enumerate(differences):
+            self._values[line] += difference
+
+    def advance(self, to_s: float) -> None:
+        """Nothing has changed until then."""
+        begin_s = self._now_s
+        assert to_s >= begin_s, f"time runs backwards, from {begin_s} to {to_s}"
+        if to_s == begin_s:
+            return
+        measured_s = to_s - max(begin_s, self._measured_from_s)
+        if measured_s > 0:
+            for line, value in enumerate(self._values):
+                self._totals[line] += value * measured_s
+        self._bins.spread(begin_s, to_s, self._values)
+        self._now_s = to_s
+
+    def total(self, line: int) -> float:
+        """Value times seconds, since measuring began."""
+        return self._totals[line]
+
+    def mean(self, line: int) -> float:
+        """Over the measured time so far; 0 where there was none."""
+        measured_s = self._now_s - self._measured_from_s
+        return self._totals[line] / measured_s if measured_s > 0 else 0.0
+
+    def series(self, line: int) -> Series:
+        """Means of all bins up to now; of the last one over the part that has passed."""
+        width_s, column = self._bins.width_s, self._bins.columns[line]
+        num_bins = self._bins.num_bins(self._now_s)
+        lasted_s = [width_s] * (num_bins - 1) + [self._now_s - (num_bins - 1) * width_s]
+        means = zip(column, lasted_s, strict=False) if num_bins else ()
+        return Series(width_s, tuple(total / seconds for total, seconds in means))

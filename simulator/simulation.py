@@ -1,0 +1,188 @@
+"""One run: a workload through a cluster of the product's cores, in virtual time.
+
+Nothing here decides anything. Requests arrive when the trace says, answers are as long as it says,
+iterations take as long as the hardware's model says; all else is the router's and the workers' own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from cluster.memory_ledger import MemoryLedger
+from router.core import RouterCore
+from router.events import EmitFailed, EmitFinished, EmitTokens, RequestArrived, RequestSpec
+from router.state import RouterSettings
+from runtime.clock import ManualClock
+from scheduling.errors import TandemError
+from scheduling.ids import RequestId
+from scheduling.policy import Policy
+from scheduling.prefix_chain import PromptPrefix
+from scheduling.sampling import SamplingParams, StopParams
+from scheduling.step import StepPlan
+from simulator.cluster_spec import ClusterSpec
+from simulator.core_cluster import CoreCluster
+from simulator.counting_engine import CountingEngine
+from simulator.hardware.description import Hardware
+from simulator.metrics.live_request import LiveRequest
+from simulator.metrics.recorder import RunRecorder
+from simulator.metrics.request_outcome import Status
+from simulator.metrics.role_tally import Iteration, WorkerSample
+from simulator.metrics.run_record import RunRecord
+from simulator.model_timing import ModelTiming
+from simulator.simulated_worker import SimulatedWorker
+from simulator.slo import RequestSlo
+from simulator.traces.workload import TraceRequest, Workload
+from simulator.worker_spec import WorkerSpec
+
+# Between two looks at the progress.
+_EVENTS_AT_ONCE = 4096
+# Where a request has no goal, a day: it goes behind all that have one.
+_NO_GOAL_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is run, whatever the policy."""
+
+    workload: Workload
+    hardware: Hardware
+    # Of each request, in the order of the workload.
+    slos: tuple[RequestSlo, ...]
+    # What callers allow their answers; at least as long as the longest one.
+    max_tokens: int
+
+
+class Simulation:
+    """Runs once."""
+
+    def __init__(
+        self, scenario: Scenario, policy: Policy, cluster: ClusterSpec, recorder: RunRecorder
+    ) -> None:
+        self._scenario = scenario
+        self._recorder = recorder
+        self._live: dict[RequestId, LiveRequest] = {}
+        self._position = 0
+        hardware = scenario.hardware
+        limits = hardware.limits
+        settings = RouterSettings(
+            max_prompt_queue=max(1, len(scenario.workload.requests)),
+            max_backlog_tokens=2 * limits.max_num_batched_tokens,
+            max_retries_per_task=100,
+        )
+        router = RouterCore(policy, policy.new_predictor(), settings)
+        timing = ModelTiming(
+            batch=hardware.batch_time_model(),
+            transfer=hardware.transfer.model(),
+            swap=hardware.swap_model(),
+            block_bytes=hardware.kv.bytes_per_token * hardware.kv.block_size,
+        )
+        self._cluster = CoreCluster(router, MemoryLedger(ManualClock()), timing, self)
+        self._cluster.is_checking = False
+        lengths = [request.num_output_tokens for request in scenario.workload.requests]
+        for role, count in cluster.counts:
+            spec = worker_spec(role, hardware, policy)
+            for number in range(count):
+                worker_id = f"{role}-{number}"
+                recorder.worker_added(
+                    worker_id, role, spec.num_blocks, 0.0, hardware.gpus_per_worker
+                )
+                self._cluster.add_worker(worker_id, spec, CountingEngine(lengths))
+
+    def run(self, watch: Callable[[float], None] = lambda now: None) -> RunRecord:
+        """To the end of the last answer; `watch` is told the virtual time now and then."""
+        self._schedule_next()
+        while not self._cluster.run_some(_EVENTS_AT_ONCE):
+            watch(self._cluster.now)
+        return self._recorder.finish(self._cluster.now)
+
+    # --- what callers do ----------------------------------------------------------------------
+
+    def _schedule_next(self) -> None:
+        requests = self._scenario.workload.requests
+        if self._position == len(requests):
+            return
+        number, self._position = self._position, self._position + 1
+        delay_s = max(0.0, requests[number].arrival_s - self._cluster.now)
+        self._cluster.at(delay_s, partial(self._arrive, number))
+
+    def _arrive(self, number: int) -> None:
+        self._schedule_next()
+        now = self._cluster.now
+        request, slo = self._scenario.workload.requests[number], self._scenario.slos[number]
+        live = self._recorder.arrived(number, now, request.num_prompt_tokens, slo, request.tenant)
+        spec = _spec_of(number, request, slo, self._scenario.max_tokens)
+        self._live[spec.request_id] = live
+        try:
+            self._cluster.tell(RequestArrived(spec))
+        except TandemError:
+            del self._live[spec.request_id]
+            self._recorder.ended(live, now, Status.FAILED)
+
+    # --- what they hear: an `Audience` ----------------------------------------------------------
+
+    def tokens(self, emitted: EmitTokens, now: float) -> None:
+        """See `Audience`."""
+        self._live[emitted.request_id].emit(now, len(emitted.tokens.token_ids))
+
+    def finished(self, emitted: EmitFinished, now: float) -> None:
+        """See `Audience`."""
+        live = self._live.pop(emitted.request_id)
+        live.num_preemptions = emitted.timings.num_preemptions
+        live.num_swaps = emitted.timings.num_swaps
+        live.num_cached_tokens = emitted.num_cached_tokens
+        self._recorder.ended(live, now)
+
+    def failed(self, emitted: EmitFailed, now: float) -> None:
+        """See `Audience`."""
+        self._recorder.ended(self._live.pop(emitted.request_id), now, Status.FAILED)
+
+    def stepped(self, worker: SimulatedWorker, plan: StepPlan, now: float, until_s: float) -> None:
+        """See `Audience`."""
+        num_decode = sum(1 for chunk in plan.chunks if chunk.num_tokens == 1 and chunk.samples)
+        num_prompt = plan.num_tokens - num_decode
+        worker_id = worker.hello.worker_id
+        self._recorder.iterated(worker_id, Iteration(now, until_s, num_decode, num_prompt))
+        pool, load, engine = worker.core.pool, worker.core.load, worker.engine
+        assert isinstance(engine, CountingEngine)
+        num_written = engine.num_written_tokens / worker.hello.block_size
+        num_allocated = pool.num_blocks - pool.num_free_blocks
+        sample = WorkerSample(num_allocated, num_written, load.num_running, load.num_waiting)
+        self._recorder.sampled(worker_id, now, sample)
+        state = self._cluster.router.state
+        self._recorder.queued(now, len(state.prompt_queue), len(state.generation_queue))
+
+
+def worker_spec(role: str, hardware: Hardware, policy: Policy) -> WorkerSpec:
+    """A worker of this hardware as the policy wants it."""
+    limits = hardware.limits
+    block_size = hardware.kv.block_size
+    return WorkerSpec(
+        role=role,
+        num_blocks=hardware.num_kv_blocks,
+        block_size=block_size,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        growth_reserve=policy.growth_reserve,
+        prefix_caching=False,
+        batching=policy.batching_rule(limits.max_num_batched_tokens, limits.max_num_seqs),
+        block_bytes=hardware.kv.bytes_per_token * block_size,
+    )
+
+
+def _spec_of(number: int, request: TraceRequest, slo: RequestSlo, max_tokens: int) -> RequestSpec:
+    return RequestSpec(
+        request_id=RequestId(str(number)),
+        prompt_token_ids=(0,) * request.num_prompt_tokens,
+        # The engine knows by the seed whose answer it counts.
+        sampling=SamplingParams(temperature=0.0, seed=number),
+        stop=StopParams(max_tokens),
+        num_choices=1,
+        tenant=request.tenant,
+        session=request.session,
+        request_class=slo.request_class,
+        ttft_s=min(slo.ttft_s, _NO_GOAL_S),
+        tpot_s=min(slo.tpot_s, _NO_GOAL_S),
+        deadline_s=None,
+        prefix=PromptPrefix((), ""),
+        known_output_tokens=request.num_output_tokens,
+    )
