@@ -13,6 +13,7 @@ from typing import assert_never
 from decode_worker.generation_task import GenerationTask, Stage
 from decode_worker.growth import Growth
 from decode_worker.kv_swapping import KvSwapping
+from decode_worker.preemption import in_order_of_preemption
 from decode_worker.prefix_sharing import PrefixSharing
 from decode_worker.prompts import Prompts
 from decode_worker.settings import DecodeSettings
@@ -150,8 +151,8 @@ class DecodeCore:
         starved: list[GenerationTask] = []
         for task in self._running.values():
             (batch if self._growth.has_room(task) else starved).append(task)
-        if self._is_deadlocked(batch, starved):
-            actions += self._make_room(starved)  # nobody can go on, so nobody will free anything
+        if self._must_make_room(batch, starved):
+            actions += self._make_room(starved)
             # Its slot and blocks are free: others may start or grow with them, and no event would
             # call for another look.
             more, plan = self.plan(now)
@@ -194,7 +195,7 @@ class DecodeCore:
         task = self._task_by_id.get(command.task_id)
         match command:
             case AdmitGeneration():
-                return self._admit(session_id, command)
+                return self._admit(session_id, command, event.at_s)
             case AdmitPrompt():
                 return self._admit_prompt(session_id, command, event.at_s)
             case StartDecode(task_id, output_token_ids):
@@ -223,11 +224,14 @@ class DecodeCore:
             case _:
                 assert_never(command)
 
-    def _admit(self, session_id: SessionId, command: AdmitGeneration) -> list[WorkerAction]:
+    def _admit(
+        self, session_id: SessionId, command: AdmitGeneration, now: float
+    ) -> list[WorkerAction]:
         task_id, known = command.task_id, self._task_by_id.get(command.task_id)
         if known is not None and known.session_id == session_id:
             return []  # a repeated command changes nothing
         task = GenerationTask(task_id, session_id, command.sequence, command.num_kv_blocks)
+        task.arrived_at_s = now - command.age_s
         # Known to a session that broke: in quarantine, and gone when nobody writes into it.
         if known is not None or not self._sharing.allocate(task, command):
             refused = BlocksRefused(task_id, self.pool.num_free_blocks)
@@ -253,6 +257,7 @@ class DecodeCore:
             command.sequence,
             num_kv_blocks=0,
             num_blocks=command.num_blocks,
+            arrived_at_s=now - command.age_s,
             due_at_s=now + command.due_in_s,
         )
         self._task_by_id[task_id] = task
@@ -320,17 +325,20 @@ class DecodeCore:
             self._swapping.distrust(task)
         return [a for t in failed for a in self._fail(t, TandemError.code, message)]
 
-    def _is_deadlocked(self, batch: list[GenerationTask], starved: list[GenerationTask]) -> bool:
-        """Running answers wait for blocks, and nothing that runs will free any."""
+    def _must_make_room(self, batch: list[GenerationTask], starved: list[GenerationTask]) -> bool:
+        """Running answers wait for blocks, and nothing that runs will free any, or none soon."""
+        if self._settings.is_eager:
+            return any(task.is_stuck for task in starved)
         is_going_on = batch or self._prompts.num_begun
         return bool(starved) and not is_going_on and all(task.is_stuck for task in starved)
 
     def _make_room(self, starved: list[GenerationTask]) -> list[WorkerAction]:
-        """Take one sequence off the device, one that is cheap to compute again."""
-        starved.sort(key=lambda task: (task.num_tokens, task.task_id))
-        swapped = self._swapping.take_out_one(starved)
+        """Take one sequence off the device, by the rule of the policy."""
+        among = self._running.values() if self._settings.is_eager else starved
+        victims = in_order_of_preemption(among, self.pool, self._settings.victims)
+        swapped = self._swapping.take_out_one(victims)
         if swapped is None:
-            victim = starved[0]
+            victim = victims[0]
             preempted = SendReport(victim.session_id, Preempted(victim.task_id))
             return [preempted, *self._end(victim)]
         task, swap_out = swapped

@@ -52,6 +52,8 @@ class GenerationTask:
     num_joined: int = 0
     # What it gets before its prompt is begun here; 0 where the prompt is computed elsewhere.
     num_blocks: int = 0
+    # When its request came to the router, by this worker's clock.
+    arrived_at_s: float = 0.0
     # When its first token is due.
     due_at_s: float = math.inf
     # Of a prompt that is computed here.

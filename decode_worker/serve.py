@@ -36,6 +36,7 @@ def build_decode(place: Workplace) -> RoleParts:
     if config.policy not in POLICIES:
         known = ", ".join(POLICIES)
         raise StartupError(f"policy {config.policy!r} is unknown; use one of {known}")
+    policy = POLICIES[config.policy]
     limits = (config.max_num_batched_tokens, config.max_num_seqs)
     preemption = Preemption(config.preemption)
     num_swap_blocks = config.swap_mib * 2**20 // place.layout.block_bytes
@@ -50,7 +51,9 @@ def build_decode(place: Workplace) -> RoleParts:
         prefix_caching=config.prefix_caching,
         num_swap_blocks=num_swap_blocks,
         preemption=preemption,
-        batching=POLICIES[config.policy].batching_rule(*limits),
+        batching=policy.batching_rule(*limits),
+        victims=policy.victims,
+        is_eager=policy.is_preempting_eagerly,
     )
 
     def close(timeout_s: float) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from decode_worker.kv_swapping import Preemption
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import FillToTarget
+from scheduling.victims import CheapestToRecompute, VictimRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,5 +22,9 @@ class DecodeSettings:
     # Blocks of host memory for the KV of sequences that made room for others.
     num_swap_blocks: int = 0
     preemption: Preemption = Preemption.AUTO
+    # Who makes room for the others.
+    victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
+    # As soon as anybody lacks a block; else only when nobody can go on.
+    is_eager: bool = False
     # What an iteration holds where prompts are computed here as well.
     batching: BatchingRule = field(default_factory=lambda: FillToTarget(1024))

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
+from router.sequence import Leg
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
-from scheduling.ids import WorkerId
+from scheduling.ids import TaskId, WorkerId
 from scheduling.messages import WorkerHello, WorkerLoad
 from scheduling.placement import Candidate
 from scheduling.prefix_chain import PromptPrefix
@@ -35,6 +36,8 @@ class WorkerView:
     paused_until_s: float = 0.0
     # Running responses wait for blocks: they come before new ones.
     is_starving: bool = False
+    # Decode legs of this router that hold blocks there, or are asking for some.
+    decode_legs: dict[TaskId, Leg] = field(default_factory=dict)
     # Tasks of this router whose KV lies in its host memory, the next to go on first.
     parked: TaskQueue = field(init=False)
     # Which beginnings of prompts it has.

@@ -151,6 +151,7 @@ class LegBook:
                 leg.task_id for leg in legs if leg.state in (LegState.PARKED, LegState.RESUMING)
             }
             assert set(view.parked.in_order()) == parked
+            assert set(view.decode_legs) == {leg.task_id for leg in legs if leg.role == DECODE_LEG}
             assert view.num_promised_blocks == sum(leg.num_blocks for leg in legs)
             assert view.num_backlog_tokens == sum(leg.num_backlog_tokens for leg in legs)
             expected = {key for leg in legs for key in _keys_of(leg, view)}
@@ -182,6 +183,8 @@ class LegBook:
             )
             leg.num_backlog_tokens = leg.num_tokens - num_hits * view.hello.block_size
         view.last_taken = next(self._turns)
+        if leg.role == DECODE_LEG:
+            view.decode_legs[leg.task_id] = leg
         view.num_promised_blocks += leg.num_blocks
         view.num_backlog_tokens += leg.num_backlog_tokens
         view.prefixes.expect(keys)
@@ -190,6 +193,7 @@ class LegBook:
         view = self._view_of(leg)
         if view is None:
             return
+        view.decode_legs.pop(leg.task_id, None)
         view.num_promised_blocks -= leg.num_blocks
         view.num_backlog_tokens -= leg.num_backlog_tokens
         view.prefixes.expect_no_more(_keys_of(leg, view))

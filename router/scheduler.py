@@ -8,6 +8,7 @@ still being computed (early binding).
 from collections.abc import Sequence as Seq
 from functools import partial
 
+from router.admission import admitting
 from router.ended_requests import record_of
 from router.events import (
     DECODE_LEG,
@@ -115,7 +116,7 @@ class Scheduler:
                 return self._dispatch_in_place(sequence, leg, now)
             if leg.role == PREFILL_LEG:
                 return self._dispatch_prefill(sequence, leg, now)
-            return self._admit_generation(sequence, leg)
+            return self._admit_generation(sequence, leg, now)
         if leg.worker_id is not None and event.worker_id is None:
             state.fleet.pause(leg.worker_id, now)
         actions = state.legs.close(leg) if event.worker_id is not None else []
@@ -171,7 +172,7 @@ class Scheduler:
         actions = self.drop_try(sequence, "the task is computed again")
         if change is Change.PREEMPTED:
             sequence.num_preemptions += 1
-            sequence.reserve_all = True
+            sequence.reserve_all = state.policy.reserves_all_again
             state.counters.num_preemptions += 1
         elif change is Change.EVACUATED:
             # Nobody failed: it costs none of the tries.
@@ -228,6 +229,7 @@ class Scheduler:
             self._state.settings.max_backlog_tokens,
             partial(self._num_decode_blocks, sequence),
         )
+        candidates = admitting(self._state, candidates, sequence)
         if not candidates:
             return None
         num_blocks = self._num_decode_blocks(sequence, candidates[0].block_size)
@@ -265,6 +267,7 @@ class Scheduler:
             num_blocks,
             hello.compatibility,
         )
+        candidates = admitting(self._state, candidates, sequence)
         if not candidates:
             return None
         return self._open_leg(sequence, DECODE_LEG, candidates, num_blocks, share)
@@ -342,7 +345,10 @@ class Scheduler:
         sequence.early_binding = False
         sequence.request.gpu_work_spent = True
         due_in_s = sequence.as_waiting().deadline_at_s - now
-        prompt = AdmitPrompt(sequence.task_id, sequence.as_spec(), leg.num_blocks, due_in_s)
+        age_s = now - sequence.request.arrival_at_s
+        prompt = AdmitPrompt(
+            sequence.task_id, sequence.as_spec(), leg.num_blocks, due_in_s, max(0.0, age_s)
+        )
         return [SendCommand(leg.worker_id, prompt)]
 
     def _source_of(self, sequence: Sequence) -> str:
@@ -351,7 +357,7 @@ class Scheduler:
             return ""
         return sequence.prefill.worker_id or ""
 
-    def _admit_generation(self, sequence: Sequence, leg: Leg) -> list[Action]:
+    def _admit_generation(self, sequence: Sequence, leg: Leg, now: float) -> list[Action]:
         assert leg.worker_id is not None
         view = self._state.fleet.get(leg.worker_id)
         assert view is not None
@@ -372,6 +378,7 @@ class Scheduler:
                     num_kv_blocks=leg.num_kv_blocks,
                     transfer_id=f"{sequence.task_id}@{leg.worker_id}",
                     source_worker_id=self._source_of(sequence),
+                    age_s=max(0.0, now - sequence.request.arrival_at_s),
                 ),
             )
         ]

@@ -2,8 +2,8 @@
 
 Unlike a guest of KVC pipelining, an embedded task brings nothing: prompt and response lie in the
 host's last blocks. By the time it ends, the host has written as many tokens as it; what the host
-has left then must still hold all of it. One task per host at a time here is no rule: after one, the
-host's allocation ends where that one begins. A task that is embedded itself hosts nobody.
+has left then must still hold all of it. A host may hold several: after one, its allocation ends
+where that one begins. A task that borrows blocks itself hosts nobody.
 
 Source: CacheOPT, demand allocation and embedding (section 3.3).
 """

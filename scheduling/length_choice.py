@@ -14,7 +14,7 @@ from scheduling.length_quantiles import OnlineQuantiles
 from scheduling.length_regression import OnlineRegression
 from scheduling.prediction import LengthPredictor
 
-# Of EcoServe's padding; why it is this large: docs/decisions/length-prediction.md.
+# Of EcoServe. The least of those measured that covers nine of ten answers (docs/decisions).
 PADDING = 1.0
 
 LENGTH_PREDICTORS: dict[str, Callable[[], LengthPredictor]] = {

@@ -5,6 +5,7 @@ The grid is exact below 64 and has 32 steps per power of two above, so that a le
 binary indexed trees (Fenwick, 1994) side by side. How many lengths they hold does not matter.
 """
 
+import math
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
@@ -15,8 +16,11 @@ from scheduling.prediction import RequestFeatures
 _STEP_BITS: Final = 5
 _STEPS: Final = 1 << _STEP_BITS
 NUM_BUCKETS: Final = 512
-# The end of the grid. A length that is only known to be longer than all others is put here.
-LONGEST: Final = (1 << 20) - 1
+# Lengths are below half of the grid's end; the rest, one power of two, is for those that are only
+# known to be longer than a limit and than all others: a bucket for each power of two of the limit.
+_NUM_OPEN_BUCKETS: Final = _STEPS
+_FIRST_OPEN_BUCKET: Final = NUM_BUCKETS - _NUM_OPEN_BUCKETS
+LONGEST: Final = (1 << 19) - 1
 # Half of the buckets, a quarter, …, one: the way down a tree.
 _DESCENT: Final = tuple(NUM_BUCKETS >> level for level in range(1, NUM_BUCKETS.bit_length()))
 # What nobody knows weighs as much as so many answers.
@@ -27,7 +31,10 @@ _ROUNDING: Final = 1e-9
 
 def bucket_of(length: int) -> int:
     """The bucket of a length in [0, LONGEST]; what is outside counts as the nearer end."""
-    length = min(max(length, 0), LONGEST)
+    return _grid_bucket(min(max(length, 0), LONGEST))
+
+
+def _grid_bucket(length: int) -> int:
     if length < 2 * _STEPS:
         return length
     shift = length.bit_length() - _STEP_BITS - 1
@@ -58,7 +65,6 @@ class LengthWindow:
 
     def add(self, length: int) -> None:
         """Take the length in, and the oldest out where the window is full."""
-        length = min(max(length, 0), LONGEST)
         if len(self._recent) == self._size:
             oldest = self._recent.popleft()
             self._change(oldest, -1)
@@ -77,7 +83,7 @@ class LengthWindow:
 
     def _change(self, length: int, sign: int) -> None:
         counts, sums = self.counts, self._sums
-        index, amount = bucket_of(length) + 1, sign * length
+        index, amount = _grid_bucket(length) + 1, sign * length
         while index <= NUM_BUCKETS:
             counts[index] += sign
             sums[index] += amount
@@ -107,6 +113,7 @@ class PooledLengths:
         self._max_groups = max_groups
         self._groups: OrderedDict[Hashable, LengthWindow] = OrderedDict()
         self._all = LengthWindow(window)
+        self._fraction = 0.0
 
     @property
     def num_groups(self) -> int:
@@ -115,6 +122,35 @@ class PooledLengths:
 
     def add(self, keys: Sequence[Hashable], length: int) -> None:
         """Feed the groups of these keys, and the window of all."""
+        self._feed(keys, min(max(length, 0), LONGEST))
+
+    def add_cut(self, keys: Sequence[Hashable], at_least: int) -> int | None:
+        """Feed a length that was cut off at `at_least`: it is taken for one of those that are known
+        to be as long, in turn over all of them, and that one is returned.
+
+        None if it is longer than all that are known. Those that were cut off earlier say nothing of
+        what lies beyond this one, those that were cut off later do.
+        """
+        parts, unknown = self._parts(keys)
+        low = bucket_of(at_least - 1)
+        own = _FIRST_OPEN_BUCKET + min(at_least.bit_length(), _NUM_OPEN_BUCKETS - 1)
+        below = _mass(parts, low)
+        known = _mass(parts, _FIRST_OPEN_BUCKET - 1) - below
+        open_below = _mass(parts, own)
+        still_open = 1.0 - unknown - open_below
+        # Evenly over (0, 1) without a generator: multiples of the golden ratio.
+        self._fraction = (self._fraction + 0.6180339887498949) % 1.0
+        chance = self._fraction * (known + still_open)
+        if chance < known and known > _ROUNDING:
+            length = min(LONGEST, max(at_least, last_of(_descend(parts, below + chance))))
+            self._feed(keys, length)
+            return length
+        if still_open > _ROUNDING:
+            own = max(own, _descend(parts, open_below + chance - known))
+        self._feed(keys, last_of(own))
+        return None
+
+    def _feed(self, keys: Sequence[Hashable], length: int) -> None:
         for key in keys:
             group = self._groups.get(key)
             if group is None:
@@ -144,22 +180,12 @@ class PooledLengths:
             longer += weight * (len(window) - num_high)
         survivors = max(0.0, 1.0 - unknown - below)
         tail = survivors + unknown
-        mean = (between + longer * at_most + unknown * (more_than + at_most) / 2) / tail
+        mean = (between + longer * at_most + unknown * _unknown_mean(more_than, at_most)) / tail
         wanted = share * tail * (1 + _ROUNDING)
         if wanted >= survivors:
             return mean, at_most
         bucket = _descend(parts, below + wanted)
-        return mean, at_most if bucket == NUM_BUCKETS - 1 else min(at_most, last_of(bucket))
-
-    def draw_above(self, keys: Sequence[Hashable], more_than: int, fraction: float) -> int | None:
-        """The length at this fraction, in (0, 1), of those above; None where there are none."""
-        parts, unknown = self._parts(keys)
-        low = bucket_of(more_than)
-        below = sum(weight * window.up_to(low)[0] for weight, window in parts)
-        survivors = 1.0 - unknown - below
-        if survivors <= _ROUNDING:
-            return None
-        return last_of(_descend(parts, below + fraction * survivors))
+        return mean, at_most if bucket >= _FIRST_OPEN_BUCKET else min(at_most, last_of(bucket))
 
     def _parts(self, keys: Sequence[Hashable]) -> tuple[_Parts, float]:
         """Windows with weights, and the weight of the unknown, which is never 0."""
@@ -178,6 +204,16 @@ class PooledLengths:
         return parts, left
 
 
+def _unknown_mean(more_than: int, at_most: int) -> float:
+    """Of a length of which only the limits are known: every scale is as likely as any other."""
+    least = more_than + 1
+    return float(at_most) if at_most <= least else (at_most - least) / math.log(at_most / least)
+
+
+def _mass(parts: _Parts, bucket: int) -> float:
+    return sum(weight * window.up_to(bucket)[0] for weight, window in parts)
+
+
 def _descend(parts: _Parts, mass: float) -> int:
     """The first bucket up to which the windows together hold this weight."""
     position = 0
@@ -194,8 +230,3 @@ def groups_of(features: RequestFeatures) -> tuple[Hashable, ...]:
     a prompt of about the same length (one power of two), and then with any prompt."""
     group = (features.tenant, features.request_class)
     return (*group, features.num_prompt_tokens.bit_length()), group
-
-
-def golden_fractions(last: float) -> float:
-    """The next of a sequence that fills (0, 1) evenly: chance without a generator."""
-    return (last + 0.6180339887498949) % 1.0

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from scheduling.length_pool import LONGEST, PooledLengths, golden_fractions, groups_of
+from scheduling.length_pool import PooledLengths, groups_of
 from scheduling.prediction import RequestFeatures, ResponseLength
 
 # Default share of answers that the bound is to cover.
@@ -33,7 +33,6 @@ class OnlineQuantiles:
             raise ValueError(f"bound_quantile must be in (0, 1), got {bound_quantile}")
         self._bound_quantile = bound_quantile
         self._lengths = PooledLengths(window, pooling_samples, max_groups)
-        self._fraction = 0.0
 
     def predict(self, features: RequestFeatures) -> ResponseLength:
         """The expected length and a bound on it, both within max_tokens."""
@@ -47,9 +46,7 @@ class OnlineQuantiles:
 
     def observe(self, features: RequestFeatures, num_output_tokens: int) -> None:
         """Learn from an answer that came to its natural end or to max_tokens."""
-        keys, length = groups_of(features), num_output_tokens
-        if length >= features.max_tokens:
-            self._fraction = golden_fractions(self._fraction)
-            drawn = self._lengths.draw_above(keys, length - 1, self._fraction)
-            length = LONGEST if drawn is None else max(length, drawn)
-        self._lengths.add(keys, length)
+        if num_output_tokens < features.max_tokens:
+            self._lengths.add(groups_of(features), num_output_tokens)
+        else:
+            self._lengths.add_cut(groups_of(features), num_output_tokens)

@@ -6,10 +6,10 @@ Works on logarithms, since lengths differ by factors. Memory does not grow with 
 import math
 import zlib
 from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from scheduling.length_pool import LONGEST, PooledLengths, golden_fractions, groups_of
+from scheduling.length_pool import LONGEST, PooledLengths, groups_of
 from scheduling.length_quantiles import BOUND_QUANTILE
 from scheduling.prediction import RequestFeatures, ResponseLength
 
@@ -107,7 +107,6 @@ class OnlineRegression:
         self._ratios = PooledLengths(window, pooling_samples, max_groups)
         # Of the last few hundred log lengths; None before the first.
         self._mean: float | None = None
-        self._fraction = 0.0
 
     def predict(self, features: RequestFeatures) -> ResponseLength:
         """The expected length and a bound on it, both within max_tokens."""
@@ -127,24 +126,19 @@ class OnlineRegression:
             self._mean = math.log(num_output_tokens)
         inputs = self._inputs(features)
         scale = self._expected(inputs)
-        ratio = round(_RATIO_PARTS * num_output_tokens / scale)
+        keys = groups_of(features)
+        ratio = max(1, round(_RATIO_PARTS * num_output_tokens / scale))
         log_length = math.log(num_output_tokens)
-        if num_output_tokens >= features.max_tokens:
-            ratio = self._drawn(groups_of(features), ratio)
-            if ratio < LONGEST:
-                log_length = max(log_length, math.log(ratio / _RATIO_PARTS * scale))
-            else:
-                log_length = max(log_length, math.log(scale))
-        self._ratios.add(groups_of(features), ratio)
+        if num_output_tokens < features.max_tokens:
+            self._ratios.add(keys, ratio)
+        else:
+            drawn = self._ratios.add_cut(keys, ratio)
+            wanted = scale if drawn is None else drawn / _RATIO_PARTS * scale
+            log_length = max(log_length, math.log(wanted))
         self._regression.learn(inputs, log_length - self._mean)
         for slot in self._slots(features):
             self._means.add(slot, log_length)
         self._mean += (log_length - self._mean) / 512
-
-    def _drawn(self, keys: Sequence[Hashable], ratio: int) -> int:
-        self._fraction = golden_fractions(self._fraction)
-        drawn = self._ratios.draw_above(keys, ratio - 1, self._fraction)
-        return LONGEST if drawn is None else max(ratio, drawn)
 
     def _expected(self, inputs: Sequence[float]) -> float:
         """Tokens, in [1, LONGEST]: the scale that ratios refer to."""

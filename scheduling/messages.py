@@ -155,6 +155,8 @@ class AdmitGeneration:
     # The prefill worker that sends the KV. Tasks of one sender may wait for each other's blocks;
     # empty: this one waits for nobody's.
     source_worker_id: str = ""
+    # Since the request came to the router.
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,8 @@ class AdmitPrompt:
     num_blocks: int
     # Until the first token is due; negative when it is late.
     due_in_s: float = math.inf
+    # Since the request came to the router.
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

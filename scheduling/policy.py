@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
+from scheduling.admission import Admission, FuturePeak, WhatIsReserved
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import (
     Filling,
@@ -20,6 +21,7 @@ from scheduling.block_pool import num_blocks_for
 from scheduling.length_choice import length_predictor_named
 from scheduling.prediction import LengthPredictor
 from scheduling.task_queue import Key
+from scheduling.victims import CheapestToRecompute, LastArrived, VictimRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,14 @@ class Policy:
     predictor: str = "quantiles"
     bound: str | None = None
     growth_reserve: float = GROWTH_RESERVE
+    # Whether a task may join those that run on a worker with room for its first blocks.
+    admission: Admission = WhatIsReserved()  # noqa: RUF009 - has no state
+    # Who makes room, and whether as soon as anybody lacks a block or only when nobody can go on.
+    victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
+    is_preempting_eagerly: bool = False
+    # A sequence that made room comes back with all that it can ever need: it makes room once.
+    # Without this only a rule whose first never makes room gets everybody to an end.
+    reserves_all_again: bool = True
     # Made for prefill and decode on separate workers; others are made for mixed ones.
     is_disaggregated: bool = False
 
@@ -174,7 +184,8 @@ class Policy:
 _ECOSERVE = Policy("ecoserve", DeadlineThenOccupancy(), ExactAllocation(), Batching.FIT)
 
 _ALL = (
-    Policy("default", DeadlineThenOccupancy(), ExactAllocation()),
+    # Blocks as answers grow, newcomers as far as the predicted peak allows.
+    Policy("default", DeadlineThenOccupancy(), BlockAllocation(), admission=FuturePeak()),
     _ECOSERVE,
     # vLLM as of its paper: arrival order, blocks one by one, prompts before answers.
     Policy(
@@ -183,6 +194,9 @@ _ALL = (
         BlockAllocation(),
         Batching.PROMPTS_FIRST,
         growth_reserve=0.01,
+        victims=LastArrived(),
+        is_preempting_eagerly=True,
+        reserves_all_again=False,
     ),
     # Orca reserves the longest answer that the caller allows.
     Policy(
@@ -193,7 +207,15 @@ _ALL = (
         predictor="max-tokens",
         growth_reserve=0.0,
     ),
-    Policy("sarathi", ArrivalOrder(), BlockAllocation(), growth_reserve=0.01),
+    Policy(
+        "sarathi",
+        ArrivalOrder(),
+        BlockAllocation(),
+        growth_reserve=0.01,
+        victims=LastArrived(),
+        is_preempting_eagerly=True,
+        reserves_all_again=False,
+    ),
     Policy(
         "tgi",
         ArrivalOrder(),
@@ -213,7 +235,8 @@ _ALL = (
     Policy(
         "oracle",
         DeadlineThenOccupancy(),
-        ExactAllocation(),
+        BlockAllocation(),
+        admission=FuturePeak(),
         predictor="oracle",
         growth_reserve=0.0,
     ),

@@ -15,6 +15,7 @@ from router.state import RouterSettings
 from runtime.clock import ManualClock
 from scheduling.errors import TandemError
 from scheduling.ids import RequestId
+from scheduling.lifecycle import TERMINAL
 from scheduling.policy import Policy
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.sampling import SamplingParams, StopParams
@@ -22,6 +23,7 @@ from scheduling.step import StepPlan
 from simulator.cluster_spec import ClusterSpec
 from simulator.core_cluster import CoreCluster
 from simulator.counting_engine import CountingEngine
+from simulator.follow_ups import FollowUps
 from simulator.hardware.description import Hardware
 from simulator.metrics.live_request import LiveRequest
 from simulator.metrics.recorder import RunRecorder
@@ -29,6 +31,7 @@ from simulator.metrics.request_outcome import Status
 from simulator.metrics.role_tally import Iteration, WorkerSample
 from simulator.metrics.run_record import RunRecord
 from simulator.model_timing import ModelTiming
+from simulator.prompts import PromptTokens
 from simulator.simulated_worker import SimulatedWorker
 from simulator.slo import RequestSlo
 from simulator.traces.workload import TraceRequest, Workload
@@ -48,8 +51,20 @@ class Scenario:
     hardware: Hardware
     # Of each request, in the order of the workload.
     slos: tuple[RequestSlo, ...]
-    # What callers allow their answers; at least as long as the longest one.
+    # What callers allow their answers; what is longer is cut off.
     max_tokens: int
+    # All times of the workload are divided by it.
+    rate_scale: float = 1.0
+    # Workers cache prefixes, and prompts hold the tokens that the workload's names stand for.
+    prefix_caching: bool = False
+
+
+@dataclass(slots=True)
+class Failure:
+    """Requests that ended with one kind of error."""
+
+    first_message: str
+    count: int = 0
 
 
 class Simulation:
@@ -62,6 +77,10 @@ class Simulation:
         self._recorder = recorder
         self._live: dict[RequestId, LiveRequest] = {}
         self._position = 0
+        self._follow_ups = FollowUps(scenario.workload)
+        self._prompts = PromptTokens(scenario.workload, is_shared=scenario.prefix_caching)
+        # Of requests that failed, by the name of the error.
+        self.failure_by_error: dict[str, Failure] = {}
         hardware = scenario.hardware
         limits = hardware.limits
         settings = RouterSettings(
@@ -80,7 +99,7 @@ class Simulation:
         self._cluster.is_checking = False
         lengths = [request.num_output_tokens for request in scenario.workload.requests]
         for role, count in cluster.counts:
-            spec = worker_spec(role, hardware, policy)
+            spec = worker_spec(role, hardware, policy, prefix_caching=scenario.prefix_caching)
             for number in range(count):
                 worker_id = f"{role}-{number}"
                 recorder.worker_added(
@@ -88,35 +107,86 @@ class Simulation:
                 )
                 self._cluster.add_worker(worker_id, spec, CountingEngine(lengths))
 
-    def run(self, watch: Callable[[float], None] = lambda now: None) -> RunRecord:
-        """To the end of the last answer; `watch` is told the virtual time now and then."""
+    def run(self, goes_on: Callable[[float], bool] = lambda now: True) -> RunRecord:
+        """To the end of the last answer.
+
+        `goes_on` is told the virtual time now and then; once it says no, the run is over: what has
+        not ended by then counts as missed, what has not arrived does not count.
+        """
         self._schedule_next()
         while not self._cluster.run_some(_EVENTS_AT_ONCE):
-            watch(self._cluster.now)
+            if not goes_on(self._cluster.now):
+                break
         return self._recorder.finish(self._cluster.now)
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the beginning."""
+        return self._cluster.now
 
     # --- what callers do ----------------------------------------------------------------------
 
     def _schedule_next(self) -> None:
+        """The next request that waits for nobody's answer."""
         requests = self._scenario.workload.requests
-        if self._position == len(requests):
-            return
-        number, self._position = self._position, self._position + 1
-        delay_s = max(0.0, requests[number].arrival_s - self._cluster.now)
-        self._cluster.at(delay_s, partial(self._arrive, number))
+        while self._position < len(requests):
+            number, self._position = self._position, self._position + 1
+            if requests[number].after_previous_s is None:
+                arrival_s = requests[number].arrival_s / self._scenario.rate_scale
+                delay_s = max(0.0, arrival_s - self._cluster.now)
+                self._cluster.at(delay_s, partial(self._arrive_and_schedule, number))
+                return
+
+    def _arrive_and_schedule(self, number: int) -> None:
+        self._schedule_next()
+        self._arrive(number)
 
     def _arrive(self, number: int) -> None:
-        self._schedule_next()
         now = self._cluster.now
         request, slo = self._scenario.workload.requests[number], self._scenario.slos[number]
         live = self._recorder.arrived(number, now, request.num_prompt_tokens, slo, request.tenant)
-        spec = _spec_of(number, request, slo, self._scenario.max_tokens)
+        spec = self._spec_of(number, request, slo)
         self._live[spec.request_id] = live
         try:
             self._cluster.tell(RequestArrived(spec))
-        except TandemError:
-            del self._live[spec.request_id]
-            self._recorder.ended(live, now, Status.FAILED)
+        except TandemError as error:
+            self._fail(spec.request_id, error, now)
+
+    def _follow(self, number: int) -> None:
+        """An answer is complete, or will never be: the next turn comes after its pause."""
+        follower = self._follow_ups.take(number)
+        if follower is not None:
+            pause_s = self._scenario.workload.requests[follower].after_previous_s
+            assert pause_s is not None
+            delay_s = pause_s / self._scenario.rate_scale
+            self._cluster.at(delay_s, partial(self._arrive, follower))
+
+    def _fail(self, request_id: RequestId, error: TandemError, now: float) -> None:
+        live = self._live.pop(request_id)
+        name = type(error).__name__
+        self.failure_by_error.setdefault(name, Failure(str(error))).count += 1
+        self._recorder.ended(live, now, Status.FAILED)
+        self._follow(live.number)
+
+    def _spec_of(self, number: int, request: TraceRequest, slo: RequestSlo) -> RequestSpec:
+        is_cached = self._scenario.prefix_caching
+        return RequestSpec(
+            request_id=RequestId(str(number)),
+            prompt_token_ids=self._prompts.of(number, request),
+            # The engine knows by the seed whose answer it counts.
+            sampling=SamplingParams(temperature=0.0, seed=number),
+            stop=StopParams(self._scenario.max_tokens),
+            num_choices=1,
+            tenant=request.tenant,
+            session=request.session,
+            request_class=slo.request_class,
+            ttft_s=min(slo.ttft_s, _NO_GOAL_S),
+            tpot_s=min(slo.tpot_s, _NO_GOAL_S),
+            deadline_s=None,
+            # None: the router hashes the prompt's blocks itself.
+            prefix=None if is_cached else PromptPrefix((), ""),
+            known_output_tokens=min(request.num_output_tokens, self._scenario.max_tokens),
+        )
 
     # --- what they hear: an `Audience` ----------------------------------------------------------
 
@@ -130,11 +200,24 @@ class Simulation:
         live.num_preemptions = emitted.timings.num_preemptions
         live.num_swaps = emitted.timings.num_swaps
         live.num_cached_tokens = emitted.num_cached_tokens
+        self._note_phases(emitted.request_id, live)
         self._recorder.ended(live, now)
+        self._follow(live.number)
+
+    def _note_phases(self, request_id: RequestId, live: LiveRequest) -> None:
+        """Where the time of its answer went, by the router's own record."""
+        record = self._cluster.router.state.ended.get(request_id)
+        if record is None:
+            return
+        for entry in record.answers[0].timeline.entries:
+            if entry.phase not in TERMINAL:
+                # What lies in a worker's own queue still waits.
+                begin_s = entry.at_s if entry.started_at_s is None else entry.started_at_s
+                live.enter(entry.phase, begin_s, entry.worker_id)
 
     def failed(self, emitted: EmitFailed, now: float) -> None:
         """See `Audience`."""
-        self._recorder.ended(self._live.pop(emitted.request_id), now, Status.FAILED)
+        self._fail(emitted.request_id, emitted.error, now)
 
     def stepped(self, worker: SimulatedWorker, plan: StepPlan, now: float, until_s: float) -> None:
         """See `Audience`."""
@@ -152,7 +235,9 @@ class Simulation:
         self._recorder.queued(now, len(state.prompt_queue), len(state.generation_queue))
 
 
-def worker_spec(role: str, hardware: Hardware, policy: Policy) -> WorkerSpec:
+def worker_spec(
+    role: str, hardware: Hardware, policy: Policy, *, prefix_caching: bool
+) -> WorkerSpec:
     """A worker of this hardware as the policy wants it."""
     limits = hardware.limits
     block_size = hardware.kv.block_size
@@ -163,26 +248,9 @@ def worker_spec(role: str, hardware: Hardware, policy: Policy) -> WorkerSpec:
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         growth_reserve=policy.growth_reserve,
-        prefix_caching=False,
+        victims=policy.victims,
+        is_preempting_eagerly=policy.is_preempting_eagerly,
+        prefix_caching=prefix_caching,
         batching=policy.batching_rule(limits.max_num_batched_tokens, limits.max_num_seqs),
         block_bytes=hardware.kv.bytes_per_token * block_size,
-    )
-
-
-def _spec_of(number: int, request: TraceRequest, slo: RequestSlo, max_tokens: int) -> RequestSpec:
-    return RequestSpec(
-        request_id=RequestId(str(number)),
-        prompt_token_ids=(0,) * request.num_prompt_tokens,
-        # The engine knows by the seed whose answer it counts.
-        sampling=SamplingParams(temperature=0.0, seed=number),
-        stop=StopParams(max_tokens),
-        num_choices=1,
-        tenant=request.tenant,
-        session=request.session,
-        request_class=slo.request_class,
-        ttft_s=min(slo.ttft_s, _NO_GOAL_S),
-        tpot_s=min(slo.tpot_s, _NO_GOAL_S),
-        deadline_s=None,
-        prefix=PromptPrefix((), ""),
-        known_output_tokens=request.num_output_tokens,
     )

@@ -11,6 +11,7 @@ from scheduling.batching_rules import FillToTarget
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import PROTOCOL_VERSION, KvExport, WorkerHello
 from scheduling.policy import GROWTH_RESERVE, growth_reserve_blocks
+from scheduling.victims import CheapestToRecompute, VictimRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class WorkerSpec:
     prefix_caching: bool = True
     # None: decode tokens first, prompts up to max_num_batched_tokens.
     batching: BatchingRule | None = None
+    victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
+    is_preempting_eagerly: bool = False
     block_bytes: int = 1
     compatibility: str = "same"
 
@@ -78,5 +81,7 @@ class WorkerSpec:
             num_swap_blocks=self.num_swap_blocks,
             preemption=self.preemption,
             batching=self.batching or FillToTarget(self.max_num_batched_tokens),
+            victims=self.victims,
+            is_eager=self.is_preempting_eagerly,
         )
         return DecodeCore(settings, export)

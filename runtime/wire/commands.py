@@ -47,6 +47,7 @@ def command_to_proto(command: Command) -> pb.Command:
                 num_kv_blocks=command.num_kv_blocks,
                 transfer_id=command.transfer_id,
                 source_worker_id=command.source_worker_id,
+                age_s=command.age_s,
             )
             return pb.Command(task_id=task_id, admit_generation=admission)
         case AdmitPrompt():
@@ -54,6 +55,7 @@ def command_to_proto(command: Command) -> pb.Command:
                 sequence=sequence_to_proto(command.sequence),
                 num_blocks=command.num_blocks,
                 due_in_s=finite_or_none(command.due_in_s),
+                age_s=command.age_s,
             )
             return pb.Command(task_id=task_id, admit_prompt=prompt)
         case StartDecode():
@@ -89,6 +91,7 @@ def command_from_proto(message: pb.Command) -> Command:
                 checked_count("num_kv_blocks", admission.num_kv_blocks, most=num_blocks),
                 checked_name("transfer_id", admission.transfer_id),
                 checked_text("source_worker_id", admission.source_worker_id),
+                checked_float("age_s", admission.age_s, least=0.0),
             )
         case "admit_prompt":
             prompt = message.admit_prompt
@@ -100,6 +103,7 @@ def command_from_proto(message: pb.Command) -> Command:
                 sequence_from_proto(prompt),
                 checked_count("num_blocks", prompt.num_blocks, least=1),
                 due_in_s,
+                checked_float("age_s", prompt.age_s, least=0.0),
             )
         case "start_decode":
             token_ids = checked_token_ids("output_token_ids", message.start_decode.output_token_ids)

@@ -200,7 +200,7 @@ def test_a_refusal_is_forgotten_as_soon_as_something_is_free() -> None:
 
 
 def test_a_preempted_task_reserves_all_that_may_come() -> None:
-    core = CoreUnderTest(policy="fcfs")
+    core = CoreUnderTest()
     spec = spec_of(num_prompt=4, max_tokens=20)
     # Short answers so far: by prediction alone, the next try could be preempted as well.
     for _ in range(20):

@@ -1,5 +1,6 @@
 """The grid loses little, a quantile is what sorting would say, and nothing is scanned."""
 
+import math
 import random
 from array import array
 
@@ -28,7 +29,7 @@ def pool_of(lengths: list[int], window: int = 1000) -> PooledLengths:
 
 
 def test_every_bucket_begins_where_the_one_before_ends() -> None:
-    ends = [last_of(bucket) for bucket in range(NUM_BUCKETS)]
+    ends = [last_of(bucket) for bucket in range(bucket_of(LONGEST) + 1)]
     assert ends[-1] == LONGEST
     for bucket, (before, end) in enumerate(zip([-1, *ends], ends, strict=False)):
         assert bucket_of(before + 1) == bucket_of(end) == bucket
@@ -60,9 +61,11 @@ def test_a_quantile_covers_its_share_of_the_longer_ones(
 @given(LENGTHS, st.integers(1, 6000))
 def test_the_mean_is_that_of_lengths_cut_at_the_limit(lengths: list[int], at_most: int) -> None:
     mean, _ = pool_of(lengths).summary((), 0.9, 0, at_most)
-    # The unknown counts as lengths of half the limit; the limit's bucket as the limit.
+    # The unknown counts as evenly spread over the scales up to the limit; the limit's bucket as the
+    # limit.
     cut = [at_most if bucket_of(each) >= bucket_of(at_most) else each for each in lengths]
-    unknown = PRIOR_SAMPLES * at_most / 2
+    spread = (at_most - 1) / math.log(at_most) if at_most > 1 else 1.0
+    unknown = PRIOR_SAMPLES * spread
     assert mean == pytest.approx((sum(cut) + unknown) / (len(cut) + PRIOR_SAMPLES))
 
 
@@ -85,6 +88,31 @@ def test_the_group_that_was_not_fed_for_longest_is_forgotten() -> None:
             pool.add((key,), {"a": 10, "b": 20, "c": 30}[key])
     assert pool.num_groups == 2
     assert [pool.summary((key,), 0.5, 0, 1000)[1] for key in "abc"] == [10, 20, 30]
+
+
+def test_a_length_that_was_cut_is_taken_for_the_longer_ones_in_turn() -> None:
+    pool = pool_of([10, 20, 30, 40] * 50)
+    drawn = [pool.add_cut((), 25) for _ in range(100)]
+    assert set(drawn) == {30, 40}
+    assert 45 <= drawn.count(30) <= 55
+
+
+def test_a_length_that_was_cut_beyond_all_others_stays_open() -> None:
+    pool = pool_of([10] * 50)
+    assert [pool.add_cut((), 100) for _ in range(50)] == [None] * 50
+    assert pool.summary((), 0.9, 0, at_most=10**6)[1] == 10**6
+    # Once it is seen how long such answers become, those that were cut before say nothing more.
+    for _ in range(5):
+        pool.add((), 300)
+    assert all(drawn is not None for drawn in (pool.add_cut((), 100) for _ in range(50)))
+
+
+def test_what_was_cut_later_says_that_some_are_longer_still() -> None:
+    pool = pool_of([50] * 50 + [200] * 50)
+    for _ in range(100):
+        pool.add_cut((), 1000)
+    drawn = [pool.add_cut((), 100) for _ in range(300)]
+    assert 0.6 <= drawn.count(None) / 300 <= 0.73, "two of three answers beyond 100 are beyond 1000"
 
 
 class Counted(array):  # type: ignore[type-arg]

@@ -239,28 +239,32 @@ class KvDoor(_message.Message):
     def __init__(self, transport: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class AdmitGeneration(_message.Message):
-    __slots__ = ("sequence", "num_blocks", "num_kv_blocks", "transfer_id", "source_worker_id")
+    __slots__ = ("sequence", "num_blocks", "num_kv_blocks", "transfer_id", "source_worker_id", "age_s")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
     sequence: SequenceSpec
     num_blocks: int
     num_kv_blocks: int
     transfer_id: str
     source_worker_id: str
-    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., transfer_id: _Optional[str] = ..., source_worker_id: _Optional[str] = ...) -> None: ...
+    age_s: float
+    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., transfer_id: _Optional[str] = ..., source_worker_id: _Optional[str] = ..., age_s: _Optional[float] = ...) -> None: ...
 
 class AdmitPrompt(_message.Message):
-    __slots__ = ("sequence", "num_blocks", "due_in_s")
+    __slots__ = ("sequence", "num_blocks", "due_in_s", "age_s")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DUE_IN_S_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
     sequence: SequenceSpec
     num_blocks: int
     due_in_s: float
-    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ...) -> None: ...
+    age_s: float
+    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ..., age_s: _Optional[float] = ...) -> None: ...
 
 class StartDecode(_message.Message):
     __slots__ = ("output_token_ids",)

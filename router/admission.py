@@ -1,0 +1,63 @@
+"""Whether a worker with room for a task's first blocks should take it: the policy's rule, asked.
+
+A router knows its own tasks. What others have on the worker counts as held for good, as far as the
+worker's load shows it: cautious where several routers share workers, exact where there is one.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from router.fleet import Fleet, WorkerView
+from router.sequence import Sequence
+from router.state import RouterState
+from scheduling.admission import Demand
+from scheduling.placement import Candidate
+
+# How many workers are asked about for one task; whoever is preferred less is fuller still.
+_MAX_ASKED = 8
+
+
+def admitting(
+    state: RouterState, candidates: Iterable[Candidate], sequence: Sequence
+) -> tuple[Candidate, ...]:
+    """Those of the preferred workers that should take the task, in the same order."""
+    candidates = tuple(candidates)
+    if not state.policy.admission.needs_demands or sequence.reserve_all:
+        return candidates
+    return tuple(c for c in candidates[:_MAX_ASKED] if _admits(state, state.fleet, c, sequence))
+
+
+def _admits(state: RouterState, fleet: Fleet, candidate: Candidate, sequence: Sequence) -> bool:
+    view = fleet.get(candidate.worker_id)
+    assert view is not None
+    newcomer = Demand(sequence.num_kv_tokens, _num_remaining(state, sequence))
+    num_blocks = view.num_general_blocks - _num_foreign_blocks(view)
+    running = list(_demands(state, view))
+    return state.policy.admission.admits(running, newcomer, num_blocks, view.hello.block_size)
+
+
+def _demands(state: RouterState, view: WorkerView) -> Iterator[Demand]:
+    for leg in view.decode_legs.values():
+        sequence = state.sequence_by_task.get(leg.task_id)
+        if sequence is None or sequence.decode is not leg:
+            # Ending: its blocks are on their way back.
+            yield Demand(leg.num_blocks * view.hello.block_size, 0)
+        else:
+            yield Demand(sequence.num_kv_tokens, _num_remaining(state, sequence))
+
+
+def _num_remaining(state: RouterState, sequence: Sequence) -> int:
+    """Expected tokens still to come."""
+    num_output = len(sequence.output_token_ids)
+    if num_output >= sequence.predicted.mean:
+        # It outlived its prediction: ask again, knowing that.
+        features = sequence.request.spec.features(num_output_tokens=num_output)
+        sequence.predicted = state.predictor.predict(features)
+    at_most = sequence.request.spec.stop.max_tokens - num_output
+    if sequence.reserve_all:
+        return at_most
+    return max(1, min(at_most, sequence.predicted.mean - num_output))
+
+
+def _num_foreign_blocks(view: WorkerView) -> int:
+    num_held = view.hello.num_blocks - view.load.num_free_blocks
+    return max(0, num_held - view.num_promised_blocks)
