@@ -42,6 +42,7 @@ from scheduling.lifecycle import TERMINAL, Change, Phase
 from scheduling.policy import Policy
 from scheduling.prediction import LengthPredictor
 from scheduling.task_queue import TaskQueue
+from scheduling.triage import TriagedQueue
 
 
 class RouterCore:
@@ -57,7 +58,7 @@ class RouterCore:
             policy=policy,
             predictor=predictor,
             settings=settings,
-            prompt_queue=TaskQueue(settings.max_prompt_queue),
+            prompt_queue=TriagedQueue(settings.max_prompt_queue),
             # Every task in it was admitted through the PT queue or holds worker blocks, which
             # bound it; refusing one here would lose work.
             generation_queue=TaskQueue(settings.max_prompt_queue),

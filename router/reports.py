@@ -240,6 +240,8 @@ class ReportHandler:
             leg = sequence.leg(role)
             assert leg is not None
             self._state.legs.computed(leg)
+            num_computed = sequence.num_kv_tokens - 1 - (sequence.num_cached_tokens or 0)
+            self._state.prefill_pace.observe(num_computed, now - sequence.phase_since_s)
             sequence.move(Change.PREFILL_FINISHED, now)
             if leg.is_in_place:
                 sequence.move(Change.KEPT_IN_PLACE, now)

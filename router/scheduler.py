@@ -5,6 +5,7 @@ waits gets its decode blocks reserved in the same breath, so that its KV streams
 still being computed (early binding).
 """
 
+import math
 from collections.abc import Sequence as Seq
 from functools import partial
 
@@ -48,8 +49,12 @@ class Scheduler:
     def enqueue_prompt(self, sequence: Sequence) -> None:
         """(Re)enter the PT queue under the present try's id."""
         self._state.sequence_by_task[sequence.task_id] = sequence
-        key = self._state.policy.ordering.prompt_key(sequence.as_waiting())
-        self._state.prompt_queue.push(sequence.task_id, key)
+        state = self._state
+        key = state.policy.ordering.prompt_key(sequence.as_waiting())
+        late_at_s = math.inf
+        if state.policy.late_yields:
+            late_at_s = sequence.hopeless_at_s(state.prefill_pace)
+        state.prompt_queue.push(sequence.task_id, key, late_at_s)
 
     def enqueue_generation(self, sequence: Sequence) -> None:
         """(Re)enter the GT queue; the KV stays parked on the prefill worker."""
@@ -77,7 +82,7 @@ class Scheduler:
                 actions += self.try_again(sequence, Change.WORKER_LOST, why, now)
             else:
                 break
-        while (task_id := state.prompt_queue.peek()) is not None:
+        while (task_id := state.prompt_queue.peek(now)) is not None:
             sequence = state.sequence_by_task[task_id]
             reserve = self._reserve_prompt(sequence, now)
             if reserve is not None:
@@ -86,7 +91,7 @@ class Scheduler:
                 state.stranded[task_id] = sequence
             else:
                 break
-            state.prompt_queue.remove(task_id)
+            state.prompt_queue.take(task_id)
         return actions
 
     def reconsider_stranded(self) -> None:

@@ -1,5 +1,6 @@
 """The router's record of requests, their sequences and the legs that hold blocks for them."""
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -10,6 +11,7 @@ from scheduling.lifecycle import TERMINAL, Change, Phase, advance
 from scheduling.messages import KvTarget, SequenceSpec
 from scheduling.policy import WaitingTask
 from scheduling.prediction import ResponseLength
+from scheduling.prefill_pace import PrefillPace
 from scheduling.prefix_chain import PromptPrefix
 
 
@@ -235,6 +237,13 @@ class Sequence:
             num_prompt_tokens=self.num_kv_tokens,
             num_response_tokens=self.num_response_tokens,
         )
+
+    def hopeless_at_s(self, pace: PrefillPace) -> float:
+        """From when on its first token cannot be in time any more; inf once it had one."""
+        if self.output_token_ids:
+            return math.inf
+        due_at_s = self.request.arrival_at_s + self.request.spec.ttft_s
+        return due_at_s - pace.seconds(self.num_kv_tokens)
 
     def as_spec(self) -> SequenceSpec:
         """What a worker needs to go on from here."""

@@ -12,7 +12,9 @@ from router.sequence import Request, Sequence
 from scheduling.ids import RequestId, TaskId, task_id_of
 from scheduling.policy import Policy
 from scheduling.prediction import LengthPredictor
+from scheduling.prefill_pace import PrefillPace
 from scheduling.task_queue import TaskQueue
+from scheduling.triage import TriagedQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class RouterState:
     policy: Policy
     predictor: LengthPredictor
     settings: RouterSettings
-    prompt_queue: TaskQueue
+    prompt_queue: TriagedQueue
     generation_queue: TaskQueue
     fleet: Fleet
     legs: LegBook
@@ -62,6 +64,7 @@ class RouterState:
     stranded: dict[TaskId, Sequence] = field(default_factory=dict)
     deadlines: Deadlines = field(default_factory=Deadlines)
     counters: Counters = field(default_factory=Counters)
+    prefill_pace: PrefillPace = field(default_factory=PrefillPace)
     # What operators may still ask about.
     ended: EndedRequests = field(default_factory=EndedRequests)
     _attempts: Iterator[int] = field(default_factory=lambda: count(1))

@@ -154,6 +154,8 @@ class Policy:
     # A sequence that made room comes back with all that it can ever need: it makes room once.
     # Without this only a rule whose first never makes room gets everybody to an end.
     reserves_all_again: bool = True
+    # A prompt whose first token cannot be in time any more goes behind those that can be.
+    late_yields: bool = False
     # Made for prefill and decode on separate workers; others are made for mixed ones.
     is_disaggregated: bool = False
 
@@ -185,7 +187,14 @@ _ECOSERVE = Policy("ecoserve", DeadlineThenOccupancy(), ExactAllocation(), Batch
 
 _ALL = (
     # Blocks as answers grow, newcomers as far as the predicted peak allows.
-    Policy("default", DeadlineThenOccupancy(), BlockAllocation(), admission=FuturePeak()),
+    # Late ones yield.
+    Policy(
+        "default",
+        DeadlineThenOccupancy(),
+        BlockAllocation(),
+        admission=FuturePeak(),
+        late_yields=True,
+    ),
     _ECOSERVE,
     # vLLM as of its paper: arrival order, blocks one by one, prompts before answers.
     Policy(
@@ -237,6 +246,7 @@ _ALL = (
         DeadlineThenOccupancy(),
         BlockAllocation(),
         admission=FuturePeak(),
+        late_yields=True,
         predictor="oracle",
         growth_reserve=0.0,
     ),
