@@ -10,13 +10,17 @@ quarantined, not freed. A mixed worker also computes prompts in place (decode_wo
 from collections import deque
 from typing import assert_never
 
+from decode_worker.batch import Batch
 from decode_worker.generation_task import GenerationTask, Stage
 from decode_worker.growth import Growth
 from decode_worker.kv_swapping import KvSwapping
+from decode_worker.lending import Lending
+from decode_worker.pass_timer import PassTimer
 from decode_worker.preemption import in_order_of_preemption
 from decode_worker.prefix_sharing import PrefixSharing
 from decode_worker.prompts import Prompts
 from decode_worker.settings import DecodeSettings
+from decode_worker.telling import told, told_untold
 from scheduling.block_pool import BlockPool
 from scheduling.errors import TandemError
 from scheduling.ids import TaskId
@@ -76,17 +80,27 @@ class DecodeCore:
         self._ready: deque[TaskId] = deque()
         # In order of joining; the order of the batch.
         self._running: dict[int, GenerationTask] = {}
-        self._planned: tuple[GenerationTask, ...] = ()
-        self._growth = Growth(self.pool, settings.block_size, settings.growth_blocks)
+        self.lending = Lending(self.pool, settings.block_size, self._task_by_id)
+        self._growth = Growth(self.pool, settings.block_size, settings.growth_blocks, self.lending)
+        self._batch = Batch(self._growth, settings.max_untold_tokens)
+        # The present iteration gives running answers a token.
+        self._is_decoding = False
+        self._num_steps_run = 1
         self._sharing = PrefixSharing(self.pool, settings.block_size, is_on=settings.prefix_caching)
         self._swapping = KvSwapping(
-            self.pool, settings.block_size, settings.num_swap_blocks, settings.preemption
+            self.pool,
+            self.lending,
+            settings.block_size,
+            settings.num_swap_blocks,
+            settings.preemption,
         )
+        self._timer = PassTimer(settings.batching)
         self._prompts = Prompts(
             self.pool,
             self._slots,
             settings.block_size,
             settings.batching,
+            self.lending,
             prefix_caching=settings.prefix_caching,
         )
 
@@ -146,12 +160,15 @@ class DecodeCore:
     def plan(self, now: float) -> tuple[list[WorkerAction], StepPlan | None]:
         """The next iteration: one token for every running sequence that has room for it, and what
         the batching rule gives to prompts."""
+        self._timer.look(now)
+        if self._num_steps_run > 1:
+            # The last of them began about then.
+            since_s = now - self._prompts.last_decode_at_s
+            self._prompts.last_decode_at_s = now - since_s / self._num_steps_run
+            self._num_steps_run = 1
         actions = self._sharing.news() + self._fill_slots()
-        batch: list[GenerationTask] = []
-        starved: list[GenerationTask] = []
-        for task in self._running.values():
-            (batch if self._growth.has_room(task) else starved).append(task)
-        if self._must_make_room(batch, starved):
+        starved = self._batch.take_in()
+        if self._must_make_room(starved):
             actions += self._make_room(starved)
             # Its slot and blocks are free: others may start or grow with them, and no event would
             # call for another look.
@@ -159,23 +176,29 @@ class DecodeCore:
             return actions + more, plan
         for task in starved:
             actions += self._growth.ask(task)
+        has_decodes = True
         prompt_chunks: tuple[ScheduledChunk, ...] = ()
         if len(self._prompts):
-            more, has_decodes, prompt_chunks = self._prompts.plan(batch, now)
+            more, has_decodes, prompt_chunks = self._prompts.plan(self._batch, now)
             actions += more
-            batch = batch if has_decodes else []
-        self._planned = tuple(batch)
-        chunks = tuple(
-            ScheduledChunk(task.taken_slot, task.num_tokens - 1, 1, samples=True) for task in batch
-        )
-        plan = StepPlan(chunks + prompt_chunks)
-        return actions, plan if plan.chunks else None
+            for host in self.lending.take_changed():
+                self._batch.watch(host)
+        plan = StepPlan(prompt_chunks)
+        if has_decodes:
+            is_steady = not len(self._prompts) or self._prompts.is_steady
+            plan = self._batch.plan(prompt_chunks, is_steady=is_steady)
+        self._is_decoding = has_decodes and len(self._batch) > 0
+        if self._is_decoding:
+            self._prompts.last_decode_at_s = now
+        self._timer.planned(plan, now)
+        return actions, plan if plan.chunks or plan.counted else None
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless blocks, slots and tasks agree."""
         self.pool.check_invariants()
         self._swapping.check_invariants()
         self._growth.check_invariants(self._task_by_id.values())
+        self._batch.check_invariants()
         parked = [t for t in self._task_by_id.values() if t.stage is Stage.PARKED]
         assert len(parked) == self._swapping.num_parked
         self._prompts.check_invariants()
@@ -208,7 +231,9 @@ class DecodeCore:
             case GrantGrowth(_, num_blocks):
                 if task is None or not task.is_growing:
                     return []
-                return self._growth.promised(task, num_blocks)
+                actions = self._growth.promised(task, num_blocks)
+                self._batch.watch(task)
+                return actions
             case ResumeGeneration(_, num_blocks):
                 if task is None or task.stage is not Stage.PARKED:
                     return []
@@ -257,6 +282,7 @@ class DecodeCore:
             command.sequence,
             num_kv_blocks=0,
             num_blocks=command.num_blocks,
+            place=command.place,
             arrived_at_s=now - command.age_s,
             due_at_s=now + command.due_in_s,
         )
@@ -279,6 +305,7 @@ class DecodeCore:
             task = self._task_by_id[self._ready.popleft()]
             task.stage, task.slot = Stage.RUNNING, self._slots.take()
             self._running[task.slot] = task
+            self._batch.join(task)
             sequence = task.sequence
             start = SequenceStart(
                 slot=task.slot,
@@ -292,32 +319,48 @@ class DecodeCore:
         return actions
 
     def _step_finished(self, event: StepFinished) -> list[WorkerAction]:
+        self._timer.finished(event.num_steps)
+        self._num_steps_run = event.num_steps
+        due = self._batch.step(event.num_steps) if self._is_decoding else []
+        self._is_decoding = False
         actions, computed = self._prompts.step_finished(event)
         for task in computed:
             self._prompts.leave(task)
             task.stage = Stage.RUNNING
             self._running[task.taken_slot] = task
-        # Outputs come in the order of the chunks that sample: running answers, then prompts.
-        for task, output in zip((*self._planned, *computed), event.outputs, strict=True):
-            assert task.slot == output.slot
-            emitted = output.as_report(task.task_id, len(task.output_token_ids))
-            actions.append(SendReport(task.session_id, emitted))
-            task.output_token_ids.append(output.token_id)
+            self._batch.join(task)
+        heard = [(self._running[output.slot], output) for output in event.outputs]
+        for task, output in self._batch.turns(heard, due):
+            if output is not None:
+                actions.append(told(task, output))
             if task.num_tokens == task.next_full_at:
+                actions += told_untold(task)
                 self._sharing.filled(task)
-            if output.finish_reason is not None:
+            if output is not None and output.finish_reason is not None:
                 actions += self._end(task)
-            else:
-                actions += self._growth.ask_ahead(task)
-        self._planned = ()
+            elif task.is_due:
+                actions += self._look(task)
+        return actions
+
+    def _look(self, task: GenerationTask) -> list[WorkerAction]:
+        """It has a number of tokens at which something may be to do."""
+        task.is_due = False
+        actions = self._growth.ask_ahead(task)
+        if not self._growth.has_room(task):
+            actions += told_untold(task)
+            self._batch.halt(task)
+        elif task.num_untold_tokens >= self._settings.max_untold_tokens:
+            actions += told_untold(task)
+        self._batch.watch(task)
         return actions
 
     def _step_failed(self, message: str, slots: tuple[int, ...] | None) -> list[WorkerAction]:
         if slots is None:
-            failed = [*self._planned, *self._prompts.planned_tasks()]
+            decoding = self._batch.advancing if self._is_decoding else ()
+            failed = [*decoding, *self._prompts.planned_tasks()]
         else:
             failed = [self._prompts.of_slot(slot) or self._running[slot] for slot in slots]
-        self._planned = ()
+        self._is_decoding = False
         self._prompts.forget_plan()
         for task in failed:
             # Whether the KV is to blame is not known; the next try shall not share it.
@@ -325,11 +368,11 @@ class DecodeCore:
             self._swapping.distrust(task)
         return [a for t in failed for a in self._fail(t, TandemError.code, message)]
 
-    def _must_make_room(self, batch: list[GenerationTask], starved: list[GenerationTask]) -> bool:
+    def _must_make_room(self, starved: list[GenerationTask]) -> bool:
         """Running answers wait for blocks, and nothing that runs will free any, or none soon."""
         if self._settings.is_eager:
             return any(task.is_stuck for task in starved)
-        is_going_on = batch or self._prompts.num_begun
+        is_going_on = len(self._batch) or self._prompts.num_begun
         return bool(starved) and not is_going_on and all(task.is_stuck for task in starved)
 
     def _make_room(self, starved: list[GenerationTask]) -> list[WorkerAction]:
@@ -340,13 +383,13 @@ class DecodeCore:
         if swapped is None:
             victim = victims[0]
             preempted = SendReport(victim.session_id, Preempted(victim.task_id))
-            return [preempted, *self._end(victim)]
+            return [*told_untold(victim), preempted, *self._end(victim)]
         task, swap_out = swapped
         # The router's booking ends with the report, and with it what the task was still owed.
-        task.stage, task.is_denied, task.num_owed_blocks = Stage.PARKED, False, 0
+        task.stage = Stage.PARKED
         report = SwappedOut(task.task_id, len(swap_out.block_ids))
-        actions = [swap_out, *self._leave_batch(task), SendReport(task.session_id, report)]
-        return actions + self._growth.room_again(self._running.values())
+        actions = [swap_out, *self._leave_batch(task), *self.lending.take_reports()]
+        return [*actions, SendReport(task.session_id, report), *self._room_again()]
 
     def _resume(self, task: GenerationTask, num_blocks: int) -> list[WorkerAction]:
         swap_in = self._swapping.bring_back(task, num_blocks)
@@ -378,9 +421,18 @@ class DecodeCore:
         slot, task.slot = task.slot, None
         if slot is None:
             return []
+        actions = told_untold(task)
+        self._batch.leave(task, slot)
+        self._growth.forget(task)
         self._running.pop(slot, None)  # a prompt has a slot and does not run yet
         self._slots.give_back(slot)
-        return [DropSequence(slot)]
+        return [*actions, DropSequence(slot)]
+
+    def _room_again(self) -> list[WorkerAction]:
+        actions, changed = self._growth.room_again()
+        for task in changed:
+            self._batch.watch(task)
+        return actions
 
     def _end_arriving(self, task: GenerationTask) -> list[WorkerAction]:
         """Its blocks will not all come: neither for itself nor for those that share them."""
@@ -400,8 +452,8 @@ class DecodeCore:
         return actions
 
     def _release(self, task: GenerationTask) -> list[WorkerAction]:
-        self.pool.release(task.task_id)
+        self.lending.release(task)
         self._swapping.forget(task)
         del self._task_by_id[task.task_id]
         released = SendReport(task.session_id, TaskReleased(task.task_id))
-        return [released, *self._growth.room_again(self._running.values())]
+        return [*self.lending.take_reports(), released, *self._room_again()]

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from scheduling.block_leases import LentPlace
 from scheduling.ids import TaskId
 from scheduling.messages import SequenceSpec
 from scheduling.prefix_chain import BlockHash
@@ -26,6 +27,13 @@ class Stage(Enum):
     PARKED = auto()
     # Over, but a sender might still write into its blocks.
     QUARANTINED = auto()
+
+
+@dataclass(slots=True)
+class StepCount:
+    """Steps of a worker so far; all answers that advance together share it."""
+
+    value: int = 0
 
 
 @dataclass(slots=True)
@@ -52,16 +60,30 @@ class GenerationTask:
     num_joined: int = 0
     # What it gets before its prompt is begun here; 0 where the prompt is computed elsewhere.
     num_blocks: int = 0
+    # Where it borrows what follows these; None for most.
+    place: LentPlace | None = None
     # When its request came to the router, by this worker's clock.
     arrived_at_s: float = 0.0
     # When its first token is due.
     due_at_s: float = math.inf
+    # An instant at which it had so many output tokens; None before the first look.
+    pace: tuple[float, int] | None = None
     # Of a prompt that is computed here.
     num_computed_tokens: int = 0
     # A block that another prompt is computing: this one waits to share it.
     awaited: BlockHash | None = None
     # With so many tokens one more block is full than the chain says; None: prefixes do not count.
     next_full_at: int | None = None
+    # Its place in the batch: the order of joining.
+    seat: int = 0
+    # None while it does not advance.
+    steps: StepCount | None = None
+    # How many steps there were when all of its tokens had been told.
+    told_at: int = 0
+    # At so many steps there is something to be done for it.
+    look_at: int = 0
+    # Now there is.
+    is_due: bool = True
 
     @property
     def taken_slot(self) -> int:
@@ -77,7 +99,34 @@ class GenerationTask:
     @property
     def num_tokens(self) -> int:
         """Prompt and output so far; the newest token's KV is computed by the next step."""
-        return len(self.sequence.prompt_token_ids) + len(self.output_token_ids)
+        return len(self.sequence.prompt_token_ids) + self.num_output_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output so far, told or not."""
+        return len(self.output_token_ids) + self.num_untold_tokens
+
+    @property
+    def num_untold_tokens(self) -> int:
+        """Of the output, the last ones: only counted, and nobody has heard of them."""
+        return 0 if self.steps is None else self.steps.value - self.told_at
+
+    def take_untold(self) -> int:
+        """They are about to be told; return how many."""
+        if self.steps is None:
+            return 0
+        num_untold, self.told_at = self.steps.value - self.told_at, self.steps.value
+        return num_untold
+
+    def next_token_due_at_s(self, now: float) -> float:
+        """When its next token is due, if its mean gap is to be the goal; inf without one."""
+        if self.sequence.tpot_s == math.inf:
+            return math.inf
+        num_output = self.num_output_tokens
+        if self.pace is None:
+            self.pace = now, num_output
+        at_s, num_then = self.pace
+        return at_s + (num_output - num_then + 1) * self.sequence.tpot_s
 
     @property
     def num_missing_tokens(self) -> int:

@@ -8,7 +8,9 @@ owed, and is taken from the first blocks that others let go of.
 from collections.abc import Iterable
 
 from decode_worker.generation_task import GenerationTask
+from decode_worker.lending import Lending
 from scheduling.block_pool import BlockPool, num_blocks_for
+from scheduling.ids import TaskId
 from scheduling.messages import GrowthNeeded
 from scheduling.worker_events import ExtendSequence, SendReport, WorkerAction
 
@@ -16,10 +18,26 @@ from scheduling.worker_events import ExtendSequence, SendReport, WorkerAction
 class Growth:
     """The part of the decode core that makes block tables longer."""
 
-    def __init__(self, pool: BlockPool, block_size: int, num_blocks_at_a_time: int) -> None:
+    def __init__(
+        self, pool: BlockPool, block_size: int, num_blocks_at_a_time: int, lending: Lending
+    ) -> None:
         self._pool = pool
+        self._lending = lending
         self._block_size = block_size
         self._num_blocks_at_a_time = num_blocks_at_a_time
+        # They run, and are owed blocks or were refused some.
+        self._stuck: dict[TaskId, GenerationTask] = {}
+
+    def looks_at(self, task: GenerationTask) -> int:
+        """With so many tokens it should ask or has no room; with one more, where it should now."""
+        held, lent = self._pool.num_blocks_of(task.task_id), self._lending.next_lent(task)
+        num_slots = (held if lent is None else lent) * self._block_size
+        if task.is_growing or task.is_stuck:
+            return num_slots + 1
+        if lent is None and held >= num_blocks_for(task.num_tokens_at_most, self._block_size):
+            # It ends before its room does, but for an answer that is longer than it may be.
+            return num_slots + 1
+        return max(num_slots - self._block_size + 1, task.num_tokens + 1)
 
     def has_room(self, task: GenerationTask) -> bool:
         """The newest token has a place for its KV."""
@@ -36,7 +54,9 @@ class Growth:
             return []
         held = self._pool.num_blocks_of(task.task_id)
         most = num_blocks_for(task.num_tokens_at_most, self._block_size)
-        num_blocks = min(self._num_blocks_at_a_time, most - held)
+        is_lent = self._lending.next_lent(task) is not None
+        # In the place of one that its guest still needs; where there is more room behind.
+        num_blocks = 1 if is_lent else min(self._num_blocks_at_a_time, most - held)
         if num_blocks <= 0:
             return []
         task.is_growing = True
@@ -47,29 +67,55 @@ class Growth:
         task.is_growing = False
         task.is_denied = num_blocks == 0
         task.num_owed_blocks += num_blocks
-        return self._take(task)
+        actions = self._take(task)
+        if task.is_stuck:
+            self._stuck[task.task_id] = task
+        return actions
 
-    def room_again(self, running: Iterable[GenerationTask]) -> list[WorkerAction]:
-        """Blocks were let go of: they go to those that are owed some; who was refused may ask."""
+    def room_again(self) -> tuple[list[WorkerAction], list[GenerationTask]]:
+        """Blocks were let go of: they go to those that are owed some; who was refused may ask.
+
+        The second are those of whom something has changed.
+        """
         actions: list[WorkerAction] = []
-        for task in running:
+        changed = sorted(self._stuck.values(), key=lambda task: task.seat)
+        for task in changed:
             task.is_denied = False
             actions += self._take(task)
-        return actions
+            if not task.is_stuck:
+                del self._stuck[task.task_id]
+        return actions, changed
+
+    def forget(self, task: GenerationTask) -> None:
+        """It does not run any more: what it was owed goes with it, and no answer is awaited."""
+        self._stuck.pop(task.task_id, None)
+        task.is_growing, task.is_denied, task.num_owed_blocks = False, False, 0
 
     def check_invariants(self, tasks: Iterable[GenerationTask]) -> None:
         """Raise AssertionError where blocks are free that somebody is owed."""
+        tasks = list(tasks)
+        assert self._stuck.keys() == {task.task_id for task in tasks if task.is_stuck}
         num_owed = sum(task.num_owed_blocks for task in tasks)
         assert not num_owed or not self._pool.num_free_blocks
 
     def _take(self, task: GenerationTask) -> list[WorkerAction]:
+        actions: list[WorkerAction] = []
+        while task.num_owed_blocks and self._pool.num_free_blocks:
+            lent = self._lending.next_lent(task)
+            if lent is None or task.num_tokens + self._block_size <= lent * self._block_size:
+                break
+            task.num_owed_blocks -= 1
+            actions += self._lending.replace(task, lent)
         num_blocks = min(task.num_owed_blocks, self._pool.num_free_blocks)
         if not num_blocks:
-            return []
+            return actions
         blocks = self._pool.allocate(task.task_id, num_blocks)
         assert blocks is not None
         task.num_owed_blocks -= num_blocks
-        return [ExtendSequence(task.taken_slot, blocks)]
+        return [*actions, ExtendSequence(task.taken_slot, blocks)]
 
     def _num_slots(self, task: GenerationTask) -> int:
-        return self._pool.num_blocks_of(task.task_id) * self._block_size
+        """Tokens up to where its blocks end, or a guest still writes."""
+        lent = self._lending.next_lent(task)
+        held = self._pool.num_blocks_of(task.task_id) if lent is None else lent
+        return held * self._block_size

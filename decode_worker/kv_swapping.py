@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from decode_worker.generation_task import GenerationTask
+from decode_worker.lending import Lending
 from scheduling.block_pool import BlockPool, num_blocks_for
 from scheduling.ids import TaskId
 from scheduling.prefix_chain import BlockHash
@@ -30,9 +31,15 @@ class KvSwapping:
     """The part of the decode core that counts host memory; it performs no copy."""
 
     def __init__(
-        self, pool: BlockPool, block_size: int, num_blocks: int, preemption: Preemption
+        self,
+        pool: BlockPool,
+        lending: Lending,
+        block_size: int,
+        num_blocks: int,
+        preemption: Preemption,
     ) -> None:
         self._pool = pool
+        self._lending = lending
         self._block_size = block_size
         self._preemption = preemption
         is_on = num_blocks > 0 and preemption is not Preemption.RECOMPUTE
@@ -83,7 +90,7 @@ class KvSwapping:
         for block_id, block_hash in zip(space.blocks_of(task.task_id), chain, strict=False):
             space.register(block_id, block_hash)
         source = self._pool.blocks_of(task.task_id)[len(present) : num_kv_blocks]
-        self._pool.release(task.task_id)
+        self._lending.release(task)
         self._parked[task.task_id] = task
         return SwapOut(source, taken)
 

@@ -8,7 +8,9 @@ Which prompts get how many tokens of an iteration is the batching rule's choice
 import math
 from collections.abc import Iterable, Sequence
 
+from decode_worker.batch import Batch
 from decode_worker.generation_task import GenerationTask, Stage
+from decode_worker.lending import Lending
 from scheduling.batching import BatchingRule, IterationChoice, IterationState, PromptWork
 from scheduling.block_pool import BlockPool
 from scheduling.ids import BlockId, TaskId
@@ -32,6 +34,7 @@ class Prompts:
         slots: SlotPool,
         block_size: int,
         rule: BatchingRule,
+        lending: Lending,
         *,
         prefix_caching: bool,
     ) -> None:
@@ -39,6 +42,7 @@ class Prompts:
         self._slots = slots
         self._block_size = block_size
         self._rule = rule
+        self._lending = lending
         self._reuse = PrefixReuse(pool, block_size, is_on=prefix_caching)
         self._is_caching = prefix_caching
         # No slot and no block yet, in the order in which the router sent them.
@@ -47,9 +51,11 @@ class Prompts:
         self._running: dict[TaskId, GenerationTask] = {}
         self._task_by_slot: dict[int, GenerationTask] = {}
         self._planned: tuple[ScheduledChunk, ...] = ()
+        # No prompt can be computed, whatever the rule, before something else happens here.
+        self.is_steady = True
         self._num_steps_without_prompt = 0
-        # When running answers got their newest tokens.
-        self._last_decode_at_s = 0.0
+        # When the pass began that gave running answers their newest tokens.
+        self.last_decode_at_s = 0.0
         # Kept as a sum: the load goes out with every frame.
         self.num_backlog_tokens = 0
 
@@ -82,21 +88,25 @@ class Prompts:
         self._planned = ()
 
     def plan(
-        self, running: Sequence[GenerationTask], now: float
+        self, running: Batch, now: float
     ) -> tuple[list[WorkerAction], bool, tuple[ScheduledChunk, ...]]:
         """What to do first, whether running answers get their token, and the chunks of prompts."""
         begun = list(self._running.values())
         startable = self._startable()
         prompts = [*begun, *(task for task, _ in startable)]
+        self.is_steady = not prompts
         work = [
             PromptWork(task.num_missing_tokens, task.num_computed_tokens, task.due_at_s)
             for task in begun
         ]
         work += [self._as_work(task, num_shared) for task, num_shared in startable]
         choice = self._rule.choose(self._state_of(running, work, len(startable), now))
+        num_refused = self._lending.num_refused
         actions, self._planned = self._schedule(choice, prompts)
-        if choice.has_decodes:
-            self._last_decode_at_s = now
+        if not self._planned and self._lending.num_refused > num_refused:
+            # Others may begin instead, and no event would call for another look.
+            more, has_decodes, chunks = self.plan(running, now)
+            return [*actions, *more], has_decodes, chunks
         self._num_steps_without_prompt = 0 if self._planned else self._num_steps_without_prompt + 1
         return actions, choice.has_decodes, self._planned
 
@@ -106,6 +116,8 @@ class Prompts:
         for slot, logprobs in event.prompt_logprobs:
             scored = self._task_by_slot[slot]
             actions.append(SendReport(scored.session_id, PromptScored(scored.task_id, logprobs)))
+        if len(self) and not self._planned:
+            self._num_steps_without_prompt += event.num_steps - 1
         complete: list[GenerationTask] = []
         for chunk in self._planned:
             task = self._task_by_slot[chunk.slot]
@@ -144,6 +156,8 @@ class Prompts:
         for task in self._waiting.values():
             if len(found) >= min(self._slots.num_free, _MAX_STARTABLE):
                 break
+            if self._lending.is_waiting_for_host(task):
+                continue
             shared = self._reuse.find(task)
             if shared is None:
                 continue
@@ -155,14 +169,17 @@ class Prompts:
         return found
 
     def _state_of(
-        self, running: Sequence[GenerationTask], work: list[PromptWork], num_new: int, now: float
+        self, running: Batch, work: list[PromptWork], num_new: int, now: float
     ) -> IterationState:
-        tightest_tpot_s = min((task.sequence.tpot_s for task in running), default=math.inf)
+        tightest_tpot_s = running.tightest_tpot_s
+        due = (task.next_token_due_at_s(now) for task in running.advancing)
+        due_at_s = min(due, default=math.inf)
         return IterationState(
             now=now,
             num_decode=len(running),
-            decode_context=sum(task.num_tokens for task in running),
-            next_token_due_at_s=self._last_decode_at_s + tightest_tpot_s,
+            decode_context=running.num_context_tokens,
+            next_token_due_at_s=due_at_s,
+            last_decode_at_s=self.last_decode_at_s,
             tightest_tpot_s=tightest_tpot_s,
             num_steps_without_prompt=self._num_steps_without_prompt,
             prompts=work,
@@ -184,6 +201,8 @@ class Prompts:
                 if started is None:
                     continue  # it begins like one that was chosen before it: it waits for that
                 actions += started
+                if task.slot is None:
+                    continue  # it was to borrow a place that is gone
             num_tokens = min(num_tokens, task.num_missing_tokens)
             samples = num_tokens == task.num_missing_tokens
             chunk = ScheduledChunk(task.taken_slot, task.num_computed_tokens, num_tokens, samples)
@@ -192,8 +211,15 @@ class Prompts:
 
     def _begin(self, task: GenerationTask) -> Iterable[WorkerAction] | None:
         shared = self._reuse.find(task)
-        if shared is None or not self._allocate(task, shared):
+        if shared is None:
             return None
+        if task.place is not None and not self._lending.fits(task):
+            return self._refuse(task)
+        if not self._allocate(task, shared):
+            return None
+        if task.place is not None and not self._lending.borrow(task):
+            self._lending.release(task)
+            return self._refuse(task)
         self.num_backlog_tokens -= len(shared) * self._block_size
         task.num_computed_tokens = len(shared) * self._block_size
         task.slot = self._slots.take()
@@ -213,12 +239,17 @@ class Prompts:
             SendReport(task.session_id, PrefillStarted(task.task_id, task.num_computed_tokens)),
         )
 
+    def _refuse(self, task: GenerationTask) -> Iterable[WorkerAction]:
+        del self._waiting[task.task_id]
+        self.num_backlog_tokens -= task.num_missing_tokens
+        return (self._lending.refuse(task),)
+
     def _allocate(self, task: GenerationTask, shared: tuple[BlockId, ...]) -> bool:
-        num_new = task.num_blocks - len(shared)
+        num_new = max(0, task.num_blocks - len(shared))
         return self._pool.allocate(task.task_id, num_new, shared) is not None
 
     def _as_work(self, task: GenerationTask, num_shared: int) -> PromptWork:
         num_cached_tokens = num_shared * self._block_size
         num_missing_tokens = task.num_missing_tokens - num_cached_tokens
-        num_new_blocks = task.num_blocks - num_shared
+        num_new_blocks = max(0, task.num_blocks - num_shared)
         return PromptWork(num_missing_tokens, num_cached_tokens, task.due_at_s, num_new_blocks)

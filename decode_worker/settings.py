@@ -1,11 +1,15 @@
 """The limits of a decode or mixed worker."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from decode_worker.kv_swapping import Preemption
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import FillToTarget
 from scheduling.victims import CheapestToRecompute, VictimRule
+
+# Every token of an engine that only counts them.
+NO_CONTENT: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +32,6 @@ class DecodeSettings:
     is_eager: bool = False
     # What an iteration holds where prompts are computed here as well.
     batching: BatchingRule = field(default_factory=lambda: FillToTarget(1024))
+    # More than 1 is for an engine that only counts tokens, a simulator's: answers that go on have
+    # no outputs, several steps are one plan, and so many tokens are told as one.
+    max_untold_tokens: int = 1

@@ -115,6 +115,14 @@ class FakeRunner:
         """Raises: UnknownSlot."""
         self._get(slot).block_table.extend(block_ids)
 
+    def replace_blocks(self, slot: int, first_index: int, block_ids: Sequence[int]) -> None:
+        """Raises: UnknownSlot, InvalidSequence."""
+        table = self._get(slot).block_table
+        end = first_index + len(block_ids)
+        if not 0 <= first_index <= end <= len(table):
+            raise InvalidSequence(slot, f"has {len(table)} blocks, none at [{first_index}, {end})")
+        table[first_index:end] = block_ids
+
     def remove(self, slot: int) -> None:
         """Raises: UnknownSlot."""
         self._get(slot)

@@ -70,6 +70,11 @@ class ModelRunner:
         self._check_blocks(slot, block_ids)
         self._slots.extend_blocks(slot, block_ids)
 
+    def replace_blocks(self, slot: int, first_index: int, block_ids: Sequence[int]) -> None:
+        """Put other blocks into a block table. Raises: UnknownSlot, InvalidSequence."""
+        self._check_blocks(slot, block_ids)
+        self._slots.replace_blocks(slot, first_index, block_ids)
+
     def remove(self, slot: int) -> None:
         """Forget a sequence; its blocks are the caller's. Raises: UnknownSlot."""
         self._slots.remove(slot)

@@ -26,6 +26,13 @@ class Runner(Protocol):
         """Append to a sequence's block table. Raises: UnknownSlot, InvalidSequence."""
         ...
 
+    def replace_blocks(self, slot: int, first_index: int, block_ids: Sequence[int]) -> None:
+        """Put other blocks at these places of a sequence's block table; nothing is copied.
+
+        Raises: UnknownSlot, InvalidSequence.
+        """
+        ...
+
     def remove(self, slot: int) -> None:
         """Forget a sequence; its blocks are the caller's. Raises: UnknownSlot."""
         ...

@@ -91,6 +91,16 @@ class SlotTable:
         self.blocks[slot, held:total] = block_ids
         self.num_blocks[slot] = total
 
+    def replace_blocks(self, slot: int, first_index: int, block_ids: Sequence[int]) -> None:
+        """Raises: UnknownSlot, InvalidSequence."""
+        self.require(slot)
+        end, held = first_index + len(block_ids), int(self.num_blocks[slot])
+        if not 0 <= first_index <= end <= held:
+            raise InvalidSequence(slot, f"has {held} blocks; [{first_index}, {end}) are not there")
+        if first_index == 0 < end:
+            self.blocks[slot, held:] = block_ids[0]
+        self.blocks[slot, first_index:end] = block_ids
+
     def remove(self, slot: int) -> None:
         """Raises: UnknownSlot."""
         self.require(slot)

@@ -138,6 +138,7 @@ class ExtensionAnswered:
     claim: Claim
     num_blocks: int
     granted: bool
+    is_inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,8 @@ class Extend:
     claim: Claim
     num_blocks: int
     sequence_number: int
+    # The task has these blocks already: they were lent to it, and have ceased to be.
+    is_inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +232,8 @@ class PhaseTimings:
     num_migrations: int
     # Blocks that the decode worker had already.
     num_blocks_skipped: int = 0
+    # Of another answer's, that the latest try began in.
+    num_blocks_borrowed: int = 0
     # Of the preemptions, how often the KV moved to host memory.
     num_swaps: int = 0
     # By all tries, and the prefill workers' own time for it, waiting for their turn left out.

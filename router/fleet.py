@@ -6,6 +6,7 @@ from typing import Final
 
 from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
 from router.sequence import Leg
+from scheduling.block_leases import LentPlace
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
 from scheduling.ids import TaskId, WorkerId
 from scheduling.messages import WorkerHello, WorkerLoad
@@ -38,6 +39,10 @@ class WorkerView:
     is_starving: bool = False
     # Decode legs of this router that hold blocks there, or are asking for some.
     decode_legs: dict[TaskId, Leg] = field(default_factory=dict)
+    # What they borrow, or are to borrow, by who lends it and who borrows it.
+    places_by_host: dict[TaskId, dict[TaskId, LentPlace]] = field(default_factory=dict)
+    # Something changed since somebody looked for places to borrow.
+    has_new_places: bool = True
     # Tasks of this router whose KV lies in its host memory, the next to go on first.
     parked: TaskQueue = field(init=False)
     # Which beginnings of prompts it has.
@@ -134,7 +139,7 @@ class Fleet:
             _candidate(view, GENERAL, prefix)
             for view in self._view_by_id.values()
             if view.hello.role == PREFILL_LEG
-            and _may_be_asked(view, now)
+            and may_be_asked(view, now)
             and min(view.num_tokens, self.max_tokens_beyond(view)) >= num_tokens_at_most
         )
 
@@ -146,7 +151,7 @@ class Fleet:
             _candidate(view, share, prefix)
             for view in self._view_by_id.values()
             if view.takes_prompts
-            and _may_be_asked(view, now)
+            and may_be_asked(view, now)
             and view.num_tokens >= num_tokens_at_most
         )
 
@@ -157,12 +162,27 @@ class Fleet:
         return tuple(
             _candidate(view, share, prefix)
             for view in self._view_by_id.values()
-            if view.role == DECODE_LEG and _may_be_asked(view, now)
+            if view.role == DECODE_LEG and may_be_asked(view, now)
         )
+
+    def as_candidate(
+        self, view: WorkerView, share: Share, prefix: PromptPrefix | None
+    ) -> Candidate:
+        """One worker, as placement sees it."""
+        return _candidate(view, share, prefix)
 
     def max_tokens_beyond(self, prefill: WorkerView) -> int:
         """What the largest decode worker that this prefill worker can push to holds."""
         return self._reach().get(prefill.hello.compatibility, 0)
+
+    def is_out_of_reach(self, prefill: Leg | None, num_tokens: int) -> bool:
+        """KV on that worker can go nowhere, though other pairs hold so many tokens: its place is
+        needed for theirs."""
+        worker_id = None if prefill is None else prefill.worker_id
+        view = None if worker_id is None else self._view_by_id.get(worker_id)
+        if view is None or self.max_request_tokens() == 0:
+            return False
+        return self.max_tokens_beyond(view) < num_tokens
 
     def max_general_blocks(self, compatibility: str) -> int:
         """The largest new task that a decode worker of that compatibility takes when empty."""
@@ -250,7 +270,8 @@ class Fleet:
         return f"no {missing} worker is connected; start one, or wait until it is ready"
 
 
-def _may_be_asked(view: WorkerView, now: float) -> bool:
+def may_be_asked(view: WorkerView, now: float) -> bool:
+    """It may get something new at this instant."""
     # What is parked comes before what is new, also that of other routers.
     is_crowded = view.is_starving or view.load.num_parked > 0 or len(view.parked) > 0
     return view.paused_until_s <= now and not is_crowded and view.load.takes_new_tasks

@@ -154,7 +154,9 @@ class LedgerClient:
         await self._releases_arrived()
         outcome = await self._ask(lambda life: self._ledger.extend(life, growth), growth)
         granted = outcome is None or isinstance(outcome, Grant)
-        self._answer(ExtensionAnswered(action.claim, action.num_blocks, granted))
+        self._answer(
+            ExtensionAnswered(action.claim, action.num_blocks, granted, action.is_inherited)
+        )
 
     async def _ask(
         self,

@@ -73,12 +73,21 @@ class LegBook:
         leg.num_blocks += num_blocks
         if view is not None:
             view.num_promised_blocks += num_blocks
+            view.has_new_places = True
+
+    def inherit(self, leg: Leg, num_blocks: int) -> None:
+        """What the task had borrowed is booked for nobody else any more."""
+        leg.num_borrowed_blocks -= num_blocks
+        self.grow(leg, num_blocks)
+        if not leg.num_borrowed_blocks:
+            self._return_place(leg)
 
     def computed(self, leg: Leg) -> None:
         """The prompt is computed: it is no backlog any more."""
         view = self._view_of(leg)
         if view is not None:
             view.num_backlog_tokens -= leg.num_backlog_tokens
+            view.has_new_places = True
         leg.num_backlog_tokens = 0
 
     def on_worker(self, worker_id: WorkerId) -> list[Leg]:
@@ -94,6 +103,7 @@ class LegBook:
         view = self._view_of(leg)
         assert view is not None
         self._unreserve(leg)
+        self._return_place(leg)
         view.parked.push(leg.task_id, key)
         return [ReleaseHolding(leg.claim)]
 
@@ -152,6 +162,10 @@ class LegBook:
             }
             assert set(view.parked.in_order()) == parked
             assert set(view.decode_legs) == {leg.task_id for leg in legs if leg.role == DECODE_LEG}
+            borrowed = {leg.task_id: leg.place for leg in legs if leg.place is not None}
+            places = [each for guests in view.places_by_host.values() for each in guests.items()]
+            assert dict(places) == borrowed
+            assert len(places) == len(borrowed)
             assert view.num_promised_blocks == sum(leg.num_blocks for leg in legs)
             assert view.num_backlog_tokens == sum(leg.num_backlog_tokens for leg in legs)
             expected = {key for leg in legs for key in _keys_of(leg, view)}
@@ -160,6 +174,17 @@ class LegBook:
     def _unreserve(self, leg: Leg) -> None:
         leg.state = LegState.PARKED
         self.grow(leg, -leg.num_blocks)
+
+    def _return_place(self, leg: Leg) -> None:
+        """It borrows nothing any more."""
+        place, leg.place, leg.num_borrowed_blocks = leg.place, None, 0
+        view = self._view_of(leg)
+        if view is None or place is None:
+            return
+        guests = view.places_by_host[place.host_id]
+        del guests[leg.task_id]
+        if not guests:
+            del view.places_by_host[place.host_id]
 
     def _unpark(self, leg: Leg) -> None:
         view = self._view_of(leg)
@@ -185,6 +210,8 @@ class LegBook:
         view.last_taken = next(self._turns)
         if leg.role == DECODE_LEG:
             view.decode_legs[leg.task_id] = leg
+        if leg.place is not None:
+            view.places_by_host.setdefault(leg.place.host_id, {})[leg.task_id] = leg.place
         view.num_promised_blocks += leg.num_blocks
         view.num_backlog_tokens += leg.num_backlog_tokens
         view.prefixes.expect(keys)
@@ -194,6 +221,8 @@ class LegBook:
         if view is None:
             return
         view.decode_legs.pop(leg.task_id, None)
+        view.has_new_places = True
+        self._return_place(leg)
         view.num_promised_blocks -= leg.num_blocks
         view.num_backlog_tokens -= leg.num_backlog_tokens
         view.prefixes.expect_no_more(_keys_of(leg, view))

@@ -18,10 +18,12 @@ from router.events import (
     TransferHolding,
 )
 from router.fleet import WorkerView
+from router.in_place import place_refused
 from router.scheduler import Scheduler
 from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
 from router.swapped import came_back, park
+from scheduling.block_leases import BlocksInherited
 from scheduling.errors import KvCorrupted
 from scheduling.lifecycle import Change, Phase
 from scheduling.messages import (
@@ -62,6 +64,7 @@ _TURNS: dict[tuple[type[Report], Role], frozenset[Phase]] = {
     (PromptScored, DECODE_LEG): frozenset({Phase.PREFILLING}),
     (TokensEmitted, DECODE_LEG): frozenset({Phase.PREFILLING, Phase.DECODING}),
     (GrowthNeeded, DECODE_LEG): frozenset({Phase.DECODING}),
+    (BlocksInherited, DECODE_LEG): frozenset({Phase.PREFILLING, Phase.DECODING}),
     (Preempted, DECODE_LEG): frozenset({Phase.DECODING}),
     (SwappedOut, DECODE_LEG): frozenset({Phase.DECODING}),
     (TaskFailed, PREFILL_LEG): frozenset(Phase),
@@ -119,6 +122,8 @@ class ReportHandler:
 
     def extension_answered(self, event: ExtensionAnswered) -> list[Action]:
         """The ledger's word on a growing response goes to its worker."""
+        if event.is_inherited:
+            return []  # the worker has them, whatever the ledger says
         leg = self._state.legs.get(event.claim.task_id, DECODE_LEG)
         if (
             leg is None
@@ -153,6 +158,7 @@ class ReportHandler:
                 if sequence.phase is Phase.PREFILLING:
                     sequence.exclude_worker_queue(now)
                     sequence.note_cached(report.num_cached_tokens)
+                    sequence.num_blocks_borrowed = leg.num_borrowed_blocks
                 return []
             case PromptScored():
                 return self._prompt_scored(sequence, report, now)
@@ -168,6 +174,10 @@ class ReportHandler:
                 actions = self._scheduler.push_to_target(sequence)
                 if sequence.phase is Phase.GENERATION_QUEUED:
                     actions += self._scheduler.bind(sequence, now)
+                return actions
+            case BlocksRefused() if leg.place is not None:
+                actions = place_refused(self._state, sequence, leg, now)
+                self._scheduler.requeue(sequence, leg)
                 return actions
             case BlocksRefused():
                 self._state.fleet.pause(worker_id, now)
@@ -192,6 +202,11 @@ class ReportHandler:
             case GrowthNeeded():
                 sequence.num_extensions += 1
                 return [Extend(leg.claim, report.num_blocks, sequence.num_extensions)]
+            case BlocksInherited(_, num_blocks):
+                self._state.legs.inherit(leg, num_blocks)
+                sequence.num_extensions += 1
+                number = sequence.num_extensions
+                return [Extend(leg.claim, num_blocks, number, is_inherited=True)]
             case Preempted():
                 self._state.legs.ending(leg)
                 return self._scheduler.try_again(sequence, Change.PREEMPTED, "preempted", now)
@@ -327,12 +342,17 @@ def _is_in_turn(report: Report, role: Role, sequence: Sequence, leg: Leg) -> boo
         leg.target is not None or report.target.first_block_index > leg.num_kv_blocks
     ):
         return False
+    if isinstance(report, BlocksInherited) and report.num_blocks > leg.num_borrowed_blocks:
+        return False
     if sequence.phase is Phase.GENERATION_QUEUED and not _fits_parking(report, sequence):
         return False
     if sequence.phase is Phase.PREFILLING and role == DECODE_LEG:
         is_of_prompt = isinstance(report, PrefillStarted | PromptScored | TokensEmitted)
         is_of_binding = isinstance(report, BlocksGranted | BlocksRefused)
-        if (leg.is_in_place and is_of_binding) or (is_of_prompt and not leg.is_in_place):
+        is_refused_guest = leg.place is not None and isinstance(report, BlocksRefused)
+        if leg.is_in_place and is_of_binding and not is_refused_guest:
+            return False
+        if is_of_prompt and not leg.is_in_place:
             return False
     is_parked = leg.state in (LegState.PARKED, LegState.RESUMING)
     is_known = leg.state is LegState.HELD or (is_parked and isinstance(report, TaskFailed))

@@ -25,13 +25,16 @@ from router.events import (
     SendCommand,
     Share,
 )
+from router.guests import GuestOffer, Guests
+from router.in_place import dispatch_in_place
 from router.sequence import Leg, LegState, Request, Sequence
 from router.state import RouterState
 from router.swapped import resume_answered, resume_parked, to_recompute
+from scheduling.block_leases import LentPlace
 from scheduling.block_pool import num_blocks_for
 from scheduling.errors import TandemError, WorkerFailed
 from scheduling.lifecycle import TERMINAL, Change, Phase
-from scheduling.messages import AdmitGeneration, AdmitPrompt, PushTo, StartDecode, StartPrefill
+from scheduling.messages import AdmitGeneration, PushTo, StartDecode, StartPrefill
 from scheduling.placement import (
     Candidate,
     decode_preferences,
@@ -45,6 +48,7 @@ class Scheduler:
 
     def __init__(self, state: RouterState) -> None:
         self._state = state
+        self._guests = Guests(state)
 
     def enqueue_prompt(self, sequence: Sequence) -> None:
         """(Re)enter the PT queue under the present try's id."""
@@ -55,6 +59,7 @@ class Scheduler:
         if state.policy.late_yields:
             late_at_s = sequence.hopeless_at_s(state.prefill_pace)
         state.prompt_queue.push(sequence.task_id, key, late_at_s)
+        self._guests.entered(sequence, key)
 
     def enqueue_generation(self, sequence: Sequence) -> None:
         """(Re)enter the GT queue; the KV stays parked on the prefill worker."""
@@ -77,7 +82,7 @@ class Scheduler:
             if reserve is not None:
                 state.generation_queue.remove(task_id)
                 actions.append(reserve)
-            elif self._is_parked_out_of_reach(sequence):
+            elif state.fleet.is_out_of_reach(sequence.prefill, sequence.num_tokens_at_most):
                 why = "no decode worker is left that could take its KV"
                 actions += self.try_again(sequence, Change.WORKER_LOST, why, now)
             else:
@@ -90,8 +95,15 @@ class Scheduler:
             elif 0 < state.fleet.max_request_tokens() < sequence.num_tokens_at_most:
                 state.stranded[task_id] = sequence
             else:
-                break
+                guests = self._guests.pipelined(task_id, now)
+                for guest in guests:
+                    actions.append(self._reserve_for_guest(guest))
+                    state.prompt_queue.take(guest.sequence.task_id)
+                if not guests:
+                    break
+                continue
             state.prompt_queue.take(task_id)
+            self._guests.left(task_id)
         return actions
 
     def reconsider_stranded(self) -> None:
@@ -118,7 +130,7 @@ class Scheduler:
             sequence = state.sequence_by_task[leg.task_id]
             leg.is_booked = event.is_booked
             if leg.is_in_place:
-                return self._dispatch_in_place(sequence, leg, now)
+                return dispatch_in_place(state, sequence, leg, now)
             if leg.role == PREFILL_LEG:
                 return self._dispatch_prefill(sequence, leg, now)
             return self._admit_generation(sequence, leg, now)
@@ -159,6 +171,7 @@ class Scheduler:
         """End the present try: out of the queues, both legs told at once."""
         state, task_id = self._state, sequence.task_id
         state.prompt_queue.remove(task_id)
+        self._guests.left(task_id)
         state.generation_queue.remove(task_id)
         state.sequence_by_task.pop(task_id, None)
         state.stranded.pop(task_id, None)
@@ -223,7 +236,17 @@ class Scheduler:
 
     def _reserve_prompt(self, sequence: Sequence, now: float) -> Reserve | None:
         """On a prefill worker, or, where none can take it, on a mixed one."""
+        offer = self._guests.embedded(sequence, now)
+        if offer is not None:
+            return self._reserve_for_guest(offer)
         return self._reserve_prefill(sequence, now) or self._reserve_in_place(sequence, now)
+
+    def _reserve_for_guest(self, offer: GuestOffer) -> Reserve:
+        sequence, num_blocks, place = offer.sequence, offer.num_blocks, offer.place
+        there = [self._state.fleet.as_candidate(offer.view, GENERAL, sequence.prefill_prefix)]
+        return self._open_leg(
+            sequence, DECODE_LEG, there, num_blocks, GENERAL, is_in_place=True, place=place
+        )
 
     def _reserve_in_place(self, sequence: Sequence, now: float) -> Reserve | None:
         candidates = mixed_preferences(
@@ -285,18 +308,6 @@ class Scheduler:
         allocation = self._state.policy.allocation
         return allocation.num_decode_blocks(num_kv_tokens, num_response_tokens, block_size)
 
-    def _is_parked_out_of_reach(self, sequence: Sequence) -> bool:
-        """Other pairs go on, but this KV can go nowhere: its place is needed for theirs."""
-        fleet, prefill = self._state.fleet, sequence.prefill
-        view = (
-            None if prefill is None or prefill.worker_id is None else fleet.get(prefill.worker_id)
-        )
-        return (
-            view is not None
-            and fleet.max_request_tokens() > 0
-            and fleet.max_tokens_beyond(view) < sequence.num_tokens_at_most
-        )
-
     def _open_leg(
         self,
         sequence: Sequence,
@@ -306,6 +317,7 @@ class Scheduler:
         share: Share,
         *,
         is_in_place: bool = False,
+        place: LentPlace | None = None,
     ) -> Reserve:
         fleet = self._state.fleet
         preferences = [
@@ -317,6 +329,7 @@ class Scheduler:
         leg.worker_id, leg.incarnation = preferences[0]
         leg.num_tokens = sequence.num_kv_tokens
         leg.is_in_place = is_in_place
+        leg.place, leg.num_borrowed_blocks = place, 0 if place is None else place.num_blocks
         is_prompt = role == PREFILL_LEG or is_in_place
         leg.prefix = sequence.prefill_prefix if is_prompt else sequence.request.prefix
         leg.num_backlog_tokens = sequence.num_kv_tokens if is_prompt else 0
@@ -342,19 +355,6 @@ class Scheduler:
             if early is not None:
                 actions.append(early)
         return actions
-
-    def _dispatch_in_place(self, sequence: Sequence, leg: Leg, now: float) -> list[Action]:
-        assert leg.worker_id is not None
-        sequence.move(Change.PREFILL_DISPATCHED, now)
-        sequence.prefill_worker = sequence.decode_worker = leg.worker_id
-        sequence.early_binding = False
-        sequence.request.gpu_work_spent = True
-        due_in_s = sequence.as_waiting().deadline_at_s - now
-        age_s = now - sequence.request.arrival_at_s
-        prompt = AdmitPrompt(
-            sequence.task_id, sequence.as_spec(), leg.num_blocks, due_in_s, max(0.0, age_s)
-        )
-        return [SendCommand(leg.worker_id, prompt)]
 
     def _source_of(self, sequence: Sequence) -> str:
         """Whose transfers the task may rely on; nobody's once one was lost, so that it ends."""

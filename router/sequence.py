@@ -6,6 +6,7 @@ from enum import Enum, auto
 
 from router.events import PREFILL_LEG, Claim, PhaseTimings, RequestSpec, Role
 from router.timeline import Entry, Timeline
+from scheduling.block_leases import LentPlace
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
 from scheduling.lifecycle import TERMINAL, Change, Phase, advance
 from scheduling.messages import KvTarget, SequenceSpec
@@ -53,6 +54,11 @@ class Leg:
     prefix: PromptPrefix | None = None
     # Decode: the worker computes the prompt as well, and decodes in place.
     is_in_place: bool = False
+    # Decode: where it borrows blocks that are booked for another, and how many it still does.
+    place: LentPlace | None = None
+    num_borrowed_blocks: int = 0
+    # Decode: it lends nothing before it has so many tokens; its worker knew better once.
+    lends_from_tokens: int = 0
     # Decode: where the KV goes, once granted. Prefill: None.
     target: KvTarget | None = None
     # Decode: since when the KV lies in host memory; None while it does not.
@@ -132,6 +138,8 @@ class Sequence:
     # Prompt tokens whose KV no try had to compute; None before the first began.
     num_cached_tokens: int | None = None
     num_blocks_skipped: int = 0
+    # What the latest try borrowed of another answer when it began.
+    num_blocks_borrowed: int = 0
     early_binding: bool = False
     prefill_worker: str = ""
     decode_worker: str = ""
@@ -298,6 +306,7 @@ class Sequence:
             num_blocks_moved=self.num_blocks_moved,
             num_bytes_moved=self.num_bytes_moved,
             num_blocks_skipped=self.num_blocks_skipped,
+            num_blocks_borrowed=self.num_blocks_borrowed,
             transport=self.transport,
             prefill_worker=self.prefill_worker,
             decode_worker=self.decode_worker,

@@ -27,6 +27,8 @@ class RouterSettings:
     max_backlog_tokens: int = 1024
     # Prompt and answer that fit into one message to a worker.
     max_sequence_tokens: int = 2**31 - 1
+    # Predictions that differ by less count as equal where guests are chosen by length.
+    length_quantum_tokens: int = 16
     # How long KV may be parked in host memory while other decode workers have room.
     max_parked_s: float = 1.0
     # Names this life of this router in task ids, so that no other's tasks have the same.
@@ -43,6 +45,9 @@ class Counters:
     num_output_tokens: int = 0
     num_preemptions: int = 0
     num_migrations: int = 0
+    # Prompts that were sent to begin in blocks of others, and those that came back.
+    num_guests: int = 0
+    num_guests_refused: int = 0
 
 
 @dataclass(slots=True)

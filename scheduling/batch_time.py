@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from scheduling.step import ScheduledChunk
+from scheduling.step import ScheduledChunk, StepPlan
 
 
 def chunk_attention(start: int, num_tokens: int) -> int:
@@ -65,6 +65,20 @@ def shape_of(chunks: Iterable[ScheduledChunk]) -> BatchShape:
             num_prompt_tokens += chunk.num_tokens
             prompt_attention += chunk_attention(chunk.start, chunk.num_tokens)
     return BatchShape(num_decode, decode_context, num_prompt_tokens, prompt_attention)
+
+
+def shape_of_plan(plan: StepPlan, num_steps: int = 1) -> BatchShape:
+    """The shape of a planned pass, in the middle of so many."""
+    shape, counted = shape_of(plan.chunks), plan.counted
+    if counted is None:
+        return shape
+    num_counted = len(counted.slots)
+    return BatchShape(
+        shape.num_decode + num_counted,
+        shape.decode_context + counted.num_context_tokens + num_counted * (num_steps - 1) // 2,
+        shape.num_prompt_tokens,
+        shape.prompt_attention,
+    )
 
 
 class BatchTimeModel(Protocol):

@@ -6,6 +6,7 @@ how much. A rule holds no task and allocates nothing; the core does both. The ru
 `batching_rules` and `dynamic_chunk`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,6 +47,8 @@ class IterationState:
     num_startable: int
     # How many of the prompts are begun; None: those of which something is computed.
     num_begun: int | None = None
+    # When running sequences got their newest tokens.
+    last_decode_at_s: float = -math.inf
     # KVC of the worker; where num_blocks is 0, rules do not look at KVC.
     num_free_blocks: int = 0
     num_blocks: int = 0

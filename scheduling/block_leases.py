@@ -34,6 +34,29 @@ class Lease:
     kind: LeaseKind
 
 
+@dataclass(frozen=True, slots=True)
+class LentPlace:
+    """Where a task that is to begin borrows room: blocks [first, first + num_blocks) of a table.
+
+    They follow its own blocks. A router proposes it; the worker looks again when the task begins.
+    """
+
+    host_id: TaskId
+    first: int
+    num_blocks: int
+    # Of the response, by prediction: what decides whether it ends before the host arrives.
+    num_response_tokens: int
+    kind: LeaseKind
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksInherited:
+    """A report: whoever lent these blocks to the task has left them, so it is charged for them."""
+
+    task_id: TaskId
+    num_blocks: int
+
+
 @dataclass(slots=True)
 class _Chain:
     kind: LeaseKind

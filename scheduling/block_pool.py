@@ -238,6 +238,10 @@ class BlockPool:
                 num_blocks[heir] = num_blocks.get(heir, 0) + 1
         return num_blocks
 
+    def heir_at(self, owner: TaskId, position: int) -> TaskId | None:
+        """Who will be charged for that block of its table once `owner` leaves it; None: nobody."""
+        return self._leases.heir_of(self._blocks_by_owner[owner][position], owner)
+
     def is_lent(self, block_id: BlockId) -> bool:
         """It must not be shared, nor may it be waited for: its lender will write over it."""
         return self._leases.is_lent(block_id)

@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import TaskId
-from scheduling.kvc_pipeline import Guest, HostView
+from scheduling.kvc_pipeline import Guest, GuestTask, HostView
+
+# CacheOPT's buffer.
+NUM_BUFFER_TOKENS = 8
 
 
 @dataclass(order=True, frozen=True, slots=True)
@@ -31,7 +34,7 @@ class EmbeddingHosts:
     """Running sequences by what is left of their allocation, as they stand at one moment."""
 
     def __init__(
-        self, hosts: Iterable[HostView], block_size: int, num_buffer_tokens: int = 8
+        self, hosts: Iterable[HostView], block_size: int, num_buffer_tokens: int = NUM_BUFFER_TOKENS
     ) -> None:
         if block_size < 1 or num_buffer_tokens < 0:
             raise ValueError("the block size must be positive, the buffer at least 0")
@@ -63,3 +66,27 @@ class EmbeddingHosts:
         start = host.end_block - num_blocks
         insort(self._hosts, _Host(left, host.number, host.task_id, start))
         return Guest(task_id, host.task_id, start, num_blocks)
+
+
+def embedding_fits(
+    host: HostView,
+    block_size: int,
+    guest: Guest,
+    task: GuestTask,
+    num_response_tokens: int,
+    num_buffer_tokens: int = NUM_BUFFER_TOKENS,
+) -> bool:
+    """The guest would still end in time and in place, as the host stands now.
+
+    `task.num_new_blocks` are its own, in front of those that it borrows.
+    """
+    blocks = range(guest.start_block, guest.start_block + guest.num_blocks)
+    room = (task.num_new_blocks + guest.num_blocks) * block_size
+    num_left = blocks.start * block_size - host.num_written_tokens
+    return (
+        host.num_lender_iterations is None
+        and blocks.stop <= host.num_blocks
+        and not any(position in blocks for position in host.lent_positions)
+        and task.num_written_tokens + num_response_tokens <= room
+        and num_left - num_response_tokens >= num_buffer_tokens
+    )

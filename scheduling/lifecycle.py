@@ -32,6 +32,7 @@ class Change(StrEnum):
     DECODE_STARTED = "decode_started"
     KEPT_IN_PLACE = "kept_in_place"
     SEQUENCE_ENDED = "sequence_ended"
+    PLACE_LOST = "place_lost"
     PREEMPTED = "preempted"
     SWAPPED_OUT = "swapped_out"
     SWAPPED_IN = "swapped_in"
@@ -126,6 +127,13 @@ TRANSITIONS: tuple[Transition, ...] = (
         Phase.FINISHED,
         NOBODY,
         "the first token was the last",
+    ),
+    Transition(
+        Phase.PREFILLING,
+        Change.PLACE_LOST,
+        Phase.PROMPT_QUEUED,
+        NOBODY,
+        "it was to begin in blocks that another lends, and these were gone when its turn came",
     ),
     *_lost(Phase.PREFILLING),
     *_ways_out(Phase.PREFILLING),

@@ -5,10 +5,11 @@ messages of one session is kept; a broken session ends every task that it carrie
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from scheduling.block_leases import BlocksInherited, LentPlace
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams, TokenLogprobs
 
@@ -80,14 +81,7 @@ class KvExport:
         """Each way into the pool as an export of its own, without alternatives."""
         ways = {self.transport: replace(self, alternatives=())}
         for door in self.alternatives:
-            ways[door.transport] = replace(
-                self,
-                transport=door.transport,
-                address=door.address,
-                host=door.host,
-                token=door.token,
-                alternatives=(),
-            )
+            ways[door.transport] = replace(self, **asdict(door), alternatives=())
         return ways
 
 
@@ -171,6 +165,8 @@ class AdmitPrompt:
     due_in_s: float = math.inf
     # Since the request came to the router.
     age_s: float = 0.0
+    # Where it borrows the rest. BlocksRefused is the answer if that is gone when it would begin.
+    place: LentPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +336,7 @@ Report = (
     | KvPushed
     | BlocksGranted
     | BlocksRefused
+    | BlocksInherited
     | DecodeStarted
     | GrowthNeeded
     | Preempted

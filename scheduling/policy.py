@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from scheduling.admission import Admission, FuturePeak, WhatIsReserved
+from scheduling.batch_time_online import OnlineBatchTime
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import (
     Filling,
@@ -18,10 +19,18 @@ from scheduling.batching_rules import (
     WholePromptsMixed,
 )
 from scheduling.block_pool import num_blocks_for
+from scheduling.deadline_fill import DeadlineFill
+from scheduling.dynamic_chunk import DynamicChunk
 from scheduling.length_choice import length_predictor_named
 from scheduling.prediction import LengthPredictor
 from scheduling.task_queue import Key
-from scheduling.victims import CheapestToRecompute, LastArrived, VictimRule
+from scheduling.victims import (
+    CheapestToRecompute,
+    LargestSlack,
+    LastArrived,
+    LoosestGoal,
+    VictimRule,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +117,16 @@ class ExactAllocation:
 
 @dataclass(frozen=True, slots=True)
 class BlockAllocation:
-    """Room for the prompt and the next block; the rest is asked for on the way (vLLM)."""
+    """Room for the prompt and some tokens more; the rest is asked for on the way (vLLM)."""
+
+    num_tokens_ahead: int = 1
 
     def num_decode_blocks(
         self, num_kv_tokens: int, num_response_tokens: int, block_size: int
     ) -> int:
-        """Blocks for the prompt and for one more token."""
-        return num_blocks_for(num_kv_tokens + 1, block_size)
+        """Blocks for the prompt and so many tokens, or for the whole predicted response."""
+        num_ahead = max(1, min(self.num_tokens_ahead, num_response_tokens))
+        return num_blocks_for(num_kv_tokens + num_ahead, block_size)
 
 
 class Batching(StrEnum):
@@ -127,6 +139,20 @@ class Batching(StrEnum):
     PROMPTS_FIRST = "prompts-first"
     WHOLE_MIXED = "whole-mixed"
     WAITING_RATIO = "waiting-ratio"
+    # Prompts alone while answers are ahead of their pace.
+    BY_DEADLINE = "by-deadline"
+    # As many prompt tokens as the tightest goal of this iteration allows.
+    DYNAMIC = "dynamic"
+
+
+class Sharing(StrEnum):
+    """Whether a task may write where another has been allocated blocks that it needs only later."""
+
+    NONE = "none"
+    # In the middle of what a running answer has not written (EcoServe, KVC pipelining).
+    PIPELINE = "pipeline"
+    # At the end of its allocation (CacheOPT, embedding).
+    EMBED = "embed"
 
 
 # What new answers leave of a decode worker's pool, where the policy keeps a reserve;
@@ -146,6 +172,8 @@ class Policy:
     predictor: str = "quantiles"
     bound: str | None = None
     growth_reserve: float = GROWTH_RESERVE
+    # Whether waiting prompts may begin in blocks of running answers.
+    sharing: Sharing = Sharing.NONE
     # Whether a task may join those that run on a worker with room for its first blocks.
     admission: Admission = WhatIsReserved()  # noqa: RUF009 - has no state
     # Who makes room, and whether as soon as anybody lacks a block or only when nobody can go on.
@@ -181,9 +209,19 @@ class Policy:
                 return WholePromptsMixed(max_seqs, max_tokens)
             case Batching.WAITING_RATIO:
                 return WaitingRatio(max_tokens)
+            case Batching.BY_DEADLINE:
+                return DeadlineFill(OnlineBatchTime(), max_tokens)
+            case Batching.DYNAMIC:
+                return DynamicChunk(OnlineBatchTime(), max_tokens)
 
 
-_ECOSERVE = Policy("ecoserve", DeadlineThenOccupancy(), ExactAllocation(), Batching.FIT)
+_ECOSERVE = Policy(
+    "ecoserve",
+    DeadlineThenOccupancy(),
+    ExactAllocation(),
+    Batching.FIT,
+    sharing=Sharing.PIPELINE,
+)
 
 _ALL = (
     # Blocks as answers grow, newcomers as far as the predicted peak allows.
@@ -191,11 +229,23 @@ _ALL = (
     Policy(
         "default",
         DeadlineThenOccupancy(),
-        BlockAllocation(),
+        BlockAllocation(num_tokens_ahead=64),
+        Batching.BY_DEADLINE,
         admission=FuturePeak(),
         late_yields=True,
     ),
     _ECOSERVE,
+    # CacheOPT: a bound that holds with a set confidence, prompts embedded where answers have room.
+    Policy(
+        "cacheopt",
+        DeadlineThenOccupancy(),
+        ExactAllocation(),
+        bound="hoeffding",
+        growth_reserve=0.01,
+        victims=LoosestGoal(),
+        is_preempting_eagerly=True,
+        sharing=Sharing.EMBED,
+    ),
     # vLLM as of its paper: arrival order, blocks one by one, prompts before answers.
     Policy(
         "fcfs",
@@ -240,11 +290,22 @@ _ALL = (
         growth_reserve=0.01,
         is_disaggregated=True,
     ),
+    # AccelGen: chunks as large as the tightest goal allows, in order of slack.
+    Policy(
+        "accelgen",
+        DeadlineThenOccupancy(),
+        BlockAllocation(),
+        Batching.DYNAMIC,
+        growth_reserve=0.01,
+        victims=LargestSlack(),
+        is_preempting_eagerly=True,
+    ),
     # The default with perfect foresight.
     Policy(
         "oracle",
         DeadlineThenOccupancy(),
-        BlockAllocation(),
+        BlockAllocation(num_tokens_ahead=64),
+        Batching.BY_DEADLINE,
         admission=FuturePeak(),
         late_yields=True,
         predictor="oracle",

@@ -75,7 +75,7 @@ class PrefixReuse:
         hashes = task.chain[first:end]
         if not hashes:
             return
-        blocks = self._pool.blocks_of(task.task_id)[first:end]
+        blocks = self._pool.blocks_of(task.task_id)[first : first + len(hashes)]
         for block_id, block_hash in zip(blocks, hashes, strict=True):
             self._pool.register(block_id, block_hash)
         self._drop(task, hashes)

@@ -4,6 +4,7 @@ There is no prefill pass and no decode pass: each sequence has a history of toke
 count that catches up with it. A chunk of one token at the end of the history is a decode step.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from scheduling.sampling import PromptLogprobs, SamplingParams, TokenLogprobs
@@ -35,15 +36,32 @@ class ScheduledChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class CountedDecodes:
+    """Sequences that compute one token each, for an engine that only counts tokens."""
+
+    # A view: it is the planner's, and right until the step is over.
+    slots: Set[int]
+    # Their tokens, summed: those whose KV this step reads, and the ones that it computes.
+    num_context_tokens: int
+    # Another one where other sequences are in `slots` than before.
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One iteration. A slot appears at most once."""
 
     chunks: tuple[ScheduledChunk, ...]
+    # Beside the chunks; None for an engine that computes anything.
+    counted: CountedDecodes | None = None
+    # So many iterations of the same counted sequences, and of nothing else, may follow one another.
+    num_steps: int = 1
 
     @property
     def num_tokens(self) -> int:
         """The forward size: tokens computed in this iteration."""
-        return sum(chunk.num_tokens for chunk in self.chunks)
+        num_counted = 0 if self.counted is None else len(self.counted.slots)
+        return num_counted + sum(chunk.num_tokens for chunk in self.chunks)
 
 
 @dataclass(frozen=True, slots=True)

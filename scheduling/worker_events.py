@@ -43,12 +43,14 @@ class SampledOutput:
     finish_reason: str | None = None
     matched_stop: str | int | None = None
 
-    def as_report(self, task_id: TaskId, token_index: int) -> TokensEmitted:
-        """What the router is told of it."""
+    def as_report(
+        self, task_id: TaskId, token_index: int, untold_ids: tuple[int, ...] = ()
+    ) -> TokensEmitted:
+        """What the router is told of it, and of tokens before it that say nothing."""
         return TokensEmitted(
             task_id=task_id,
             first_token_index=token_index,
-            token_ids=(self.token_id,),
+            token_ids=(*untold_ids, self.token_id),
             text=self.text,
             logprobs=() if self.logprobs is None else (self.logprobs,),
             finish_reason=self.finish_reason,
@@ -58,11 +60,16 @@ class SampledOutput:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """The planned iteration ran; outputs in the order of its sampling chunks."""
+    """The planned iteration ran; outputs in the order of its sampling chunks.
+
+    Of sequences that are only counted, those that end have an output, at the beginning.
+    """
 
     outputs: tuple[SampledOutput, ...]
     # (slot, logprobs) of prompt tokens, where asked for.
     prompt_logprobs: tuple[tuple[int, PromptLogprobs], ...] = ()
+    # At most as many as were planned.
+    num_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,18 @@ class ExtendSequence:
     """More blocks for the sequence in `slot`."""
 
     slot: int
+    block_ids: tuple[BlockId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceBlocks:
+    """Other blocks from `first_index` on in the table of the sequence in `slot`.
+
+    It has written nothing there, so nothing is to be copied.
+    """
+
+    slot: int
+    first_index: int
     block_ids: tuple[BlockId, ...]
 
 
@@ -227,6 +246,7 @@ KvAction = Push | CancelPush | ExpectKv | AwaitKv | RevokeKv | SwapOut | SwapIn
 WorkerAction = (
     LoadSequence
     | ExtendSequence
+    | ReplaceBlocks
     | DropSequence
     | Push
     | CancelPush

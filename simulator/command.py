@@ -1,156 +1,162 @@
 """`tandem simulate`: what a cluster would do with a load, before anybody buys it."""
 
 import argparse
-import re
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from scheduling.policy import POLICIES
-from simulator.cluster_spec import ClusterSpecInvalid, cluster_for
-from simulator.hardware.description import Hardware, HardwareUnreadable, load_hardware
-from simulator.metrics.recorder import RunRecorder
-from simulator.metrics.summary import RunFacts, RunResult, summary
-from simulator.published_slo import PublishedChoice
+from runtime.clock import MonotonicClock
+from scheduling.policy import POLICIES, Policy
+from simulator.cluster_spec import ClusterSpec, cluster_for
+from simulator.goodput import Goodput, goodput_json, goodput_table, search_goodput
+from simulator.load_options import add_load_options, add_output_options, load_of, policies_of
+from simulator.metrics.summary import Json, RunResult, summary
+from simulator.rate_search import RateSearch
+from simulator.report.canvas import check_plots
 from simulator.report.json_file import write_json
 from simulator.report.text_table import text_table
-from simulator.simulation import Scenario, Simulation
-from simulator.slo import ModelledIdleTimes, SloAssignment, SloPlan
-from simulator.slo_text import SloTextInvalid, slo_plan
-from simulator.traces.errors import TraceError
-from simulator.traces.reading import read_workload
-from simulator.traces.workload import Workload
+from simulator.reporting import write_report, write_wall_times
+from simulator.runs import Runner
+from simulator.usage import (
+    Parser,
+    UsageError,
+    count,
+    guarded,
+    positives,
+    share,
+    step,
+)
 
 _EXAMPLES = """\
 examples:
   tandem simulate --trace requests.csv --hardware h100 --cluster 4
   tandem simulate --trace requests.csv --policy default,fcfs,sarathi --rate-scale 2 --json out.json
+  tandem simulate --trace requests.csv --policy default,fcfs --rate-scale 1,2,4 --report out
   tandem simulate --trace lengths.csv --rate 3 --policy ecoserve --cluster prefill:1,decode:3
+  tandem simulate --trace requests.csv --slo ttft=500ms,tpot=50ms --search-goodput
 
 The trace may be a csv file with the columns arrival_s, prompt_tokens and output_tokens, or any of
-the formats of docs/traces.md.
+the formats of docs/traces.md; docs/simulator.md says what is modelled, and how well.
+
+Exit codes: 0 done, 1 a file cannot be read or written, 2 wrong usage, 130 interrupted.
 """
-
-
-class UsageError(ValueError):
-    """The command line asks for something that cannot be."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; the exit code is 0, 1 for a bad file, 2 for wrong usage."""
-    try:
-        _simulate(_parser().parse_args(argv))
-    except (UsageError, ClusterSpecInvalid, SloTextInvalid) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (TraceError, HardwareUnreadable) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return guarded(_simulate, argv)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="tandem simulate",
-        description="Run a trace through the product's own router and workers in virtual time.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "tandem simulate",
+        "Run a trace through the product's own router and workers in virtual time.",
+        _EXAMPLES,
     )
     add = parser.add_argument
-    add("--trace", type=Path, required=True, metavar="FILE", help="requests to run")
+    add_load_options(parser)
     known = ", ".join(POLICIES)
     add("--policy", default="default", metavar="A,B", help=f"policies to compare, of {known}")
     about = "workers: a number, mixed:N or prefill:N,decode:M (default: 1)"
     add("--cluster", default="1", metavar="SPEC", help=about)
-    about = "what a worker is: h100, h200, a100, cpu, another shipped name or a JSON file"
-    add("--hardware", default="h100", metavar="NAME", help=about)
-    about = "goals, such as ttft=1s,tpot=100ms (default: published ones that fit the load)"
-    add("--slo", default="published", metavar="GOALS", help=about)
-    add("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
-    about = "let requests come so many times faster"
-    add("--rate-scale", type=float, default=1.0, metavar="X", help=about)
+    about = "let requests come so many times faster; several with commas for a curve"
+    add("--rate-scale", type=positives, metavar="X", help=about)
     about = "requests per second: stretches arrivals, or draws them where the trace has none"
-    add("--rate", type=float, metavar="RPS", help=about)
-    add("--max-requests", type=int, metavar="N", help="only the first so many")
-    about = "what callers allow their answers (default: the longest answer, as a power of two)"
-    add("--max-tokens", type=int, metavar="N", help=about)
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--rate", type=positives, metavar="RPS", help=about)
+    about = "find the highest rate that serves; starts at the rate given"
+    add("--search-goodput", action="store_true", help=about)
+    about = "share of the requests that must meet their goals there (default: 0.9)"
+    add("--attainment", type=share, default=0.9, metavar="SHARE", help=about)
+    about = "how exactly the rate is found, relative (default: 0.05)"
+    add("--tolerance", type=step, default=0.05, metavar="SHARE", help=about)
+    about = "runs that a search may take for each policy (default: 20)"
+    add("--max-probes", type=count, default=20, metavar="N", help=about)
+    about = "write an HTML page, plots and a Chrome trace there (needs matplotlib)"
+    add_output_options(parser, about)
     return parser
 
 
-def _simulate(options: argparse.Namespace) -> None:
-    policies = [name.strip() for name in options.policy.split(",") if name.strip()]
-    for name in policies:
-        if name not in POLICIES:
-            raise UsageError(f"unknown policy {name!r}; use some of {', '.join(POLICIES)}")
-    clusters = {
-        name: cluster_for(options.cluster, is_disaggregated=POLICIES[name].is_disaggregated)
-        for name in policies
-    }
-    hardware = load_hardware(options.hardware)
-    workload = read_workload(
-        options.trace,
-        rate_scale=options.rate_scale,
-        rate_rps=options.rate,
-        max_requests=options.max_requests,
-        seed=options.seed,
-    )
-    plan = slo_plan(options.slo, _published_choice(hardware, workload))
-    scenario = _scenario(options, hardware, workload, plan)
+def _simulate(argv: Sequence[str]) -> None:
+    options = _parser().parse_args(argv)
+    chosen = [
+        (policy, cluster_for(options.cluster, is_disaggregated=policy.is_disaggregated))
+        for policy in policies_of(options.policy)
+    ]
+    rates = _Rates.of(options)
+    if options.report is not None:
+        check_plots()
+    load = load_of(options, rates.read_at_rps)
+    runner = Runner(load, MonotonicClock(), None if options.quiet else sys.stderr)
+    if options.search_goodput:
+        _search(options, runner, chosen, rates.scales[0])
+        return
     results: list[RunResult] = []
-    for name in policies:
-        cluster = clusters[name]
-        facts = RunFacts(
-            policy=name,
-            trace=workload.name,
-            cluster=cluster.text,
-            hardware=hardware.name,
-            seed=options.seed,
-            slo=plan.text,
-            slo_source=plan.source,
-            ttft_goal_s=plan.fixed_ttft_s,
-            token_goal_s=plan.fixed_token_s,
-            model=hardware.model,
-            rate_scale=options.rate_scale,
-            settings={"max_tokens": scenario.max_tokens},
-        )
-        record = Simulation(scenario, POLICIES[name], cluster, RunRecorder()).run()
-        results.append(RunResult(facts, record))
-    print(text_table([summary(result) for result in results]))
+    for scale in rates.scales:
+        for policy, cluster in chosen:
+            is_traced = options.report is not None and not results
+            results.append(runner.run(policy, cluster, scale, is_traced=is_traced))
+    _write(options, runner, results, results, text_table([summary(one) for one in results]), {})
+
+
+class _Rates:
+    """At which rate the trace is read, and at how many times that rate it runs."""
+
+    def __init__(self, read_at_rps: float | None, scales: Sequence[float]) -> None:
+        self.read_at_rps, self.scales = read_at_rps, scales
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "_Rates":
+        """Raises: UsageError."""
+        scales: list[float] = options.rate_scale or [1.0]
+        rates: list[float] = options.rate or []
+        if len(rates) > 1 and len(scales) > 1:
+            raise UsageError("--rate and --rate-scale both name several rates; give one of them")
+        if options.search_goodput and max(len(rates), len(scales)) > 1:
+            raise UsageError("--search-goodput starts at one rate; give one")
+        if not rates:
+            return cls(None, scales)
+        return cls(rates[0], [scale * rate / rates[0] for rate in rates for scale in scales])
+
+
+def _search(
+    options: argparse.Namespace,
+    runner: Runner,
+    chosen: Sequence[tuple[Policy, ClusterSpec]],
+    start: float,
+) -> None:
+    search = RateSearch(options.attainment, start, options.tolerance, options.max_probes)
+    found: list[Goodput] = []
+    for policy, cluster in chosen:
+        is_traced = options.report is not None and not found
+        found.append(search_goodput(runner, policy, cluster, search, is_traced=is_traced))
+    # Where nothing serves, the run that came nearest to it.
+    best = [one.best or _nearest(one) for one in found]
+    shown = [run for one in found for run in one.complete] or best
+    table = f"{goodput_table(found)}\n{text_table([summary(one) for one in best])}"
+    more: dict[str, Json] = {"goodput_search": [goodput_json(one) for one in found]}
+    _write(options, runner, best, shown, table, more)
+
+
+def _nearest(one: Goodput) -> RunResult:
+    return max(one.trials, key=lambda trial: (trial.is_complete, trial.attainment)).result
+
+
+def _write(
+    options: argparse.Namespace,
+    runner: Runner,
+    results: Sequence[RunResult],
+    shown: Sequence[RunResult],
+    table: str,
+    more: dict[str, Json],
+) -> None:
+    """Table, JSON of `results`, report of what is `shown`."""
+    print(table, end="")
+    more = {"notes": list(runner.load.notes), **more}
     if options.json is not None:
-        write_json(options.json, results)
-
-
-def _scenario(
-    options: argparse.Namespace, hardware: Hardware, workload: Workload, plan: SloPlan
-) -> Scenario:
-    longest = max(request.num_output_tokens for request in workload.requests)
-    max_tokens = 1 << (longest - 1).bit_length() if options.max_tokens is None else 0
-    if options.max_tokens is not None:
-        if options.max_tokens < 1:
-            raise UsageError(f"--max-tokens {options.max_tokens} must be at least 1")
-        max_tokens = options.max_tokens
-    chunk_tokens = hardware.limits.max_num_batched_tokens
-    idle = ModelledIdleTimes(hardware.batch_time_model(), chunk_tokens)
-    slos = SloAssignment(plan, idle, options.seed).slos_of(workload.requests)
-    return Scenario(workload, hardware, tuple(slos), max_tokens)
-
-
-def _published_choice(hardware: Hardware, workload: Workload) -> PublishedChoice:
-    billions = re.search(r"(\d+(?:\.\d+)?)[Bb]\b", hardware.model)
-    return PublishedChoice(
-        model_billions=float(billions[1]) if billions else 8.0,
-        prompt_tokens=statistics.fmean(r.num_prompt_tokens for r in workload.requests),
-        output_tokens=statistics.fmean(r.num_output_tokens for r in workload.requests),
-    )
+        write_json(options.json, results, more)
+    if options.report is not None:
+        folder: Path = options.report
+        write_report(folder, results, shown, table, more)
+        print(f"\nreport: {folder / 'report.html'}")
+    if options.wall_times is not None:
+        write_wall_times(options.wall_times, runner.wall_times)

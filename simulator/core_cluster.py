@@ -5,6 +5,7 @@ ledger that answers late, copies that take a while, and workers that die or drai
 """
 
 import heapq
+from array import array
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
@@ -46,9 +47,8 @@ from router.events import (
     WorkerConnected,
     WorkerLost,
 )
-from scheduling.ids import Incarnation, RouterId, WorkerId
-from scheduling.messages import Command, Report
-from scheduling.step import StepPlan
+from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
+from scheduling.messages import Command, Report, TokensEmitted, WorkerLoad
 from scheduling.worker_events import (
     AwaitKv,
     CancelPush,
@@ -61,6 +61,7 @@ from scheduling.worker_events import (
     Push,
     PushFinished,
     QuarantineCleared,
+    ReplaceBlocks,
     RevokeKv,
     SendReport,
     SessionId,
@@ -72,21 +73,30 @@ from scheduling.worker_events import (
     WorkerEvent,
 )
 from simulator.simulated_worker import SimulatedEngine, SimulatedWorker
+from simulator.step_log import StepRun
 from simulator.timing import Timing
 from simulator.worker_spec import WorkerSpec
+
+_NO_GAPS: "array[float]" = array("d")
 
 
 class Audience(Protocol):
     """Who hears what callers would."""
 
-    def tokens(self, emitted: EmitTokens, now: float) -> None: ...
+    def tokens(self, emitted: EmitTokens, now: float, gaps_s: "array[float]") -> None:
+        """The last of the tokens came now; before it were `gaps_s`, where there are any, else 0."""
+        ...
 
     def finished(self, emitted: EmitFinished, now: float) -> None: ...
 
     def failed(self, emitted: EmitFailed, now: float) -> None: ...
 
-    def stepped(self, worker: SimulatedWorker, plan: StepPlan, now: float, until_s: float) -> None:
-        """A worker computes this, from now on."""
+    def planned(self, worker: SimulatedWorker, now: float) -> None:
+        """A worker has looked at what is to be done; until it looks again, it holds this."""
+        ...
+
+    def stepped(self, worker: SimulatedWorker, run: StepRun) -> None:
+        """A worker has computed this; it ended now."""
         ...
 
 
@@ -109,6 +119,8 @@ class CoreCluster:
         self._order = count()
         self._lives = count(1)
         self._link_free_at_s: dict[object, float] = {}
+        # Of the tokens in the frame that the router takes in now, by task and first index.
+        self._gaps_s: dict[tuple[TaskId, int], array[float]] = {}
         # Memory outlives its process for whoever has it mapped: a copy there still succeeds.
         self._dead_lives: dict[tuple[WorkerId, Incarnation], SimulatedWorker] = {}
         run_now(ledger.renew(self._life, 1e6))
@@ -174,8 +186,9 @@ class CoreCluster:
                 pass  # every pool is at hand here
             case EmitPromptLogprobs():
                 pass  # no test here asks for any
-            case EmitTokens():
-                self._audience.tokens(action, self.now)
+            case EmitTokens(_, _, tokens):
+                key = tokens.task_id, tokens.first_token_index
+                self._audience.tokens(action, self.now, self._gaps_s.get(key, _NO_GAPS))
             case EmitFinished():
                 self._audience.finished(action, self.now)
             case EmitFailed():
@@ -202,12 +215,12 @@ class CoreCluster:
                     self.tell(ReservationAnswered(claim, life.worker_id, life.incarnation))
                 else:
                     self.tell(ReservationAnswered(claim, None))
-            case Extend(claim, num_blocks, number):
+            case Extend(claim, num_blocks, number, is_inherited):
                 growth = Growth(Claim(claim.task_id, claim.role, claim.number), num_blocks, number)
                 granted = False
                 with suppress(HoldingGone, StaleAttempt):  # it went with its worker or its task
                     granted = isinstance(run_now(self.ledger.extend(self._life, growth)), Grant)
-                self.tell(ExtensionAnswered(claim, num_blocks, granted))
+                self.tell(ExtensionAnswered(claim, num_blocks, granted, is_inherited))
             case ReleaseHolding(claim):
                 release = Release(claim.task_id, claim.number, claim.role)
                 run_now(self.ledger.release(self._life, release))
@@ -228,16 +241,27 @@ class CoreCluster:
 
     def _post(self, worker: SimulatedWorker, event: WorkerEvent) -> None:
         worker.inbox.append(event)
-        self._turn(worker)
+        run = worker.run
+        if run is None:
+            self._turn(worker)
+        elif run.num_steps > 1:
+            # As on the engine thread, it is looked at after the step that is computed now.
+            num_steps = run.times.num_steps_begun(self.now - run.begin_s)
+            if num_steps < run.num_steps:
+                run.num_steps = num_steps
+                self._await_end(worker, run)
 
     def _turn(self, worker: SimulatedWorker) -> None:
-        while worker.inbox and worker.is_alive and not worker.is_stepping:
-            self._act(worker, worker.core.handle(worker.inbox.pop(0)))
+        while worker.inbox and worker.is_alive and worker.run is None:
+            self._act(worker, worker.core.handle(worker.inbox.popleft()))
             if self.is_checking:
                 worker.core.check_invariants()
         self._step_if_idle(worker)
 
-    def _act(self, worker: SimulatedWorker, actions: list[WorkerAction]) -> None:
+    def _act(
+        self, worker: SimulatedWorker, actions: list[WorkerAction], *, has_frame: bool = False
+    ) -> None:
+        """`has_frame`: if there were a frame for each step, there would be one now."""
         reports: list[Report] = []
         for action in actions:
             match action:
@@ -252,6 +276,8 @@ class CoreCluster:
                     worker.engine.load(start, stop)
                 case ExtendSequence(slot, block_ids):
                     worker.engine.extend(slot, block_ids)
+                case ReplaceBlocks(slot, first_index, block_ids):
+                    worker.engine.replace(slot, first_index, block_ids)
                 case DropSequence(slot):
                     worker.engine.drop(slot)
                 case Push():
@@ -271,14 +297,37 @@ class CoreCluster:
                     self.at(self._timing.clear_s(), partial(self._post, worker, cleared))
                 case CancelPush():
                     pass
-        if reports:
+        if reports or (has_frame and self._has_news(worker)):
             self._report(worker, tuple(reports))
 
+    def _load_of(self, worker: SimulatedWorker) -> WorkerLoad:
+        load = worker.core.load
+        return replace(load, is_draining=True) if worker.is_draining else load
+
+    def _has_news(self, worker: SimulatedWorker) -> bool:
+        """The router does not know all that it would by the frames of single steps."""
+        return bool(worker.untold_prefixes) or worker.told_load != self._load_of(worker)
+
     def _report(self, worker: SimulatedWorker, reports: tuple[Report, ...]) -> None:
-        load = replace(worker.core.load, is_draining=worker.is_draining)
+        load = worker.told_load = self._load_of(worker)
         prefixes = worker.untold_prefixes.take() if worker.untold_prefixes else None
         arrived = ReportsArrived(worker.hello.worker_id, reports, load, prefixes)
-        self._in_order(worker.core, lambda: self.tell(arrived) if worker.is_alive else None)
+        gaps_s: dict[tuple[TaskId, int], array[float]] = {}
+        for report in reports:
+            if type(report) is TokensEmitted and len(report.token_ids) > 1:
+                key = report.task_id, report.first_token_index
+                gaps_s[key] = worker.log.gaps_s(len(report.token_ids))
+        self._in_order(worker.core, partial(self._frame_arrives, worker, arrived, gaps_s))
+
+    def _frame_arrives(
+        self,
+        worker: SimulatedWorker,
+        frame: ReportsArrived,
+        gaps_s: dict[tuple[TaskId, int], "array[float]"],
+    ) -> None:
+        if worker.is_alive:
+            self._gaps_s = gaps_s
+            self.tell(frame)
 
     def _copy(self, worker: SimulatedWorker, push: Push) -> None:
         export = push.target.export
@@ -316,24 +365,43 @@ class CoreCluster:
                 self.at(0.0, partial(self._post, worker, KvArrived(task_id)))
 
     def _step_if_idle(self, worker: SimulatedWorker) -> None:
-        if worker.is_stepping or not worker.is_alive:
+        if worker.run is not None or not worker.is_alive:
             return
         can_compute = worker.core.can_compute
         actions, plan = worker.core.plan(self.now)
         assert can_compute or plan is None
         self._act(worker, actions)
+        self._audience.planned(worker, self.now)
         if plan is None:
             return
-        worker.is_stepping = True
-        takes_s = self._timing.step_s(worker.hello, plan) + worker.swap_s
-        worker.swap_s = 0.0
-        self.at(takes_s, lambda: self._finish_step(worker))
-        worker.outputs = worker.engine.compute(plan.chunks)
-        self._audience.stepped(worker, plan, self.now, self.now + takes_s)
+        # What the router does not know yet, it would know after one step.
+        num_steps = 1
+        if plan.num_steps > 1 and not self._has_news(worker):
+            num_steps = worker.engine.num_steps_until_end(plan)
+        times = self._timing.steps(worker.hello, plan)
+        run = StepRun(plan, self.now, self.now + worker.swap_s, times, num_steps)
+        worker.run, worker.swap_s = run, 0.0
+        if plan.counted is None:
+            run.outputs = worker.engine.compute(plan, 1)
+        self._await_end(worker, run)
 
-    def _finish_step(self, worker: SimulatedWorker) -> None:
-        worker.is_stepping = False
-        worker.inbox.insert(0, StepFinished(worker.outputs))
+    def _await_end(self, worker: SimulatedWorker, run: StepRun) -> None:
+        what: Callable[[], None] = partial(self._finish_steps, worker, run, run.num_steps)
+        heapq.heappush(self._agenda, (run.end_s, next(self._order), what))
+
+    def _finish_steps(self, worker: SimulatedWorker, run: StepRun, num_steps: int) -> None:
+        if num_steps != run.num_steps or not worker.is_alive:
+            return  # it ended earlier, or with its worker
+        worker.run, outputs = None, run.outputs
+        if run.plan.counted is not None:
+            outputs = worker.engine.compute(run.plan, num_steps)
+            each_s = run.times.each_s(num_steps)
+            worker.log.add(self.now, self.now - run.begin_s, each_s, num_steps)
+        self._audience.stepped(worker, run)
+        actions = worker.core.handle(StepFinished(outputs, num_steps=num_steps))
+        self._act(worker, actions, has_frame=run.plan.counted is not None)
+        if self.is_checking:
+            worker.core.check_invariants()
         self._turn(worker)
 
 

@@ -1,11 +1,57 @@
 """Timing by a calibrated model of the hardware."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scheduling.batch_time import BatchTimeModel, SwapTimeModel, TransferTimeModel, shape_of
+from scheduling.batch_time import (
+    BatchShape,
+    BatchTimeModel,
+    SwapTimeModel,
+    TransferTimeModel,
+    shape_of_plan,
+)
 from scheduling.messages import WorkerHello
 from scheduling.step import StepPlan
 from scheduling.worker_events import Push, SwapIn, SwapOut
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSteps:
+    """Implements `StepTimes`: each takes longer than the one before by as much, as contexts grow.
+
+    So it is by every model that is linear in the context of a batch.
+    """
+
+    first_s: float
+    more_s: float
+
+    def end_s(self, num_steps: int) -> float:
+        """See `StepTimes`."""
+        return num_steps * self.first_s + num_steps * (num_steps - 1) / 2 * self.more_s
+
+    def num_steps_begun(self, elapsed_s: float) -> int:
+        """See `StepTimes`: the quadratic equation, and a look to both sides for its rounding."""
+        num_steps = 1
+        if self.more_s > 0:
+            half = self.first_s / self.more_s - 0.5
+            root = math.sqrt(half * half + 2 * max(0.0, elapsed_s) / self.more_s)
+            num_steps = max(1, int(root - half))
+        elif self.first_s > 0:
+            num_steps = max(1, int(elapsed_s / self.first_s))
+        else:
+            return 1
+        while num_steps > 1 and self.end_s(num_steps - 1) >= elapsed_s:
+            num_steps -= 1
+        while self.end_s(num_steps) < elapsed_s:
+            num_steps += 1
+        return num_steps
+
+    def each_s(self, num_steps: int) -> Iterable[float]:
+        """See `StepTimes`."""
+        if num_steps == 1:
+            return (self.first_s,)
+        return (self.first_s + number * self.more_s for number in range(num_steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +87,19 @@ class ModelTiming:
         """See `Timing`."""
         return False
 
-    def step_s(self, worker: WorkerHello, plan: StepPlan) -> float:
+    @property
+    def report_delay_s(self) -> float:
         """See `Timing`."""
-        return self.batch.seconds(shape_of(plan.chunks))
+        return self.link_latency_s
+
+    def steps(self, worker: WorkerHello, plan: StepPlan) -> "LinearSteps":
+        """See `Timing`."""
+        shape = shape_of_plan(plan)
+        first_s = self.batch.seconds(shape)
+        if plan.num_steps == 1:
+            return LinearSteps(first_s, 0.0)
+        longer = BatchShape(shape.num_decode, shape.decode_context + shape.num_decode)
+        return LinearSteps(first_s, max(0.0, self.batch.seconds(longer) - first_s))
 
     def swap_s(self, worker: WorkerHello, swap: SwapOut | SwapIn) -> float:
         """See `Timing`: the engine waits for the copy."""

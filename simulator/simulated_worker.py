@@ -1,5 +1,6 @@
 """One simulated worker: the product's core over an engine that computes nothing."""
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -7,10 +8,10 @@ from typing import Any, Protocol
 from decode_worker.core import DecodeCore
 from prefill_worker.core import PrefillCore
 from scheduling.ids import BlockId, TaskId
-from scheduling.messages import WorkerHello
+from scheduling.messages import WorkerHello, WorkerLoad
 from scheduling.prefix_index import PrefixJournal
 from scheduling.sampling import StopParams
-from scheduling.step import ScheduledChunk, SequenceStart
+from scheduling.step import SequenceStart, StepPlan
 from scheduling.worker_events import (
     AwaitKv,
     SampledOutput,
@@ -19,6 +20,7 @@ from scheduling.worker_events import (
     SwapOut,
     WorkerEvent,
 )
+from simulator.step_log import StepLog, StepRun
 
 
 class SimulatedEngine(Protocol):
@@ -31,10 +33,16 @@ class SimulatedEngine(Protocol):
 
     def extend(self, slot: int, block_ids: Iterable[BlockId]) -> None: ...
 
+    def replace(self, slot: int, first_index: int, block_ids: Iterable[BlockId]) -> None: ...
+
     def drop(self, slot: int) -> None: ...
 
-    def compute(self, chunks: tuple[ScheduledChunk, ...]) -> tuple[SampledOutput, ...]:
-        """What the sampling chunks of one iteration give, in their order."""
+    def num_steps_until_end(self, plan: StepPlan) -> int:
+        """Steps until one of the counted sequences ends, or all that are planned."""
+        ...
+
+    def compute(self, plan: StepPlan, num_steps: int) -> tuple[SampledOutput, ...]:
+        """Counted sequences that end with the last of the steps, and what sampling chunks give."""
         ...
 
     def receive(self, source: Any, pairs: Iterable[tuple[BlockId, BlockId]]) -> None:
@@ -53,12 +61,17 @@ class SimulatedWorker:
     engine: SimulatedEngine
     session_id: SessionId
     is_alive: bool = True
-    is_stepping: bool = False
+    # What it computes; None while it is idle.
+    run: StepRun | None = None
     # Takes no new tasks.
     is_draining: bool = False
     # What arrives during an iteration is looked at after it, as on the engine thread.
-    inbox: list[WorkerEvent] = field(default_factory=list)
-    outputs: tuple[SampledOutput, ...] = ()
+    inbox: deque[WorkerEvent] = field(default_factory=deque)
+    log: StepLog = field(default_factory=StepLog)
+    # Of answers that are only counted: tokens on their way, and after which step the last one came.
+    told: dict[TaskId, tuple[int, int]] = field(default_factory=dict)
+    # What the router knows, or will know by the latest frame; None before the first.
+    told_load: WorkerLoad | None = None
     expected_generation: dict[int, int] = field(default_factory=dict)
     arrived_generation: dict[int, int] = field(default_factory=dict)
     awaited: dict[TaskId, AwaitKv] = field(default_factory=dict)

@@ -4,6 +4,7 @@ Nothing here decides anything. Requests arrive when the trace says, answers are 
 iterations take as long as the hardware's model says; all else is the router's and the workers' own.
 """
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +14,13 @@ from router.core import RouterCore
 from router.events import EmitFailed, EmitFinished, EmitTokens, RequestArrived, RequestSpec
 from router.state import RouterSettings
 from runtime.clock import ManualClock
+from scheduling.batch_time import shape_of
 from scheduling.errors import TandemError
 from scheduling.ids import RequestId
 from scheduling.lifecycle import TERMINAL
 from scheduling.policy import Policy
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.sampling import SamplingParams, StopParams
-from scheduling.step import StepPlan
 from simulator.cluster_spec import ClusterSpec
 from simulator.core_cluster import CoreCluster
 from simulator.counting_engine import CountingEngine
@@ -34,6 +35,7 @@ from simulator.model_timing import ModelTiming
 from simulator.prompts import PromptTokens
 from simulator.simulated_worker import SimulatedWorker
 from simulator.slo import RequestSlo
+from simulator.step_log import MAX_UNTOLD_TOKENS, StepRun
 from simulator.traces.workload import TraceRequest, Workload
 from simulator.worker_spec import WorkerSpec
 
@@ -57,6 +59,10 @@ class Scenario:
     rate_scale: float = 1.0
     # Workers cache prefixes, and prompts hold the tokens that the workload's names stand for.
     prefix_caching: bool = False
+    # Host memory of each worker for KV that makes room.
+    swap_bytes: int = 0
+    # 1: each step and each token is an event of its own. The outcome is the same, later.
+    max_untold_tokens: int = MAX_UNTOLD_TOKENS
 
 
 @dataclass(slots=True)
@@ -99,7 +105,7 @@ class Simulation:
         self._cluster.is_checking = False
         lengths = [request.num_output_tokens for request in scenario.workload.requests]
         for role, count in cluster.counts:
-            spec = worker_spec(role, hardware, policy, prefix_caching=scenario.prefix_caching)
+            spec = worker_spec(role, scenario, policy)
             for number in range(count):
                 worker_id = f"{role}-{number}"
                 recorder.worker_added(
@@ -190,9 +196,9 @@ class Simulation:
 
     # --- what they hear: an `Audience` ----------------------------------------------------------
 
-    def tokens(self, emitted: EmitTokens, now: float) -> None:
+    def tokens(self, emitted: EmitTokens, now: float, gaps_s: "array[float]") -> None:
         """See `Audience`."""
-        self._live[emitted.request_id].emit(now, len(emitted.tokens.token_ids))
+        self._live[emitted.request_id].emit(now, len(emitted.tokens.token_ids), gaps_s)
 
     def finished(self, emitted: EmitFinished, now: float) -> None:
         """See `Audience`."""
@@ -219,28 +225,35 @@ class Simulation:
         """See `Audience`."""
         self._fail(emitted.request_id, emitted.error, now)
 
-    def stepped(self, worker: SimulatedWorker, plan: StepPlan, now: float, until_s: float) -> None:
+    def planned(self, worker: SimulatedWorker, now: float) -> None:
         """See `Audience`."""
-        num_decode = sum(1 for chunk in plan.chunks if chunk.num_tokens == 1 and chunk.samples)
-        num_prompt = plan.num_tokens - num_decode
-        worker_id = worker.hello.worker_id
-        self._recorder.iterated(worker_id, Iteration(now, until_s, num_decode, num_prompt))
         pool, load, engine = worker.core.pool, worker.core.load, worker.engine
         assert isinstance(engine, CountingEngine)
         num_written = engine.num_written_tokens / worker.hello.block_size
         num_allocated = pool.num_blocks - pool.num_free_blocks
         sample = WorkerSample(num_allocated, num_written, load.num_running, load.num_waiting)
-        self._recorder.sampled(worker_id, now, sample)
+        self._recorder.sampled(worker.hello.worker_id, now, sample)
         state = self._cluster.router.state
         self._recorder.queued(now, len(state.prompt_queue), len(state.generation_queue))
 
+    def stepped(self, worker: SimulatedWorker, run: StepRun) -> None:
+        """See `Audience`."""
+        shape, num_steps = shape_of(run.plan.chunks), run.num_steps
+        num_decode = shape.num_decode + run.num_counted
+        iteration = Iteration(
+            run.planned_at_s, run.end_s, num_decode, shape.num_prompt_tokens, num_steps
+        )
+        # What is written meanwhile, in the mean over the time that it takes.
+        num_blocks = run.num_counted * (num_steps - 1) / 2 / worker.hello.block_size
+        self._recorder.iterated(worker.hello.worker_id, iteration, num_blocks)
 
-def worker_spec(
-    role: str, hardware: Hardware, policy: Policy, *, prefix_caching: bool
-) -> WorkerSpec:
-    """A worker of this hardware as the policy wants it."""
+
+def worker_spec(role: str, scenario: Scenario, policy: Policy) -> WorkerSpec:
+    """A worker of the scenario's hardware as the policy wants it."""
+    hardware = scenario.hardware
     limits = hardware.limits
     block_size = hardware.kv.block_size
+    block_bytes = hardware.kv.bytes_per_token * block_size
     return WorkerSpec(
         role=role,
         num_blocks=hardware.num_kv_blocks,
@@ -250,7 +263,9 @@ def worker_spec(
         growth_reserve=policy.growth_reserve,
         victims=policy.victims,
         is_preempting_eagerly=policy.is_preempting_eagerly,
-        prefix_caching=prefix_caching,
+        num_swap_blocks=0 if role == "prefill" else scenario.swap_bytes // block_bytes,
+        prefix_caching=scenario.prefix_caching,
+        max_untold_tokens=scenario.max_untold_tokens,
         batching=policy.batching_rule(limits.max_num_batched_tokens, limits.max_num_seqs),
-        block_bytes=hardware.kv.bytes_per_token * block_size,
+        block_bytes=block_bytes,
     )

@@ -1,6 +1,7 @@
 """For tests: requests for a simulated cluster, and what must hold once it is quiet."""
 
 import random
+from array import array
 from dataclasses import dataclass, replace
 
 from cluster.ledger import Ledger, WorkerBook
@@ -18,13 +19,13 @@ from router.state import RouterSettings
 from runtime.clock import ManualClock
 from scheduling.ids import RequestId, WorkerId
 from scheduling.length_quantiles import OnlineQuantiles
-from scheduling.policy import GROWTH_RESERVE, policy_named
-from scheduling.prediction import RequestFeatures, ResponseLength
+from scheduling.policy import GROWTH_RESERVE, Policy, policy_named
+from scheduling.prediction import LengthPredictor, RequestFeatures, ResponseLength
 from scheduling.sampling import SamplingParams, StopParams
-from scheduling.step import StepPlan
 from simulator.checked_engine import CheckedEngine, answer
 from simulator.core_cluster import CoreCluster, run_now
 from simulator.simulated_worker import SimulatedWorker
+from simulator.step_log import StepRun
 from simulator.timing import RandomTiming
 from simulator.worker_spec import WorkerSpec
 
@@ -39,6 +40,20 @@ class ShortSighted:
         pass
 
 
+class Random:
+    """Predicts anything that the caller allows; the same seed gives the same predictions."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+
+    def predict(self, features: RequestFeatures) -> ResponseLength:
+        length = self._rng.randint(1, features.max_tokens)
+        return ResponseLength(length, length)
+
+    def observe(self, features: RequestFeatures, num_output_tokens: int) -> None:
+        pass
+
+
 class Heard:
     """An audience that remembers everything."""
 
@@ -47,7 +62,7 @@ class Heard:
         self.end_by_answer: dict[tuple[RequestId, int], EmitFinished] = {}
         self.failure_by_request: dict[RequestId, EmitFailed] = {}
 
-    def tokens(self, emitted: EmitTokens, now: float) -> None:
+    def tokens(self, emitted: EmitTokens, now: float, gaps_s: "array[float]") -> None:
         answer = self.token_ids.setdefault((emitted.request_id, emitted.index), [])
         answer.extend(emitted.tokens.token_ids)
 
@@ -59,7 +74,10 @@ class Heard:
         assert emitted.request_id not in self.failure_by_request
         self.failure_by_request[emitted.request_id] = emitted
 
-    def stepped(self, worker: SimulatedWorker, plan: StepPlan, now: float, until_s: float) -> None:
+    def planned(self, worker: SimulatedWorker, now: float) -> None:
+        pass
+
+    def stepped(self, worker: SimulatedWorker, run: StepRun) -> None:
         pass
 
 
@@ -75,6 +93,7 @@ class CheckedCluster(CoreCluster):
         num_swap_blocks: int = 0,
         max_num_seqs: int = 4,
         growth_reserve: float = GROWTH_RESERVE,
+        policy: Policy | None = None,
     ) -> None:
         self.heard = Heard()
         super().__init__(router, ledger, RandomTiming(rng), self.heard)
@@ -90,6 +109,12 @@ class CheckedCluster(CoreCluster):
             num_swap_blocks=num_swap_blocks,
             growth_reserve=growth_reserve,
         )
+        if policy is not None:
+            self._spec = replace(
+                self._spec,
+                victims=policy.victims,
+                is_preempting_eagerly=policy.is_preempting_eagerly,
+            )
 
     def start_worker(
         self, worker_id: str, role: str, num_blocks: int, compatibility: str = "same"
@@ -155,13 +180,20 @@ def new_cluster(
     num_decode: int = 2,
     swapping: Swapping = NO_SWAPPING,
     worker_ids: tuple[str, ...] | None = None,
+    predictor: LengthPredictor | None = None,
 ) -> CheckedCluster:
     """One prefill worker and some decode workers, or others: ids are ROLE-NUMBER."""
+    if predictor is None:
+        predictor = ShortSighted() if short_sighted else OnlineQuantiles(pooling_samples=4)
+    chosen = policy_named(policy, 0.5, 4)
     router = RouterCore(
-        policy_named(policy, 0.5, 4),
-        ShortSighted() if short_sighted else OnlineQuantiles(pooling_samples=4),
+        chosen,
+        predictor,
         RouterSettings(
-            max_backlog_tokens=24, max_retries_per_task=100, max_parked_s=swapping.max_parked_s
+            max_backlog_tokens=24,
+            max_retries_per_task=100,
+            length_quantum_tokens=4,
+            max_parked_s=swapping.max_parked_s,
         ),
     )
     cluster = CheckedCluster(
@@ -169,6 +201,7 @@ def new_cluster(
         MemoryLedger(ManualClock()),
         random.Random(seed),
         num_swap_blocks=swapping.num_blocks,
+        policy=chosen,
     )
     if worker_ids is None:
         worker_ids = ("prefill-0", *(f"decode-{number}" for number in range(num_decode)))

@@ -33,6 +33,8 @@ class WorkerSpec:
     batching: BatchingRule | None = None
     victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
     is_preempting_eagerly: bool = False
+    # More than 1 for engines that only count.
+    max_untold_tokens: int = 1
     block_bytes: int = 1
     compatibility: str = "same"
 
@@ -83,5 +85,6 @@ class WorkerSpec:
             batching=self.batching or FillToTarget(self.max_num_batched_tokens),
             victims=self.victims,
             is_eager=self.is_preempting_eagerly,
+            max_untold_tokens=self.max_untold_tokens,
         )
         return DecodeCore(settings, export)

@@ -26,6 +26,7 @@ from scheduling.worker_events import (
     KvAction,
     LoadSequence,
     Push,
+    ReplaceBlocks,
     RevokeKv,
     SendReport,
     StepFailed,
@@ -231,6 +232,8 @@ class EngineLoop:
                     self._load(start, stop)
                 case ExtendSequence(slot, block_ids):
                     self._runner.extend_blocks(slot, block_ids)
+                case ReplaceBlocks(slot, first_index, block_ids):
+                    self._runner.replace_blocks(slot, first_index, block_ids)
                 case DropSequence(slot):
                     if slot in self._refused:
                         self._refused.remove(slot)

@@ -16,6 +16,7 @@ from runtime.wire.values import (
     target_from_proto,
     task_id_from_proto,
 )
+from scheduling.block_leases import LeaseKind, LentPlace
 from scheduling.messages import (
     AdmitGeneration,
     AdmitPrompt,
@@ -28,6 +29,12 @@ from scheduling.messages import (
     StartPrefill,
 )
 from tandemserve.internal.v1 import worker_pb2 as pb
+
+_PROTO_BY_LEASE_KIND = {
+    LeaseKind.PIPELINE: pb.LEASE_KIND_PIPELINE,
+    LeaseKind.EMBEDDING: pb.LEASE_KIND_EMBEDDING,
+}
+_LEASE_KIND_BY_PROTO = {number: kind for kind, number in _PROTO_BY_LEASE_KIND.items()}
 
 
 def command_to_proto(command: Command) -> pb.Command:
@@ -56,6 +63,7 @@ def command_to_proto(command: Command) -> pb.Command:
                 num_blocks=command.num_blocks,
                 due_in_s=finite_or_none(command.due_in_s),
                 age_s=command.age_s,
+                place=None if command.place is None else _place_to_proto(command.place),
             )
             return pb.Command(task_id=task_id, admit_prompt=prompt)
         case StartDecode():
@@ -104,6 +112,7 @@ def command_from_proto(message: pb.Command) -> Command:
                 checked_count("num_blocks", prompt.num_blocks, least=1),
                 due_in_s,
                 checked_float("age_s", prompt.age_s, least=0.0),
+                _place_from_proto(prompt.place) if prompt.HasField("place") else None,
             )
         case "start_decode":
             token_ids = checked_token_ids("output_token_ids", message.start_decode.output_token_ids)
@@ -120,3 +129,26 @@ def command_from_proto(message: pb.Command) -> Command:
             return CancelTask(task_id, message.cancel.reason)
         case _:
             raise ProtocolError("command", "is missing or of an unknown kind")
+
+
+def _place_to_proto(place: LentPlace) -> pb.LentPlace:
+    return pb.LentPlace(
+        host_task_id=place.host_id,
+        first=place.first,
+        num_blocks=place.num_blocks,
+        num_response_tokens=place.num_response_tokens,
+        kind=_PROTO_BY_LEASE_KIND[place.kind],
+    )
+
+
+def _place_from_proto(message: pb.LentPlace) -> LentPlace:
+    kind = _LEASE_KIND_BY_PROTO.get(message.kind)
+    if kind is None:
+        raise ProtocolError("place.kind", f"{message.kind} is unknown")
+    return LentPlace(
+        task_id_from_proto(message.host_task_id),
+        checked_count("place.first", message.first),
+        checked_count("place.num_blocks", message.num_blocks, least=1),
+        checked_count("place.num_response_tokens", message.num_response_tokens, least=1),
+        kind,
+    )

@@ -20,6 +20,7 @@ from runtime.wire.values import (
     target_from_proto,
     task_id_from_proto,
 )
+from scheduling.block_leases import BlocksInherited
 from scheduling.ids import TaskId
 from scheduling.messages import (
     BlocksGranted,
@@ -46,6 +47,7 @@ StateReport = (
     | KvPushed
     | BlocksGranted
     | BlocksRefused
+    | BlocksInherited
     | DecodeStarted
     | GrowthNeeded
     | Preempted
@@ -141,6 +143,9 @@ def report_to_proto(report: StateReport) -> pb.Report:
         case BlocksRefused():
             refused = pb.BlocksRefused(num_free_blocks=report.num_free_blocks)
             return pb.Report(task_id=task_id, blocks_refused=refused)
+        case BlocksInherited():
+            inherited = pb.BlocksInherited(num_blocks=report.num_blocks)
+            return pb.Report(task_id=task_id, blocks_inherited=inherited)
         case DecodeStarted():
             started = pb.DecodeStarted(transport=report.transport)
             return pb.Report(task_id=task_id, decode_started=started)
@@ -184,6 +189,9 @@ def report_from_proto(message: pb.Report) -> StateReport:
         case "blocks_refused":
             num_free_blocks = message.blocks_refused.num_free_blocks
             return BlocksRefused(task_id, checked_count("num_free_blocks", num_free_blocks))
+        case "blocks_inherited":
+            num_blocks = checked_count("num_blocks", message.blocks_inherited.num_blocks, least=1)
+            return BlocksInherited(task_id, num_blocks)
         case "decode_started":
             return DecodeStarted(task_id, message.decode_started.transport)
         case "growth_needed":

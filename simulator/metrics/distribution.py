@@ -33,12 +33,17 @@ class Distribution:
         """Of a percentile, at most; 0 while every value is kept."""
         return 0.0 if self._histogram is None else MAX_RELATIVE_ERROR
 
-    def add(self, value: float) -> None:
-        """Count one value."""
-        self.count += 1
-        self.smallest = min(self.smallest, value)
-        self.largest = max(self.largest, value)
-        self._kept.append(value)
+    def add(self, value: float, times: int = 1) -> None:
+        """Count one value, or so many alike."""
+        self.count += times
+        if value < self.smallest:
+            self.smallest = value
+        if value > self.largest:
+            self.largest = value
+        if times == 1:
+            self._kept.append(value)
+        else:
+            self._kept.extend((value,) * times)
         if len(self._kept) > self._max_kept:
             self._count_kept()
 

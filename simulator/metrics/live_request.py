@@ -80,15 +80,21 @@ class LiveRequest:
     def is_traced(self) -> bool:
         return self._trace is not None
 
-    def emit(self, at_s: float, num_tokens: int = 1) -> None:
-        """At least one token reaches the client; those of one instant have gaps of 0."""
+    def emit(self, at_s: float, num_tokens: int = 1, gaps_s: "array[float] | None" = None) -> None:
+        """Tokens reach the client, the last one now, at the gaps that are given.
+
+        Without these they come in one instant, and have gaps of 0.
+        """
+        first_at_s = at_s - sum(gaps_s) if gaps_s else at_s
         if self.first_token_at_s is None:
-            self.first_token_at_s = at_s
+            self.first_token_at_s = first_at_s
         else:
-            self._gaps.append(at_s - self._last_token_at_s)
+            self._gaps.append(max(0.0, first_at_s - self._last_token_at_s))
         self._last_token_at_s = at_s
         self.num_output_tokens += num_tokens
-        if num_tokens > 1:
+        if gaps_s:
+            self._gaps.extend(array("f", gaps_s))
+        elif num_tokens > 1:
             self._gaps.extend(array("f", bytes(4 * (num_tokens - 1))))
         if len(self._gaps) > MAX_EXACT_GAPS:
             self._count()

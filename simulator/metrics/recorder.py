@@ -119,9 +119,10 @@ class RunRecorder:
             kv = TracedKv(worker_id, at_s, sample.num_allocated_blocks, sample.num_written_blocks)
             self._trace.kv_held(kv)
 
-    def iterated(self, worker_id: str, iteration: Iteration) -> None:
-        """A worker computes, or has computed, this."""
-        self._worker_by_id[worker_id].role.iterated(iteration)
+    def iterated(self, worker_id: str, iteration: Iteration, num_blocks: float = 0.0) -> None:
+        """A worker computes, or has computed, this; several iterations wrote `num_blocks` more, in
+        the mean of the time, than it held at their beginning."""
+        self._worker_by_id[worker_id].role.iterated(iteration, num_blocks)
         if self._trace is not None:
             self._trace.iteration(TracedIteration(worker_id, *iteration))
 

@@ -27,12 +27,14 @@ EMPTY = WorkerSample(0, 0.0, 0, 0)
 
 
 class Iteration(NamedTuple):
-    """One forward pass."""
+    """One forward pass, or several alike."""
 
     begin_s: float
     end_s: float
     num_decode_tokens: int
     num_prompt_tokens: int
+    # So many of this kind, one after the other, took that time.
+    num_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +93,19 @@ class RoleTally:
             ),
         )
 
-    def iterated(self, iteration: Iteration) -> None:
-        """One of the workers has computed."""
-        begin_s, end_s, num_decode_tokens, num_prompt_tokens = iteration
+    def iterated(self, iteration: Iteration, num_blocks: float = 0.0) -> None:
+        """One of the workers has computed, and written so many blocks more in the mean of the
+        time."""
+        begin_s, end_s, num_decode_tokens, num_prompt_tokens, num_steps = iteration
         num_tokens = num_decode_tokens + num_prompt_tokens
-        self.iteration_bins.put(begin_s, (num_tokens, 1))
+        self.iteration_bins.put(begin_s, (num_steps * num_tokens, num_steps))
+        if num_blocks:
+            self._held.add(_WRITTEN, begin_s, end_s, num_blocks)
         if begin_s >= self.measured_from_s:
-            self.num_iterations += 1
-            self.num_decode_tokens += num_decode_tokens
-            self.num_prompt_tokens += num_prompt_tokens
-            self.iteration_tokens.add(num_tokens)
+            self.num_iterations += num_steps
+            self.num_decode_tokens += num_steps * num_decode_tokens
+            self.num_prompt_tokens += num_steps * num_prompt_tokens
+            self.iteration_tokens.add(num_tokens, num_steps)
             self.busy_s += end_s - begin_s
 
     def close(self, at_s: float) -> None:

@@ -50,6 +50,16 @@ class TimeBins:
             begin_s = until_s
             index += 1
 
+    def spread_one(self, column: int, begin_s: float, end_s: float, rate: float) -> None:
+        """The same of one column."""
+        self._reach(end_s)
+        values, index = self.columns[column], int(begin_s / self.width_s)
+        while begin_s < end_s:
+            until_s = min(end_s, (index + 1) * self.width_s)
+            values[index] += rate * (until_s - begin_s)
+            begin_s = until_s
+            index += 1
+
     def num_bins(self, end_s: float) -> int:
         """How many bins [0, end_s) touches."""
         return min(MAX_BINS, -int(-end_s // self.width_s))
@@ -89,6 +99,11 @@ class StepSeries:
         self.advance(at_s)
         for line, difference in enumerate(differences):
             self._values[line] += difference
+
+    def add(self, line: int, begin_s: float, end_s: float, value: float) -> None:
+        """One figure was so much more for a while that is over; what it is now does not change."""
+        self._bins.spread_one(line, begin_s, end_s, value)
+        self._totals[line] += value * max(0.0, end_s - max(begin_s, self._measured_from_s))
 
     def advance(self, to_s: float) -> None:
         """Nothing has changed until then."""

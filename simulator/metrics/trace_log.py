@@ -10,13 +10,15 @@ MAX_PHASES = 200
 
 
 class TracedIteration(NamedTuple):
-    """One forward pass of a worker."""
+    """One forward pass of a worker, or several alike."""
 
     worker_id: str
     begin_s: float
     end_s: float
     num_decode_tokens: int
     num_prompt_tokens: int
+    # So many of this kind, one after the other.
+    num_steps: int = 1
 
 
 class TracedPhase(NamedTuple):

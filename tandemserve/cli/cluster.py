@@ -106,15 +106,18 @@ def hand_over(arguments: list[str]) -> NoReturn:
             'in a checkout run `pip install -e ".[worker,embedded]"` and repeat the command'
         )
         raise typer.Exit(ExitCode.FAILED)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(command[0], [*command, *arguments])
+    become([*command, *arguments])
 
 
 def launcher_command() -> list[str] | None:
     """The command that runs the launcher found on this interpreter's path, or None."""
+    return module_command(_LAUNCHER, _LAUNCHER)
+
+
+def module_command(known_by: str, runs: str) -> list[str] | None:
+    """The command that runs a module of the checkout where `known_by` is found, or None."""
     try:
-        spec = importlib.util.find_spec(_LAUNCHER)
+        spec = importlib.util.find_spec(known_by)
     except ModuleNotFoundError:
         return None
     if spec is None or spec.origin is None:
@@ -122,4 +125,11 @@ def launcher_command() -> list[str] | None:
     root = Path(spec.origin).resolve().parents[1]
     # `-m` would put the current folder first, where another `deploy` may lie.
     safe_path = [] if root == Path.cwd() else ["-P"]
-    return [sys.executable, *safe_path, "-m", _LAUNCHER]
+    return [sys.executable, *safe_path, "-m", runs]
+
+
+def become(command: list[str]) -> NoReturn:
+    """This process is that command from here on."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], command)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tandemserve.cli import cluster
+from tandemserve.cli import cluster, simulator
 from tandemserve.cli.admin import admin
 from tandemserve.cli.chat import chat
 from tandemserve.cli.exit_codes import ExitCode, error_line, exit_code_of
@@ -54,6 +54,8 @@ app = typer.Typer(
 )
 app.command(context_settings=cluster.PASS_UNKNOWN_OPTIONS)(cluster.up)
 app.command(context_settings=cluster.PASS_UNKNOWN_OPTIONS)(cluster.demo)
+app.command(context_settings=cluster.PASS_UNKNOWN_OPTIONS)(simulator.simulate)
+app.command(context_settings=cluster.PASS_UNKNOWN_OPTIONS)(simulator.plan)
 app.command()(generate)
 app.command()(chat)
 app.command()(tokenize)

@@ -19,6 +19,7 @@ from scheduling.batching_rules import (
     WaitingRatio,
     WholePromptsMixed,
 )
+from scheduling.deadline_fill import DeadlineFill
 from scheduling.dynamic_chunk import DynamicChunk, IterationGoal, ProportionalTime
 
 MODEL = BatchTime(
@@ -47,6 +48,9 @@ def dynamic(num_decode: int) -> int:
 
 
 CASES = {
+    "by-deadline": Case(
+        lambda: DeadlineFill(MODEL, LIMIT, min_prompt_tokens=FLOOR), keeps_order=False
+    ),
     "sarathi": Case(lambda: FillToTarget(LIMIT)),
     "whole-to-target": Case(lambda: FillToTarget(LIMIT, Filling.WHOLE)),
     "ecoserve-fit": Case(lambda: FillToTarget(LIMIT, Filling.FIT), keeps_order=False),

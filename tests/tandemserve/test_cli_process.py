@@ -267,3 +267,72 @@ def test_without_a_launcher_one_line_says_where_servers_come_from(
     code, stdout, stderr = ended(start("up", path=(tmp_path,)))
     assert (code, stdout, stderr.count("\n")) == (1, "", 1)
     assert "checkout or the container image" in stderr
+
+
+# --- simulate and plan ------------------------------------------------------------------------
+
+@pytest.fixture
+def simulator(tmp_path: Path) -> Path:
+    """A folder with a simulator that prints its arguments, as the launcher does."""
+    folder = tmp_path / "checkout"
+    (folder / "simulator").mkdir(parents=True)
+    (folder / "simulator" / "__init__.py").touch()
+    (folder / "simulator" / "core_cluster.py").touch()
+    (folder / "simulator" / "__main__.py").write_text(LAUNCHER)
+    return folder
+
+
+def test_simulate_hands_its_options_to_the_simulator(start: Start, simulator: Path) -> None:
+    process = start("simulate", "--trace", "my trace.csv", "--policy", "default,fcfs",
+                    "--search-goodput", "--rate-scale=1,2", "--new-option", "7", "--seed", "-3",
+                    path=(simulator,))  # fmt: skip
+    code, stdout, stderr = ended(process)
+    assert (code, stderr) == (0, "")
+    assert stdout == (
+        '["simulate", "--trace=my trace.csv", "--policy=default,fcfs", "--seed=-3", '
+        '"--rate-scale=1,2", "--search-goodput", "--new-option", "7"]\n'
+    )
+
+
+def test_plan_hands_its_options_to_the_simulator(start: Start, simulator: Path) -> None:
+    process = start("plan", "--trace", "t.csv", "--target-rps", "2.5", "--max-workers", "8",
+                    "--json", "out.json", "--shape", "any", path=(simulator,))  # fmt: skip
+    assert ended(process)[1] == (
+        '["plan", "--trace=t.csv", "--json=out.json", "--target-rps=2.5", "--max-workers=8", '
+        '"--shape", "any"]\n'
+    )
+
+
+def test_the_simulator_gets_the_signals_and_gives_the_exit_code(
+    start: Start, simulator: Path
+) -> None:
+    process = start("simulate", "--trace", "t.csv", "--wait", path=(simulator,))
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b'["simulate"')
+    process.send_signal(signal.SIGINT)
+    assert ended(process)[0] == 5
+
+
+def test_without_a_simulator_one_line_says_where_it_comes_from(
+    start: Start, tmp_path: Path
+) -> None:
+    # Some other package of that name.
+    (tmp_path / "simulator").mkdir()
+    (tmp_path / "simulator" / "__init__.py").touch()
+    code, stdout, stderr = ended(start("plan", "--trace", "t.csv", path=(tmp_path,)))
+    assert (code, stdout, stderr.count("\n")) == (1, "", 1)
+    assert "checkout, not from the wheel" in stderr
+
+
+def test_simulate_needs_a_trace(start: Start) -> None:
+    code, stdout, stderr = ended(start("simulate"))
+    assert (code, stdout) == (2, "")
+    assert "--trace" in stderr
+
+
+def test_a_real_simulation_runs_from_the_command(start: Start, tmp_path: Path) -> None:
+    trace = tmp_path / "two.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,100,5\n1,200,3\n")
+    code, stdout, stderr = ended(start("simulate", "--trace", str(trace), "--hardware", "h200"))
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith("two, 2.00 req/s; mixed:1 on h200")

@@ -13,10 +13,19 @@ class WorkerAdmission(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WORKER_ADMISSION_OPEN: _ClassVar[WorkerAdmission]
     WORKER_ADMISSION_CORDONED: _ClassVar[WorkerAdmission]
     WORKER_ADMISSION_EVACUATING: _ClassVar[WorkerAdmission]
+
+class LeaseKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEASE_KIND_UNSPECIFIED: _ClassVar[LeaseKind]
+    LEASE_KIND_PIPELINE: _ClassVar[LeaseKind]
+    LEASE_KIND_EMBEDDING: _ClassVar[LeaseKind]
 WORKER_ADMISSION_UNSPECIFIED: WorkerAdmission
 WORKER_ADMISSION_OPEN: WorkerAdmission
 WORKER_ADMISSION_CORDONED: WorkerAdmission
 WORKER_ADMISSION_EVACUATING: WorkerAdmission
+LEASE_KIND_UNSPECIFIED: LeaseKind
+LEASE_KIND_PIPELINE: LeaseKind
+LEASE_KIND_EMBEDDING: LeaseKind
 
 class SessionRequest(_message.Message):
     __slots__ = ("hello", "commands", "peer", "set_admission", "heartbeat")
@@ -255,16 +264,32 @@ class AdmitGeneration(_message.Message):
     def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., transfer_id: _Optional[str] = ..., source_worker_id: _Optional[str] = ..., age_s: _Optional[float] = ...) -> None: ...
 
 class AdmitPrompt(_message.Message):
-    __slots__ = ("sequence", "num_blocks", "due_in_s", "age_s")
+    __slots__ = ("sequence", "num_blocks", "due_in_s", "age_s", "place")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DUE_IN_S_FIELD_NUMBER: _ClassVar[int]
     AGE_S_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     sequence: SequenceSpec
     num_blocks: int
     due_in_s: float
     age_s: float
-    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ..., age_s: _Optional[float] = ...) -> None: ...
+    place: LentPlace
+    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ..., age_s: _Optional[float] = ..., place: _Optional[_Union[LentPlace, _Mapping]] = ...) -> None: ...
+
+class LentPlace(_message.Message):
+    __slots__ = ("host_task_id", "first", "num_blocks", "num_response_tokens", "kind")
+    HOST_TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_RESPONSE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    host_task_id: str
+    first: int
+    num_blocks: int
+    num_response_tokens: int
+    kind: LeaseKind
+    def __init__(self, host_task_id: _Optional[str] = ..., first: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_response_tokens: _Optional[int] = ..., kind: _Optional[_Union[LeaseKind, str]] = ...) -> None: ...
 
 class StartDecode(_message.Message):
     __slots__ = ("output_token_ids",)
@@ -367,7 +392,7 @@ class WorkerLoad(_message.Message):
     def __init__(self, num_free_blocks: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_backlog_tokens: _Optional[int] = ..., is_draining: bool = ..., num_tasks: _Optional[int] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., num_parked: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("task_id", "prefill_started", "kv_pushed", "blocks_granted", "blocks_refused", "decode_started", "growth_needed", "preempted", "failed", "released", "swapped_out", "prompt_logprobs")
+    __slots__ = ("task_id", "prefill_started", "kv_pushed", "blocks_granted", "blocks_refused", "decode_started", "growth_needed", "preempted", "failed", "released", "swapped_out", "blocks_inherited", "prompt_logprobs")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     PREFILL_STARTED_FIELD_NUMBER: _ClassVar[int]
     KV_PUSHED_FIELD_NUMBER: _ClassVar[int]
@@ -379,6 +404,7 @@ class Report(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
     SWAPPED_OUT_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_INHERITED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     prefill_started: PrefillStarted
@@ -391,8 +417,9 @@ class Report(_message.Message):
     failed: TaskFailed
     released: TaskReleased
     swapped_out: SwappedOut
+    blocks_inherited: BlocksInherited
     prompt_logprobs: PromptLogprobs
-    def __init__(self, task_id: _Optional[str] = ..., prefill_started: _Optional[_Union[PrefillStarted, _Mapping]] = ..., kv_pushed: _Optional[_Union[KvPushed, _Mapping]] = ..., blocks_granted: _Optional[_Union[BlocksGranted, _Mapping]] = ..., blocks_refused: _Optional[_Union[BlocksRefused, _Mapping]] = ..., decode_started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., growth_needed: _Optional[_Union[GrowthNeeded, _Mapping]] = ..., preempted: _Optional[_Union[Preempted, _Mapping]] = ..., failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., released: _Optional[_Union[TaskReleased, _Mapping]] = ..., swapped_out: _Optional[_Union[SwappedOut, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
+    def __init__(self, task_id: _Optional[str] = ..., prefill_started: _Optional[_Union[PrefillStarted, _Mapping]] = ..., kv_pushed: _Optional[_Union[KvPushed, _Mapping]] = ..., blocks_granted: _Optional[_Union[BlocksGranted, _Mapping]] = ..., blocks_refused: _Optional[_Union[BlocksRefused, _Mapping]] = ..., decode_started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., growth_needed: _Optional[_Union[GrowthNeeded, _Mapping]] = ..., preempted: _Optional[_Union[Preempted, _Mapping]] = ..., failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., released: _Optional[_Union[TaskReleased, _Mapping]] = ..., swapped_out: _Optional[_Union[SwappedOut, _Mapping]] = ..., blocks_inherited: _Optional[_Union[BlocksInherited, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
 
 class PromptLogprobs(_message.Message):
     __slots__ = ("first_token_index", "logprobs", "top_token_ids", "top_logprobs")
@@ -443,6 +470,12 @@ class BlocksRefused(_message.Message):
     NUM_FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     num_free_blocks: int
     def __init__(self, num_free_blocks: _Optional[int] = ...) -> None: ...
+
+class BlocksInherited(_message.Message):
+    __slots__ = ("num_blocks",)
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    num_blocks: int
+    def __init__(self, num_blocks: _Optional[int] = ...) -> None: ...
 
 class DecodeStarted(_message.Message):
     __slots__ = ("transport",)

@@ -1,0 +1,108 @@
+"""Iterations by what is due: prompts alone while answers are ahead of their pace, else both.
+
+The goal of an answer is its mean gap, so one that has been faster may pause; a pass without its
+token is shorter, and first tokens come earlier. An answer that is behind gets its token in
+every pass, and prompts only as much as its pace leaves. Source: AccelGen's slack order and dynamic
+chunks, with the pace of the whole answer in place of the last gap.
+"""
+
+import heapq
+import math
+from dataclasses import dataclass
+
+from scheduling.batch_time import BatchShape, BatchTimeModel
+from scheduling.batch_time_limits import max_prompt_tokens
+from scheduling.batching import IterationChoice, IterationState
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineFill:
+    """Never more than `target_tokens` in a pass; the last prompt is cut."""
+
+    model: BatchTimeModel
+    target_tokens: int
+    # Prompts get so many tokens even where answers are behind: else they could wait until all end.
+    min_prompt_tokens: int = 64
+    # An answer may fall behind as far as so many tokens without a pause make up for.
+    catch_up_tokens: int = 8
+    # The longest pause, in goals for the mean gap: a reader notices it, whatever the mean is.
+    max_pause_goals: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.target_tokens < 1 or self.min_prompt_tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {self}")
+
+    def choose(self, state: IterationState) -> IterationChoice:
+        """Prompts alone if every answer stays in time all the same."""
+        order = self.order(state)
+        if not state.num_decode:
+            return IterationChoice(True, self._filled(state, order, BatchShape(), math.inf))
+        running = BatchShape(state.num_decode, state.decode_context)
+        running_s = self.model.seconds(running)
+        left_s = self._left_s(state, running_s)
+        alone = self._filled(state, order, BatchShape(), math.inf)
+        prompts_s = self.model.seconds(_with(state, BatchShape(), alone))
+        if alone and prompts_s + running_s <= left_s:
+            return IterationChoice(False, alone)
+        limit_s = max(left_s, state.tightest_tpot_s)
+        return IterationChoice(True, self._filled(state, order, running, limit_s))
+
+    def _filled(
+        self, state: IterationState, order: list[int], shape: BatchShape, limit_s: float
+    ) -> tuple[tuple[int, int], ...]:
+        """Chunks beside what is there already: no pass is so long that a first token which it
+        brings, and which could be in time, is late."""
+        chunks: list[tuple[int, int]] = []
+        budget = self.target_tokens - shape.num_decode
+        for index in order:
+            work = state.prompts[index]
+            start, wanted = work.num_computed_tokens, min(work.num_missing_tokens, budget)
+            num_tokens = max_prompt_tokens(self.model, shape, limit_s, wanted, start)
+            if not chunks:
+                # The first moves on whatever it costs: nobody waits for ever.
+                num_tokens = max(num_tokens, min(wanted, self.min_prompt_tokens))
+            if num_tokens <= 0:
+                break
+            chunks.append((index, num_tokens))
+            budget -= num_tokens
+            shape = shape.with_chunk(start, num_tokens)
+            if num_tokens < work.num_missing_tokens:
+                break
+            due_in_s = work.due_at_s - state.now
+            if self.model.seconds(shape) <= due_in_s:
+                limit_s = min(limit_s, due_in_s)
+        return tuple(chunks)
+
+    def order(self, state: IterationState) -> list[int]:
+        """First those with which the most first tokens are in time, then the others; each by when
+        they are due. Source: Moore (1968), the least number of late jobs on one machine."""
+        by_due = sorted(range(state.num_choosable), key=lambda i: (state.prompts[i].due_at_s, i))
+        timely: list[tuple[float, int]] = []
+        end_at_s = state.now
+        for index in by_due:
+            work = state.prompts[index]
+            chunk = BatchShape().with_chunk(work.num_computed_tokens, work.num_missing_tokens)
+            takes_s = self.model.seconds(chunk)
+            heapq.heappush(timely, (-takes_s, index))
+            end_at_s += takes_s
+            if end_at_s > work.due_at_s:
+                # One of those so far is late whatever the order: let it be the longest.
+                end_at_s += heapq.heappop(timely)[0]
+        kept = {index for _, index in timely}
+        return [i for i in by_due if i in kept] + [i for i in by_due if i not in kept]
+
+    def _left_s(self, state: IterationState, running_s: float) -> float:
+        goal_s = state.tightest_tpot_s
+        if math.isinf(goal_s):
+            return math.inf
+        made_up_s = self.catch_up_tokens * max(0.0, goal_s - running_s)
+        pause_ends_at_s = state.last_decode_at_s + self.max_pause_goals * goal_s
+        return min(state.next_token_due_at_s + made_up_s, pause_ends_at_s) - state.now
+
+
+def _with(
+    state: IterationState, shape: BatchShape, chunks: tuple[tuple[int, int], ...]
+) -> BatchShape:
+    for index, num_tokens in chunks:
+        shape = shape.with_chunk(state.prompts[index].num_computed_tokens, num_tokens)
+    return shape

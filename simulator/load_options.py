@@ -1,0 +1,84 @@
+"""The options by which both commands are told what to simulate."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scheduling.policy import POLICIES, Policy
+from simulator.hardware.description import known_names, load_hardware
+from simulator.load import DEFAULT_SWAP_GIB, Load, LoadSettings
+from simulator.traces.reading import read_workload
+from simulator.usage import Parser, UsageError, count, file_to_write, folder_to_write, gib
+
+
+def add_load_options(parser: Parser) -> None:
+    """All but rates, policies and clusters."""
+    add = parser.add_argument
+    add("--trace", type=Path, required=True, metavar="FILE", help="requests (docs/traces.md)")
+    about = f"what a worker is: h100, h200, a100, a JSON file, or one of {', '.join(known_names())}"
+    add("--hardware", default="h100", metavar="NAME|FILE", help=about)
+    about = "goals, such as ttft=1s,tpot=100ms (default: published ones that fit the load)"
+    add("--slo", default="published", metavar="GOALS", help=about)
+    add("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
+    add("--max-requests", type=count, metavar="N", help="only the first so many")
+    about = "what callers allow their answers (default: the longest answer, as a power of two)"
+    add("--max-tokens", type=count, metavar="N", help=about)
+    about = "tokens of a KV block (default: the hardware's; 64 where long prompts share beginnings)"
+    add("--block-size", type=count, metavar="N", help=about)
+    about = f"host memory of a worker for KV that makes room (default: {DEFAULT_SWAP_GIB})"
+    add("--swap-gib", type=gib, default=DEFAULT_SWAP_GIB, metavar="GIB", help=about)
+    about = "let workers compute what prompts share every time"
+    add("--no-prefix-caching", action="store_true", help=about)
+
+
+def add_output_options(parser: Parser, about_report: str) -> None:
+    """Where results go besides stdout."""
+    add = parser.add_argument
+    add("--json", type=file_to_write, metavar="FILE", help="write all figures there")
+    add("--report", type=folder_to_write, metavar="DIR", help=about_report)
+    about = "write how long the simulation itself took there, as JSON"
+    add("--wall-times", type=file_to_write, metavar="FILE", help=about)
+    add("--quiet", action="store_true", help="no progress, no notes on stderr")
+
+
+def policies_of(text: str) -> list[Policy]:
+    """The named policies, each once. Raises: UsageError."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in POLICIES:
+            raise UsageError(f"unknown policy {name!r}; use some of {', '.join(POLICIES)}")
+    if not names:
+        raise UsageError(f"--policy names none; use some of {', '.join(POLICIES)}")
+    return [POLICIES[name] for name in names]
+
+
+def load_of(options: argparse.Namespace, rate_rps: float | None) -> Load:
+    """Read what the options name; notes go to stderr. Raises: TraceError, HardwareUnreadable."""
+    hardware = load_hardware(options.hardware)
+    workload = read_workload(
+        options.trace, rate_rps=rate_rps, max_requests=options.max_requests, seed=options.seed
+    )
+    settings = LoadSettings(
+        slo=options.slo,
+        seed=options.seed,
+        max_tokens=options.max_tokens,
+        block_size=options.block_size,
+        prefix_caching=not options.no_prefix_caching,
+        swap_gib=options.swap_gib,
+    )
+    if settings.block_size is not None and settings.block_size > hardware.kv.capacity_tokens:
+        raise UsageError(
+            f"--block-size {settings.block_size}: more than the KV of {hardware.name}, "
+            f"{hardware.kv.capacity_tokens} tokens"
+        )
+    load = Load.of(workload, hardware, settings)
+    if not options.quiet:
+        tell(load.notes)
+    return load
+
+
+def tell(notes: Sequence[str]) -> None:
+    """Notes for whoever looks on."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -1,0 +1,140 @@
+"""`tandem simulate` and `tandem plan`: hand over to the simulator of a checkout.
+
+The wheel holds no simulator. Where one can be imported, this process becomes
+`python -m simulator`, as `tandem up` becomes the launcher.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tandemserve.cli.cluster import become, module_command
+from tandemserve.cli.exit_codes import ExitCode
+from tandemserve.cli.output import note
+
+# Also there in a foreign package of that name? Then it is not ours.
+_OURS = "simulator.core_cluster"
+
+Trace = Annotated[Path, typer.Option(metavar="FILE", help="Requests: when, how long.")]
+Policies = Annotated[
+    str | None, typer.Option("--policy", metavar="A,B", help="default, ecoserve, fcfs, ...")
+]
+Hardware = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="What a worker is: h100 (default), h200, a100, cpu."),
+]
+Slo = Annotated[
+    str | None,
+    typer.Option(metavar="GOALS", help="ttft=1s,tpot=100ms; published ones by default."),
+]
+Seed = Annotated[int | None, typer.Option(help="Of everything that is drawn; 0 by default.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")
+]
+Report = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Write plots, and the page of a run, there.")
+]
+
+
+def simulate(
+    context: typer.Context,
+    trace: Trace,
+    policy: Policies = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="8, mixed:8 or prefill:3,decode:5; 1 by default."),
+    ] = None,
+    hardware: Hardware = None,
+    slo: Slo = None,
+    seed: Seed = None,
+    rate_scale: Annotated[
+        str | None, typer.Option(metavar="X", help="So many times faster; 1,2,4 for a curve.")
+    ] = None,
+    is_goodput_wanted: Annotated[
+        bool, typer.Option("--search-goodput", help="Find the highest rate that serves.")
+    ] = False,
+    json_file: Json = None,
+    report: Report = None,
+) -> None:
+    """Run recorded requests through the product's own scheduling, in virtual time.
+
+    Other options are passed on to the simulator: `python -m simulator simulate --help` lists
+    them.
+
+    Examples:
+
+      tandem simulate --trace requests.csv --hardware h100 --cluster 4
+
+      tandem simulate --trace requests.csv --policy default,fcfs --rate-scale 1,2,4 --report out
+
+      tandem simulate --trace requests.csv --slo ttft=500ms,tpot=50ms --search-goodput
+    """
+    options = _shared(trace, policy, hardware, slo, seed, json_file, report)
+    options |= {"--cluster": cluster, "--rate-scale": rate_scale}
+    flags = ["--search-goodput"] if is_goodput_wanted else []
+    _hand_over("simulate", options, [*flags, *context.args])
+
+
+def plan(
+    context: typer.Context,
+    trace: Trace,
+    policy: Policies = None,
+    hardware: Hardware = None,
+    slo: Slo = None,
+    seed: Seed = None,
+    target_rps: Annotated[
+        float | None, typer.Option(metavar="RPS", help="Requests per second to serve.")
+    ] = None,
+    max_workers: Annotated[
+        int | None, typer.Option(min=1, help="The largest cluster looked at; 64 by default.")
+    ] = None,
+    json_file: Json = None,
+    report: Report = None,
+) -> None:
+    """Find the smallest cluster, and its roles, that serve recorded requests in time.
+
+    Other options are passed on to the simulator: `python -m simulator plan --help` lists them.
+
+    Examples:
+
+      tandem plan --trace requests.csv --hardware h100 --slo ttft=500ms,tpot=50ms
+
+      tandem plan --trace requests.csv --target-rps 40 --policy default,distserve --json plan.json
+    """
+    options = _shared(trace, policy, hardware, slo, seed, json_file, report)
+    options |= {"--target-rps": target_rps, "--max-workers": max_workers}
+    _hand_over("plan", options, context.args)
+
+
+def _shared(
+    trace: Path,
+    policy: str | None,
+    hardware: str | None,
+    slo: str | None,
+    seed: int | None,
+    json_file: Path | None,
+    report: Path | None,
+) -> dict[str, object]:
+    return {
+        "--trace": trace,
+        "--policy": policy,
+        "--hardware": hardware,
+        "--slo": slo,
+        "--seed": seed,
+        "--json": json_file,
+        "--report": report,
+    }
+
+
+def _hand_over(name: str, options: dict[str, object], rest: list[str]) -> None:
+    """Become the simulator. Raises: typer.Exit when this installation has none."""
+    command = module_command(_OURS, "simulator")
+    if command is None:
+        note(
+            "error: the simulator runs from a checkout, not from the wheel; in a checkout run "
+            '`pip install -e ".[simulate]"` and repeat the command'
+        )
+        raise typer.Exit(ExitCode.FAILED)
+    given = (f"{key}={value}" for key, value in options.items() if value is not None)
+    become([*command, name, *given, *rest])

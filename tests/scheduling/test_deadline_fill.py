@@ -1,0 +1,98 @@
+"""Prompts alone while answers are ahead, the most first tokens in time, nobody for ever behind."""
+
+import itertools
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduling.batch_time import BatchShape, BatchTime
+from scheduling.batching import IterationState, PromptWork
+from scheduling.deadline_fill import DeadlineFill
+
+# A pass takes 10 ms, and 0.1 ms for each token.
+MODEL = BatchTime(fixed_s=0.01, bends=((0, 1e-4),))
+RULE = DeadlineFill(MODEL, target_tokens=2048, min_prompt_tokens=16)
+
+
+def state(
+    *prompts: PromptWork,
+    num_decode: int = 0,
+    next_due_s: float = math.inf,
+    tpot_s: float = math.inf,
+    num_begun: int = 0,
+) -> IterationState:
+    return IterationState(
+        now=0.0,
+        num_decode=num_decode,
+        decode_context=100 * num_decode,
+        next_token_due_at_s=next_due_s,
+        tightest_tpot_s=tpot_s,
+        num_steps_without_prompt=0,
+        prompts=prompts,
+        num_startable=len(prompts) - num_begun,
+        num_begun=num_begun,
+        last_decode_at_s=0.0,
+    )
+
+
+def prompt(num_tokens: int, due_s: float, num_computed: int = 0) -> PromptWork:
+    return PromptWork(num_tokens, num_computed, due_s)
+
+
+def test_answers_pause_while_they_are_ahead_of_their_pace() -> None:
+    choice = RULE.choose(state(prompt(500, 1.0), num_decode=10, next_due_s=0.3, tpot_s=0.1))
+    assert (choice.has_decodes, choice.chunks) == (False, ((0, 500),))
+
+
+def test_answers_that_are_behind_are_in_every_pass_and_it_keeps_their_goal() -> None:
+    choice = RULE.choose(state(prompt(1900, 1.0), num_decode=10, next_due_s=-1.0, tpot_s=0.1))
+    assert choice.has_decodes
+    ((index, num_tokens),) = choice.chunks
+    shape = BatchShape(10, 1000).with_chunk(0, num_tokens)
+    assert index == 0
+    assert MODEL.seconds(shape) <= 0.1 < MODEL.seconds(shape.with_chunk(num_tokens, 1))
+
+
+def test_nobody_pauses_for_longer_than_a_few_gaps() -> None:
+    # 2048 tokens take 0.21 s; goals of 50 ms allow 0.2 s, however far ahead the answers are.
+    choice = RULE.choose(state(prompt(3000, 9.0), num_decode=1, next_due_s=60.0, tpot_s=0.05))
+    assert choice.has_decodes
+
+
+def test_what_would_make_a_first_token_late_is_left_for_the_next_pass() -> None:
+    # Together they take 0.21 s; the first is due after 0.15 s.
+    choice = RULE.choose(state(prompt(1000, 0.15), prompt(1000, 0.5)))
+    assert choice.chunks[0] == (0, 1000)
+    shape = BatchShape()
+    for index, num_tokens in choice.chunks:
+        assert index in (0, 1)
+        shape = shape.with_chunk(0, num_tokens)
+    assert MODEL.seconds(shape) <= 0.15
+
+
+def test_a_prompt_that_cannot_be_in_time_yields_to_those_that_can() -> None:
+    choice = RULE.choose(state(prompt(4000, 0.1), prompt(300, 0.12), prompt(300, 0.12)))
+    assert [index for index, _ in choice.chunks[:2]] == [1, 2]
+
+
+def test_late_prompts_move_on_when_nobody_else_waits() -> None:
+    choice = RULE.choose(state(prompt(300, -5.0), num_decode=4, next_due_s=-1.0, tpot_s=0.001))
+    assert choice.chunks == ((0, 16),)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3000), st.floats(0.0, 1.0)), min_size=1, max_size=6),
+)
+def test_no_other_order_has_more_first_tokens_in_time(work: list[tuple[int, float]]) -> None:
+    prompts = [prompt(num_tokens, due_s) for num_tokens, due_s in work]
+
+    def num_timely(order: list[int]) -> int:
+        at_s, count = 0.0, 0
+        for index in order:
+            at_s += MODEL.seconds(BatchShape().with_chunk(0, prompts[index].num_missing_tokens))
+            count += at_s <= prompts[index].due_at_s
+        return count
+
+    best = max(num_timely(list(o)) for o in itertools.permutations(range(len(prompts))))
+    assert num_timely(RULE.order(state(*prompts))) == best

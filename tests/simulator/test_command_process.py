@@ -1,0 +1,106 @@
+"""`python -m simulator` as a process: the same bytes every time, and Ctrl-C."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120.0
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `python -m simulator ARGUMENTS`; what still runs at the end is killed."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def run(
+        *arguments: str, hash_seed: str = "0", stderr: int = subprocess.PIPE
+    ) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "simulator", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def trace_of(folder: Path, num_requests: int) -> Path:
+    """Lengths only: arrivals are drawn."""
+    path = folder / "lengths.csv"
+    rows = [f"{10 + 71 * n % 1500},{1 + 29 * n % 150}" for n in range(num_requests)]
+    path.write_text("\n".join(["prompt_tokens,output_tokens", *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["simulate", "--policy", "default,ecoserve,fcfs,distserve,oracle", "--cluster", "3",
+         "--slo", "class:a@0.5:ttft=3x; class:b@0.5:jct=10x"],
+        ["simulate", "--policy", "default", "--search-goodput", "--slo", "ttft=3x+-50%"],
+        ["plan", "--policy", "default,distserve", "--slo", "ttft=200ms,tpot=20ms",
+         "--max-workers", "6"],
+    ],
+)  # fmt: skip
+def test_the_same_seed_gives_the_same_bytes_in_another_process(
+    start: Start, tmp_path: Path, command: list[str]
+) -> None:
+    trace = trace_of(tmp_path, 120)
+    written = []
+    for hash_seed in ("1", "2"):
+        file = tmp_path / f"{hash_seed}.json"
+        process = start(*command, "--trace", str(trace), "--rate", "40", "--hardware", "h200",
+                        "--seed", "7", "--json", str(file), hash_seed=hash_seed)  # fmt: skip
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, stderr.decode()
+        written.append((file.read_bytes(), stdout))
+    assert written[0] == written[1]
+
+
+def test_ctrl_c_ends_a_run_with_one_line_and_writes_nothing(start: Start, tmp_path: Path) -> None:
+    trace, file = trace_of(tmp_path, 20_000), tmp_path / "out.json"
+    master, slave = pty.openpty()
+    try:
+        process = start("--trace", str(trace), "--rate", "50", "--hardware", "h200",
+                        "--json", str(file), stderr=slave)  # fmt: skip
+        seen = b""
+        while b"real time" not in seen:
+            ready, _, _ = select.select([master], [], [], PATIENCE_S)
+            assert ready, f"no progress was shown, only {seen!r}"
+            seen += os.read(master, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+        assert b"stopped; nothing was written" in os.read(master, 65536)
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert process.stdout is not None
+    assert process.stdout.read() == b""
+    assert not file.exists()
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(start: Start, tmp_path: Path) -> None:
+    process = start("--trace", str(trace_of(tmp_path, 50)), "--rate", "50", "--hardware", "h200",
+                    "--quiet")  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait(PATIENCE_S) == 1
+    assert process.stderr.read() == b""
