@@ -10,6 +10,7 @@ quarantined, not freed. A mixed worker also computes prompts in place (decode_wo
 from collections import deque
 from typing import assert_never
 
+from decode_worker.arrivals import Arrivals
 from decode_worker.batch import Batch
 from decode_worker.generation_task import GenerationTask, Stage
 from decode_worker.growth import Growth
@@ -25,16 +26,13 @@ from scheduling.block_pool import BlockPool
 from scheduling.errors import TandemError
 from scheduling.ids import TaskId
 from scheduling.messages import (
-    PREFIX_LOST,
     AdmitGeneration,
     AdmitPrompt,
-    BlocksGranted,
     BlocksRefused,
     CancelTask,
     DecodeStarted,
     GrantGrowth,
     KvExport,
-    KvTarget,
     Preempted,
     PushTo,
     ResumeGeneration,
@@ -46,18 +44,15 @@ from scheduling.messages import (
     WorkerLoad,
 )
 from scheduling.slots import SlotPool
-from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
+from scheduling.step import ScheduledChunk, StepPlan
 from scheduling.worker_events import (
-    AwaitKv,
     CommandArrived,
     DropSequence,
-    ExpectKv,
     KvArrived,
     KvRefused,
     LoadSequence,
     PushFinished,
     QuarantineCleared,
-    RevokeKv,
     SendReport,
     SessionId,
     SessionLost,
@@ -73,7 +68,6 @@ class DecodeCore:
 
     def __init__(self, settings: DecodeSettings, export: KvExport) -> None:
         self._settings = settings
-        self._export = export
         self.pool = BlockPool(settings.num_blocks)
         self._slots = SlotPool(settings.max_num_seqs)
         self._task_by_id: dict[TaskId, GenerationTask] = {}
@@ -87,6 +81,7 @@ class DecodeCore:
         self._is_decoding = False
         self._num_steps_run = 1
         self._sharing = PrefixSharing(self.pool, settings.block_size, is_on=settings.prefix_caching)
+        self._arrivals = Arrivals(self.pool, self._sharing, export, self._task_by_id)
         self._swapping = KvSwapping(
             self.pool,
             self.lending,
@@ -161,11 +156,8 @@ class DecodeCore:
         """The next iteration: one token for every running sequence that has room for it, and what
         the batching rule gives to prompts."""
         self._timer.look(now)
-        if self._num_steps_run > 1:
-            # The last of them began about then.
-            since_s = now - self._prompts.last_decode_at_s
-            self._prompts.last_decode_at_s = now - since_s / self._num_steps_run
-            self._num_steps_run = 1
+        self._prompts.steps_ran(self._num_steps_run, now)
+        self._num_steps_run = 1
         actions = self._sharing.news() + self._fill_slots()
         starved = self._batch.take_in()
         if self._must_make_room(starved):
@@ -218,16 +210,11 @@ class DecodeCore:
         task = self._task_by_id.get(command.task_id)
         match command:
             case AdmitGeneration():
-                return self._admit(session_id, command, event.at_s)
+                return self._arrivals.admit(session_id, command, event.at_s)
             case AdmitPrompt():
                 return self._admit_prompt(session_id, command, event.at_s)
-            case StartDecode(task_id, output_token_ids):
-                if task is None or task.stage is not Stage.ADMITTED:
-                    return []
-                task.stage = Stage.ARRIVING
-                task.output_token_ids = list(output_token_ids)
-                blocks = self.pool.blocks_of(task_id)[task.num_present : task.num_kv_blocks]
-                return [AwaitKv(task_id, blocks, self.pool.generations_of(blocks))]
+            case StartDecode(_, output_token_ids):
+                return self._arrivals.start(task, output_token_ids)
             case GrantGrowth(_, num_blocks):
                 if task is None or not task.is_growing:
                     return []
@@ -248,27 +235,6 @@ class DecodeCore:
                 return [SendReport(session_id, failed)]
             case _:
                 assert_never(command)
-
-    def _admit(
-        self, session_id: SessionId, command: AdmitGeneration, now: float
-    ) -> list[WorkerAction]:
-        task_id, known = command.task_id, self._task_by_id.get(command.task_id)
-        if known is not None and known.session_id == session_id:
-            return []  # a repeated command changes nothing
-        task = GenerationTask(task_id, session_id, command.sequence, command.num_kv_blocks)
-        task.arrived_at_s = now - command.age_s
-        # Known to a session that broke: in quarantine, and gone when nobody writes into it.
-        if known is not None or not self._sharing.allocate(task, command):
-            refused = BlocksRefused(task_id, self.pool.num_free_blocks)
-            return [SendReport(session_id, refused)]
-        self._task_by_id[task_id] = task
-        granted = self.pool.blocks_of(task_id)[task.num_shared : task.num_kv_blocks]
-        generations = self.pool.generations_of(granted)
-        target = KvTarget(command.transfer_id, self._export, granted, generations, task.num_shared)
-        return [
-            ExpectKv(granted, generations),
-            SendReport(session_id, BlocksGranted(task_id, target)),
-        ]
 
     def _admit_prompt(
         self, session_id: SessionId, command: AdmitPrompt, now: float
@@ -294,10 +260,8 @@ class DecodeCore:
         task = self._task_by_id.get(task_id)
         if task is None or task.stage is not Stage.ARRIVING:
             return []
-        task.stage = Stage.READY
-        self._sharing.arrived(task)
         self._ready.append(task_id)
-        return [SendReport(task.session_id, DecodeStarted(task_id, transport))]
+        return self._arrivals.arrived(task, transport)
 
     def _fill_slots(self) -> list[WorkerAction]:
         actions: list[WorkerAction] = []
@@ -306,15 +270,8 @@ class DecodeCore:
             task.stage, task.slot = Stage.RUNNING, self._slots.take()
             self._running[task.slot] = task
             self._batch.join(task)
-            sequence = task.sequence
-            start = SequenceStart(
-                slot=task.slot,
-                token_ids=sequence.prompt_token_ids + tuple(task.output_token_ids),
-                num_prompt_tokens=len(sequence.prompt_token_ids),
-                sampling=sequence.sampling,
-                block_table=self.pool.blocks_of(task.task_id),
-            )
-            actions.append(LoadSequence(start, sequence.stop))
+            start = task.as_start(self.pool.blocks_of(task.task_id))
+            actions.append(LoadSequence(start, task.sequence.stop))
             actions += self._growth.ask_ahead(task)
         return actions
 
@@ -409,7 +366,7 @@ class DecodeCore:
         if task.stage is Stage.QUARANTINED or task.task_id not in self._task_by_id:
             return []
         if task.stage in (Stage.ADMITTED, Stage.ARRIVING):
-            return self._end_arriving(task)
+            return self._arrivals.end(task)
         actions: list[WorkerAction] = []
         if task.stage is Stage.READY:
             self._ready.remove(task.task_id)
@@ -432,23 +389,6 @@ class DecodeCore:
         actions, changed = self._growth.room_again()
         for task in changed:
             self._batch.watch(task)
-        return actions
-
-    def _end_arriving(self, task: GenerationTask) -> list[WorkerAction]:
-        """Its blocks will not all come: neither for itself nor for those that share them."""
-        actions: list[WorkerAction] = []
-        ending = [task]
-        while ending:
-            each = ending.pop()
-            if each.stage is Stage.QUARANTINED:
-                continue
-            if each is not task:
-                message = "the transfer of a prompt that begins alike ended; it was waited for"
-                failed = TaskFailed(each.task_id, PREFIX_LOST, message)
-                actions.append(SendReport(each.session_id, failed))
-            each.stage = Stage.QUARANTINED
-            actions.append(RevokeKv(each.task_id, self._sharing.not_arrived(each)))
-            ending += self._sharing.abandon(each)
         return actions
 
     def _release(self, task: GenerationTask) -> list[WorkerAction]:

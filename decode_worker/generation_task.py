@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from scheduling.block_leases import LentPlace
-from scheduling.ids import TaskId
+from scheduling.ids import BlockId, TaskId
 from scheduling.messages import SequenceSpec
 from scheduling.prefix_chain import BlockHash
+from scheduling.step import SequenceStart
 from scheduling.worker_events import SessionId
 
 
@@ -142,6 +143,16 @@ class GenerationTask:
     def num_shared(self) -> int:
         """Blocks that its own transfer does not fill."""
         return self.num_present + self.num_joined
+
+    def as_start(self, block_table: tuple[BlockId, ...]) -> SequenceStart:
+        """How it enters the engine."""
+        return SequenceStart(
+            slot=self.taken_slot,
+            token_ids=self.sequence.prompt_token_ids + tuple(self.output_token_ids),
+            num_prompt_tokens=len(self.sequence.prompt_token_ids),
+            sampling=self.sequence.sampling,
+            block_table=block_table,
+        )
 
     def tokens_between(self, start: int, end: int) -> list[int]:
         """Prompt and output tokens at these positions."""

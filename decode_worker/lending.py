@@ -1,4 +1,4 @@
-"""Blocks that one answer lends to another: when a guest may begin, and what its host does meanwhile.
+"""Blocks that one answer lends to another: when a guest may begin, what its host does meanwhile.
 
 The router proposes a place; how the host stands when the guest begins is known only here. A host
 whose head comes near a guest that still lives gets another block for that place of its table: as
@@ -34,6 +34,8 @@ class Lending:
         # Guests that began, and those whose place was gone, since the start.
         self.num_begun = 0
         self.num_refused = 0
+        # Blocks that hosts got instead of those that their guests still wrote.
+        self.num_replaced = 0
 
     def is_waiting_for_host(self, task: GenerationTask) -> bool:
         """Its host is here and has not begun: it cannot lend yet."""
@@ -97,6 +99,7 @@ class Lending:
         heir_id = self._pool.heir_at(task.task_id, position)
         block_id = self._pool.replace_lent(task.task_id, position)
         assert block_id is not None
+        self.num_replaced += 1
         if heir_id is not None:
             self._inherits(heir_id, 1)
         replaced = ReplaceBlocks(task.taken_slot, position, (block_id,))

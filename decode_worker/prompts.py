@@ -17,7 +17,7 @@ from scheduling.ids import BlockId, TaskId
 from scheduling.messages import PrefillStarted, PromptScored
 from scheduling.prefix_reuse import PrefixReuse
 from scheduling.slots import SlotPool
-from scheduling.step import ScheduledChunk, SequenceStart
+from scheduling.step import ScheduledChunk
 from scheduling.worker_events import LoadSequence, SendReport, StepFinished, WorkerAction
 
 # Prompts not begun that a rule may choose from. The router holds back what a worker cannot start
@@ -82,6 +82,10 @@ class Prompts:
     def planned_tasks(self) -> list[GenerationTask]:
         """Those of the present iteration."""
         return [self._task_by_slot[chunk.slot] for chunk in self._planned]
+
+    def steps_ran(self, num_steps: int, now: float) -> None:
+        """The last plan was repeated so often: the last time began about then."""
+        self.last_decode_at_s = now - (now - self.last_decode_at_s) / num_steps
 
     def forget_plan(self) -> None:
         """The iteration failed: nothing of it was computed."""
@@ -226,16 +230,9 @@ class Prompts:
         del self._waiting[task.task_id]
         self._running[task.task_id] = self._task_by_slot[task.slot] = task
         self._reuse.begin(task)
-        sequence = task.sequence
-        start = SequenceStart(
-            slot=task.slot,
-            token_ids=sequence.prompt_token_ids + sequence.output_token_ids,
-            num_prompt_tokens=len(sequence.prompt_token_ids),
-            sampling=sequence.sampling,
-            block_table=self._pool.blocks_of(task.task_id),
-        )
+        start = task.as_start(self._pool.blocks_of(task.task_id))
         return (
-            LoadSequence(start, sequence.stop),
+            LoadSequence(start, task.sequence.stop),
             SendReport(task.session_id, PrefillStarted(task.task_id, task.num_computed_tokens)),
         )
 
