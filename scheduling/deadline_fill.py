@@ -1,9 +1,10 @@
-"""Iterations by what is due: prompts alone while answers are ahead of their pace, else both.
+"""Iterations by what is due: gentle to answers while every first token is in time all the same.
 
-The goal of an answer is its mean gap, so one that has been faster may pause; a pass without its
-token is shorter, and first tokens come earlier. An answer that is behind gets its token in
-every pass, and prompts only as much as its pace leaves. Source: AccelGen's slack order and dynamic
-chunks, with the pace of the whole answer in place of the last gap.
+Where one is not, answers give what they have: their goal is the mean gap, so one that has been
+faster may pause; a pass without its token is shorter, and first tokens come earlier. An answer that
+is behind gets its token in every pass, and prompts only as much as its pace leaves.
+Source: AccelGen's slack order and dynamic chunks, with the pace of the whole answer in place of the
+last gap.
 """
 
 import heapq
@@ -13,6 +14,11 @@ from dataclasses import dataclass
 from scheduling.batch_time import BatchShape, BatchTimeModel
 from scheduling.batch_time_limits import max_prompt_tokens
 from scheduling.batching import IterationChoice, IterationState
+
+# Of a goal for gaps: what passes are planned for. Predictions are a few percent off.
+_MARGIN = 0.95
+# Of the time until a first token is due; the rest is for prompts that are still to come.
+_GENTLE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +39,16 @@ class DeadlineFill:
             raise ValueError(f"tokens must be at least 1, got {self}")
 
     def choose(self, state: IterationState) -> IterationChoice:
-        """Prompts alone if every answer stays in time all the same."""
-        order = self.order(state)
+        """Every gap within its goal if prompts allow it; else prompts alone if answers do."""
+        timely, others = self.order(state)
+        order = timely + others
         if not state.num_decode:
             return IterationChoice(True, self._filled(state, order, BatchShape(), math.inf))
         running = BatchShape(state.num_decode, state.decode_context)
+        if not self._is_pressed(state, timely, running):
+            limit_s = _MARGIN * state.tightest_tpot_s
+            chunks = self._filled(state, order, running, limit_s)
+            return IterationChoice(True, chunks)
         running_s = self.model.seconds(running)
         left_s = self._left_s(state, running_s)
         alone = self._filled(state, order, BatchShape(), math.inf)
@@ -73,7 +84,23 @@ class DeadlineFill:
                 limit_s = min(limit_s, due_in_s)
         return tuple(chunks)
 
-    def order(self, state: IterationState) -> list[int]:
+    def _is_pressed(self, state: IterationState, timely: list[int], running: BatchShape) -> bool:
+        """A first token would be late if no pass took longer than the goal of a gap."""
+        goal_s = _MARGIN * state.tightest_tpot_s
+        if math.isinf(goal_s):
+            return False
+        most = self.target_tokens - state.num_decode
+        per_pass = max_prompt_tokens(self.model, running, goal_s, most)
+        num_tokens = 0
+        for index in timely:
+            work = state.prompts[index]
+            num_tokens += work.num_missing_tokens
+            num_passes = math.ceil(num_tokens / max(per_pass, self.min_prompt_tokens))
+            if num_passes * goal_s > _GENTLE_SHARE * (work.due_at_s - state.now):
+                return True
+        return False
+
+    def order(self, state: IterationState) -> tuple[list[int], list[int]]:
         """First those with which the most first tokens are in time, then the others; each by when
         they are due. Source: Moore (1968), the least number of late jobs on one machine."""
         by_due = sorted(range(state.num_choosable), key=lambda i: (state.prompts[i].due_at_s, i))
@@ -89,7 +116,7 @@ class DeadlineFill:
                 # One of those so far is late whatever the order: let it be the longest.
                 end_at_s += heapq.heappop(timely)[0]
         kept = {index for _, index in timely}
-        return [i for i in by_due if i in kept] + [i for i in by_due if i not in kept]
+        return [i for i in by_due if i in kept], [i for i in by_due if i not in kept]
 
     def _left_s(self, state: IterationState, running_s: float) -> float:
         goal_s = state.tightest_tpot_s

@@ -40,8 +40,15 @@ def prompt(num_tokens: int, due_s: float, num_computed: int = 0) -> PromptWork:
     return PromptWork(num_tokens, num_computed, due_s)
 
 
+def test_no_gap_is_longer_than_its_goal_while_first_tokens_are_in_time_all_the_same() -> None:
+    choice = RULE.choose(state(prompt(2000, 30.0), num_decode=10, next_due_s=5.0, tpot_s=0.1))
+    assert choice.has_decodes
+    ((_, num_tokens),) = choice.chunks
+    assert MODEL.seconds(BatchShape(10, 1000).with_chunk(0, num_tokens)) <= 0.1
+
+
 def test_answers_pause_while_they_are_ahead_of_their_pace() -> None:
-    choice = RULE.choose(state(prompt(500, 1.0), num_decode=10, next_due_s=0.3, tpot_s=0.1))
+    choice = RULE.choose(state(prompt(500, 0.09), num_decode=10, next_due_s=0.3, tpot_s=0.1))
     assert (choice.has_decodes, choice.chunks) == (False, ((0, 500),))
 
 
@@ -51,7 +58,7 @@ def test_answers_that_are_behind_are_in_every_pass_and_it_keeps_their_goal() -> 
     ((index, num_tokens),) = choice.chunks
     shape = BatchShape(10, 1000).with_chunk(0, num_tokens)
     assert index == 0
-    assert MODEL.seconds(shape) <= 0.1 < MODEL.seconds(shape.with_chunk(num_tokens, 1))
+    assert MODEL.seconds(shape) <= 0.095 < MODEL.seconds(shape.with_chunk(num_tokens, 1))
 
 
 def test_nobody_pauses_for_longer_than_a_few_gaps() -> None:
@@ -95,4 +102,4 @@ def test_no_other_order_has_more_first_tokens_in_time(work: list[tuple[int, floa
         return count
 
     best = max(num_timely(list(o)) for o in itertools.permutations(range(len(prompts))))
-    assert num_timely(RULE.order(state(*prompts))) == best
+    assert num_timely([*itertools.chain(*RULE.order(state(*prompts)))]) == best
