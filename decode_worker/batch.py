@@ -13,6 +13,7 @@ from math import inf
 
 from decode_worker.generation_task import GenerationTask, StepCount
 from decode_worker.growth import Growth
+from scheduling.ids import TaskId
 from scheduling.step import CountedDecodes, ScheduledChunk, StepPlan
 from scheduling.worker_events import SampledOutput
 
@@ -30,6 +31,7 @@ class Batch:
         self._seats = count(1)
         # By slot, in the order of their seats.
         self._advancing: dict[int, GenerationTask] = {}
+        self._advancing_by_id: dict[TaskId, GenerationTask] = {}
         # They run, and are not known to have room for their next token.
         self._waiting: dict[int, GenerationTask] = {}
         # Tokens of those that advance.
@@ -58,6 +60,12 @@ class Batch:
     def tightest_tpot_s(self) -> float:
         """The smallest goal of those that advance; inf without any."""
         return min(self._num_by_tpot, default=inf)
+
+    def untold_since(self, task_id: TaskId) -> int | None:
+        """How many steps there were when all tokens of it had been told; None if it does not
+        advance."""
+        task = self._advancing_by_id.get(task_id)
+        return None if task is None else task.told_at
 
     def join(self, task: GenerationTask) -> None:
         """It runs; whether it has room is seen before the next step."""
@@ -140,6 +148,7 @@ class Batch:
         """Raise AssertionError unless sums and looks are those of the answers."""
         tasks = list(self._advancing.values())
         assert not self._advancing.keys() & self._waiting.keys()
+        assert self._advancing_by_id == {task.task_id: task for task in tasks}
         assert tasks == sorted(tasks, key=_seat)
         assert self.num_context_tokens == sum(task.num_tokens for task in tasks)
         assert self._num_by_tpot == Counter(task.sequence.tpot_s for task in tasks)
@@ -154,7 +163,7 @@ class Batch:
     def _advance(self, task: GenerationTask) -> None:
         del self._waiting[task.taken_slot]
         is_last = not self._advancing or next(reversed(self._advancing.values())).seat < task.seat
-        self._advancing[task.taken_slot] = task
+        self._advancing[task.taken_slot] = self._advancing_by_id[task.task_id] = task
         if not is_last:
             in_order = sorted(self._advancing.items(), key=lambda item: item[1].seat)
             self._advancing.clear()
@@ -170,6 +179,7 @@ class Batch:
         if self._advancing.pop(slot, None) is None:
             return
         assert not task.num_untold_tokens
+        del self._advancing_by_id[task.task_id]
         task.steps = None
         self.num_context_tokens -= task.num_tokens
         tpot_s = task.sequence.tpot_s

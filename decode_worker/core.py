@@ -76,7 +76,7 @@ class DecodeCore:
         self._running: dict[int, GenerationTask] = {}
         self.lending = Lending(self.pool, settings.block_size, self._task_by_id)
         self._growth = Growth(self.pool, settings.block_size, settings.growth_blocks, self.lending)
-        self._batch = Batch(self._growth, settings.max_untold_tokens)
+        self.batch = Batch(self._growth, settings.max_untold_tokens)
         # The present iteration gives running answers a token.
         self._is_decoding = False
         self._num_steps_run = 1
@@ -159,7 +159,7 @@ class DecodeCore:
         self._prompts.steps_ran(self._num_steps_run, now)
         self._num_steps_run = 1
         actions = self._sharing.news() + self._fill_slots()
-        starved = self._batch.take_in()
+        starved = self.batch.take_in()
         if self._must_make_room(starved):
             actions += self._make_room(starved)
             # Its slot and blocks are free: others may start or grow with them, and no event would
@@ -171,15 +171,15 @@ class DecodeCore:
         has_decodes = True
         prompt_chunks: tuple[ScheduledChunk, ...] = ()
         if len(self._prompts):
-            more, has_decodes, prompt_chunks = self._prompts.plan(self._batch, now)
+            more, has_decodes, prompt_chunks = self._prompts.plan(self.batch, now)
             actions += more
             for host in self.lending.take_changed():
-                self._batch.watch(host)
+                self.batch.watch(host)
         plan = StepPlan(prompt_chunks)
         if has_decodes:
             is_steady = not len(self._prompts) or self._prompts.is_steady
-            plan = self._batch.plan(prompt_chunks, is_steady=is_steady)
-        self._is_decoding = has_decodes and len(self._batch) > 0
+            plan = self.batch.plan(prompt_chunks, is_steady=is_steady)
+        self._is_decoding = has_decodes and len(self.batch) > 0
         if self._is_decoding:
             self._prompts.last_decode_at_s = now
         self._timer.planned(plan, now)
@@ -190,7 +190,7 @@ class DecodeCore:
         self.pool.check_invariants()
         self._swapping.check_invariants()
         self._growth.check_invariants(self._task_by_id.values())
-        self._batch.check_invariants()
+        self.batch.check_invariants()
         parked = [t for t in self._task_by_id.values() if t.stage is Stage.PARKED]
         assert len(parked) == self._swapping.num_parked
         self._prompts.check_invariants()
@@ -219,7 +219,7 @@ class DecodeCore:
                 if task is None or not task.is_growing:
                     return []
                 actions = self._growth.promised(task, num_blocks)
-                self._batch.watch(task)
+                self.batch.watch(task)
                 return actions
             case ResumeGeneration(_, num_blocks):
                 if task is None or task.stage is not Stage.PARKED:
@@ -269,7 +269,7 @@ class DecodeCore:
             task = self._task_by_id[self._ready.popleft()]
             task.stage, task.slot = Stage.RUNNING, self._slots.take()
             self._running[task.slot] = task
-            self._batch.join(task)
+            self.batch.join(task)
             start = task.as_start(self.pool.blocks_of(task.task_id))
             actions.append(LoadSequence(start, task.sequence.stop))
             actions += self._growth.ask_ahead(task)
@@ -278,16 +278,16 @@ class DecodeCore:
     def _step_finished(self, event: StepFinished) -> list[WorkerAction]:
         self._timer.finished(event.num_steps)
         self._num_steps_run = event.num_steps
-        due = self._batch.step(event.num_steps) if self._is_decoding else []
+        due = self.batch.step(event.num_steps) if self._is_decoding else []
         self._is_decoding = False
         actions, computed = self._prompts.step_finished(event)
         for task in computed:
             self._prompts.leave(task)
             task.stage = Stage.RUNNING
             self._running[task.taken_slot] = task
-            self._batch.join(task)
+            self.batch.join(task)
         heard = [(self._running[output.slot], output) for output in event.outputs]
-        for task, output in self._batch.turns(heard, due):
+        for task, output in self.batch.turns(heard, due):
             if output is not None:
                 actions.append(told(task, output))
             if task.num_tokens == task.next_full_at:
@@ -305,15 +305,15 @@ class DecodeCore:
         actions = self._growth.ask_ahead(task)
         if not self._growth.has_room(task):
             actions += told_untold(task)
-            self._batch.halt(task)
+            self.batch.halt(task)
         elif task.num_untold_tokens >= self._settings.max_untold_tokens:
             actions += told_untold(task)
-        self._batch.watch(task)
+        self.batch.watch(task)
         return actions
 
     def _step_failed(self, message: str, slots: tuple[int, ...] | None) -> list[WorkerAction]:
         if slots is None:
-            decoding = self._batch.advancing if self._is_decoding else ()
+            decoding = self.batch.advancing if self._is_decoding else ()
             failed = [*decoding, *self._prompts.planned_tasks()]
         else:
             failed = [self._prompts.of_slot(slot) or self._running[slot] for slot in slots]
@@ -329,7 +329,7 @@ class DecodeCore:
         """Running answers wait for blocks, and nothing that runs will free any, or none soon."""
         if self._settings.is_eager:
             return any(task.is_stuck for task in starved)
-        is_going_on = len(self._batch) or self._prompts.num_begun
+        is_going_on = len(self.batch) or self._prompts.num_begun
         return bool(starved) and not is_going_on and all(task.is_stuck for task in starved)
 
     def _make_room(self, starved: list[GenerationTask]) -> list[WorkerAction]:
@@ -379,7 +379,7 @@ class DecodeCore:
         if slot is None:
             return []
         actions = told_untold(task)
-        self._batch.leave(task, slot)
+        self.batch.leave(task, slot)
         self._growth.forget(task)
         self._running.pop(slot, None)  # a prompt has a slot and does not run yet
         self._slots.give_back(slot)
@@ -388,7 +388,7 @@ class DecodeCore:
     def _room_again(self) -> list[WorkerAction]:
         actions, changed = self._growth.room_again()
         for task in changed:
-            self._batch.watch(task)
+            self.batch.watch(task)
         return actions
 
     def _release(self, task: GenerationTask) -> list[WorkerAction]:

@@ -29,10 +29,15 @@ def admitting(
 def _admits(state: RouterState, fleet: Fleet, candidate: Candidate, sequence: Sequence) -> bool:
     view = fleet.get(candidate.worker_id)
     assert view is not None
-    newcomer = Demand(sequence.num_kv_tokens, _num_remaining(state, sequence))
+    rule, size = state.policy.admission, view.hello.block_size
     num_blocks = view.num_general_blocks - _num_foreign_blocks(view)
+    num_answers = len(view.decode_legs) + 1
+    # One that is ending holds whole blocks.
+    num_tokens = view.num_tokens_at_most + sequence.num_tokens_at_most + num_answers * size
+    if rule.admits_any(num_answers, num_tokens, num_blocks, size):
+        return True
     running = list(_demands(state, view))
-    return state.policy.admission.admits(running, newcomer, num_blocks, view.hello.block_size)
+    return rule.admits(running, _demand(state, sequence), num_blocks, size)
 
 
 def _demands(state: RouterState, view: WorkerView) -> Iterator[Demand]:
@@ -42,12 +47,17 @@ def _demands(state: RouterState, view: WorkerView) -> Iterator[Demand]:
             # Ending: its blocks are on their way back.
             yield Demand(leg.num_blocks * view.hello.block_size, 0)
         else:
-            yield Demand(sequence.num_kv_tokens, _num_remaining(state, sequence))
+            yield _demand(state, sequence)
 
 
-def _num_remaining(state: RouterState, sequence: Sequence) -> int:
+def _demand(state: RouterState, sequence: Sequence) -> Demand:
+    num_output = sequence.num_output_tokens
+    num_tokens = len(sequence.request.spec.prompt_token_ids) + num_output
+    return Demand(num_tokens, _num_remaining(state, sequence, num_output))
+
+
+def _num_remaining(state: RouterState, sequence: Sequence, num_output: int) -> int:
     """Expected tokens still to come."""
-    num_output = len(sequence.output_token_ids)
     if num_output >= sequence.predicted.mean:
         # It outlived its prediction: ask again, knowing that.
         features = sequence.request.spec.features(num_output_tokens=num_output)

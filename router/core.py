@@ -44,6 +44,9 @@ from scheduling.prediction import LengthPredictor
 from scheduling.task_queue import TaskQueue
 from scheduling.triage import TriagedQueue
 
+# While anything waits: answers that go on, and time that passes, may make room for it.
+_LOOK_S = 0.02
+
 
 class RouterCore:
     """Owned by one task; holds no lock."""
@@ -66,16 +69,25 @@ class RouterCore:
         self._scheduler = Scheduler(self.state)
         self._reports = ReportHandler(self.state, self._scheduler)
         self._woken_for_s: float | None = None
+        # When the queues are to be looked at again, though nothing happens.
+        self._look_at_s = 0.0
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take in one event. Raises: TandemError when an arriving request is refused."""
         actions = self._take(event, now)
+        if isinstance(event, ReportsArrived) and not self._reports.has_news:
+            return actions  # nothing that any decision depends on
         actions += self._scheduler.schedule(now)
         wake_at_s = self._next_wake(now)
         if wake_at_s is not None and wake_at_s != self._woken_for_s:
             self._woken_for_s = wake_at_s
             actions.append(WakeAt(wake_at_s))
         return actions
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless promises, places and queues agree."""
+        self.state.legs.check_invariants()
+        self._scheduler.check_invariants()
 
     def _take(self, event: Event, now: float) -> list[Action]:
         match event:
@@ -138,6 +150,7 @@ class RouterCore:
         for index in range(spec.num_choices):
             task_id = state.new_task_id(spec.request_id, index)
             sequence = Sequence(request, index, predicted, task_id, phase_since_s=now)
+            sequence.num_unheard = state.num_unheard
             request.sequences.append(sequence)
             if spec.resumed and not sequence.resume(spec.resumed[index]):
                 continue
@@ -200,11 +213,11 @@ class RouterCore:
         if overdue_at_s is not None:
             instants.append(overdue_at_s)
         resume_at_s = self.state.fleet.next_resume_at(now)
-        is_waiting = (
-            len(self.state.prompt_queue)
-            or len(self.state.generation_queue)
-            or any(len(view.parked) for view in self.state.fleet)
-        )
-        if resume_at_s is not None and is_waiting:
+        is_queued = len(self.state.prompt_queue) > 0 or len(self.state.generation_queue) > 0
+        if resume_at_s is not None and (is_queued or self.state.fleet.with_parked()):
             instants.append(resume_at_s)
+        if is_queued:
+            if self._look_at_s <= now:
+                self._look_at_s = now + _LOOK_S
+            instants.append(self._look_at_s)
         return min(instants, default=None)

@@ -1,10 +1,12 @@
 """The router's view of the connected workers: capacity, what it has promised, what they report."""
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Final
 
-from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
+from router.events import DECODE_LEG, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
 from router.sequence import Leg
 from scheduling.block_leases import LentPlace
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
@@ -37,10 +39,14 @@ class WorkerView:
     paused_until_s: float = 0.0
     # Running responses wait for blocks: they come before new ones.
     is_starving: bool = False
+    # Of all decode legs: what they can ever need.
+    num_tokens_at_most: int = 0
     # Decode legs of this router that hold blocks there, or are asking for some.
     decode_legs: dict[TaskId, Leg] = field(default_factory=dict)
     # What they borrow, or are to borrow, by who lends it and who borrows it.
     places_by_host: dict[TaskId, dict[TaskId, LentPlace]] = field(default_factory=dict)
+    # Of the connection, in the order of all.
+    number: int = 0
     # Something changed since somebody looked for places to borrow.
     has_new_places: bool = True
     # Tasks of this router whose KV lies in its host memory, the next to go on first.
@@ -81,6 +87,17 @@ class Fleet:
         # Tokens that the largest decode worker of each compatibility holds; None: not known yet.
         self._reach_by_compatibility: dict[str, int] | None = None
         self._max_request_tokens: int | None = None
+        self._general_blocks: dict[str, int] = {}
+        # Something of them has changed that decides who gets a task.
+        self._touched: set[WorkerId] = set()
+        # In whose host memory tasks of this router wait, with the number of the connection.
+        self._number_with_parked: dict[WorkerId, int] = {}
+        self._numbers = count()
+        # (until, worker); it counts where the worker says the same.
+        self._pauses: list[tuple[float, WorkerId]] = []
+
+    def __len__(self) -> int:
+        return len(self._view_by_id)
 
     def __iter__(self) -> Iterator[WorkerView]:
         return iter(self._view_by_id.values())
@@ -92,18 +109,49 @@ class Fleet:
     def add(self, hello: WorkerHello) -> None:
         """A session was opened; an earlier life of the worker has been removed before."""
         idle = WorkerLoad(hello.num_blocks, 0, 0, 0, admission=hello.admission)
-        self._view_by_id[hello.worker_id] = WorkerView(hello, idle)
+        number = next(self._numbers)
+        self._view_by_id[hello.worker_id] = WorkerView(hello, idle, number=number)
+        self._touched.add(hello.worker_id)
         self._changed()
 
     def remove(self, worker_id: WorkerId) -> WorkerView | None:
         """The session ended."""
         self._changed()
+        self._touched.add(worker_id)
+        self._number_with_parked.pop(worker_id, None)
         return self._view_by_id.pop(worker_id, None)
+
+    def touch(self, view: WorkerView) -> None:
+        """Something of the worker has changed that decides whether it gets a task."""
+        self._touched.add(view.hello.worker_id)
+
+    def take_touched(self) -> set[WorkerId]:
+        """Of whom something has changed since the last call, or who came or went."""
+        touched, self._touched = self._touched, set()
+        return touched
+
+    def note_parked(self, view: WorkerView) -> None:
+        """A task was parked on the worker, or is so no more."""
+        self.touch(view)
+        if len(view.parked):
+            self._number_with_parked[view.hello.worker_id] = view.number
+        else:
+            self._number_with_parked.pop(view.hello.worker_id, None)
+
+    def with_parked(self) -> list[WorkerView]:
+        """Workers that have parked tasks of this router, in the order in which they connected."""
+        numbers = self._number_with_parked
+        return [
+            self._view_by_id[worker_id] for worker_id in sorted(numbers, key=numbers.__getitem__)
+        ]
 
     def take_load(self, view: WorkerView, load: WorkerLoad) -> bool:
         """A frame told how full the worker is and what it takes on; True: it was opened again."""
+        if load == view.load:
+            return False
         has_changed = load.takes_new_tasks != view.load.takes_new_tasks
         view.load = load
+        self.touch(view)
         if has_changed:
             self._changed()
         return has_changed and load.takes_new_tasks
@@ -129,31 +177,6 @@ class Fleet:
             for peer in peers
             if peer.role == PREFILL_LEG
         ]
-
-    def prefill_candidates(
-        self, now: float, num_tokens_at_most: int, prefix: PromptPrefix | None = None
-    ) -> tuple[Candidate, ...]:
-        """Prefill workers that may be asked now and that, with some decode worker, can hold so
-        many tokens."""
-        return tuple(
-            _candidate(view, GENERAL, prefix)
-            for view in self._view_by_id.values()
-            if view.hello.role == PREFILL_LEG
-            and may_be_asked(view, now)
-            and min(view.num_tokens, self.max_tokens_beyond(view)) >= num_tokens_at_most
-        )
-
-    def mixed_candidates(
-        self, now: float, share: Share, num_tokens_at_most: int, prefix: PromptPrefix | None
-    ) -> tuple[Candidate, ...]:
-        """Workers that may be asked now to compute a prompt and answer it in place."""
-        return tuple(
-            _candidate(view, share, prefix)
-            for view in self._view_by_id.values()
-            if view.takes_prompts
-            and may_be_asked(view, now)
-            and view.num_tokens >= num_tokens_at_most
-        )
 
     def decode_candidates(
         self, now: float, share: Share, prefix: PromptPrefix | None = None
@@ -186,26 +209,33 @@ class Fleet:
 
     def max_general_blocks(self, compatibility: str) -> int:
         """The largest new task that a decode worker of that compatibility takes when empty."""
-        return max(
-            (
+        known = self._general_blocks.get(compatibility)
+        if known is None:
+            sizes = (
                 view.num_general_blocks
                 for view in self.with_role(DECODE_LEG)
                 if view.hello.compatibility == compatibility and view.load.takes_new_tasks
-            ),
-            default=0,
-        )
+            )
+            known = self._general_blocks[compatibility] = max(sizes, default=0)
+        return known
 
     def pause(self, worker_id: WorkerId, now: float) -> float:
         """Leave a worker alone that refused; return until when."""
         view = self._view_by_id.get(worker_id)
         if view is not None:
             view.paused_until_s = now + _REFUSAL_PAUSE_S
+            heapq.heappush(self._pauses, (view.paused_until_s, worker_id))
         return now + _REFUSAL_PAUSE_S
 
     def next_resume_at(self, now: float) -> float | None:
         """When the first paused worker may be asked again, or None."""
-        paused = [v.paused_until_s for v in self._view_by_id.values() if v.paused_until_s > now]
-        return min(paused, default=None)
+        while self._pauses:
+            until_s, worker_id = self._pauses[0]
+            view = self._view_by_id.get(worker_id)
+            if view is not None and view.paused_until_s == until_s > now:
+                return until_s
+            heapq.heappop(self._pauses)
+        return None
 
     def max_request_tokens(self) -> int:
         """The longest prompt plus answer that a pair or a mixed worker holds; 0 without any."""
@@ -238,6 +268,7 @@ class Fleet:
     def _changed(self) -> None:
         self._reach_by_compatibility = None
         self._max_request_tokens = None
+        self._general_blocks.clear()
 
     def check_can_fit(self, num_tokens: int) -> None:
         """Refuse a request that no pair could hold even when empty.
@@ -272,9 +303,14 @@ class Fleet:
 
 def may_be_asked(view: WorkerView, now: float) -> bool:
     """It may get something new at this instant."""
+    return view.paused_until_s <= now and is_open(view)
+
+
+def is_open(view: WorkerView) -> bool:
+    """It takes new tasks, unless it refused one a moment ago."""
     # What is parked comes before what is new, also that of other routers.
     is_crowded = view.is_starving or view.load.num_parked > 0 or len(view.parked) > 0
-    return view.paused_until_s <= now and not is_crowded and view.load.takes_new_tasks
+    return not is_crowded and view.load.takes_new_tasks
 
 
 def _candidate(view: WorkerView, share: Share, prefix: PromptPrefix | None) -> Candidate:

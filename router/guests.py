@@ -28,8 +28,6 @@ _MAX_OVERTAKES = 64
 _MAX_AT_ONCE = 16
 # Iterations between a proposal and its arrival, beside those of the prompts in front of it.
 _NUM_LEAD_ITERATIONS = 2
-# Longer than any place: a task of this length is never a guest.
-_NEVER = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,6 @@ class Guests:
             self._lengths = LengthGroups(
                 state.settings.max_prompt_queue,
                 length_quantum=state.settings.length_quantum_tokens,
-                max_length_tokens=_NEVER,
             )
         # Of workers that had no place: for what they were looked at.
         self._seen: dict[WorkerId, object] = {}
@@ -66,10 +63,9 @@ class Guests:
     def entered(self, sequence: Sequence, key: tuple[float, ...]) -> None:
         """It waits in the PT queue."""
         self._num_arrivals += 1
-        if self._lengths is not None:
-            # Who made room once gets all that it can ever need, of its own.
-            num_tokens = _NEVER if sequence.reserve_all else sequence.num_response_tokens
-            self._lengths.push(sequence.task_id, key, num_tokens)
+        # Who made room once gets all that it can ever need, of its own.
+        if self._lengths is not None and not sequence.reserve_all:
+            self._lengths.push(sequence.task_id, key, sequence.num_response_tokens)
 
     def left(self, task_id: TaskId) -> None:
         """It waits there no more."""
@@ -98,10 +94,12 @@ class Guests:
         return None
 
     def check_invariants(self) -> None:
-        """Raise AssertionError unless the index holds exactly the tasks of the PT queue."""
+        """Raise AssertionError unless the index holds those of the PT queue that may be guests."""
         if self._lengths is not None:
             self._lengths.check_invariants()
-            assert set(self._lengths.in_order()) == set(self._state.prompt_queue.in_order())
+            waiting = set(self._state.prompt_queue.in_order())
+            may_borrow = {t for t in waiting if not self._state.sequence_by_task[t].reserve_all}
+            assert set(self._lengths.in_order()) == may_borrow
 
     def _has_waited_enough(self, head: TaskId) -> bool:
         if head != self._overtaken:

@@ -74,6 +74,7 @@ class LegBook:
         if view is not None:
             view.num_promised_blocks += num_blocks
             view.has_new_places = True
+            self._fleet.touch(view)
 
     def inherit(self, leg: Leg, num_blocks: int) -> None:
         """What the task had borrowed is booked for nobody else any more."""
@@ -88,6 +89,7 @@ class LegBook:
         if view is not None:
             view.num_backlog_tokens -= leg.num_backlog_tokens
             view.has_new_places = True
+            self._fleet.touch(view)
         leg.num_backlog_tokens = 0
 
     def on_worker(self, worker_id: WorkerId) -> list[Leg]:
@@ -105,6 +107,7 @@ class LegBook:
         self._unreserve(leg)
         self._return_place(leg)
         view.parked.push(leg.task_id, key)
+        self._fleet.note_parked(view)
         return [ReleaseHolding(leg.claim)]
 
     def ask_to_resume(self, leg: Leg, num_blocks: int) -> None:
@@ -167,6 +170,8 @@ class LegBook:
             assert dict(places) == borrowed
             assert len(places) == len(borrowed)
             assert view.num_promised_blocks == sum(leg.num_blocks for leg in legs)
+            at_most = sum(leg.num_tokens_at_most for leg in view.decode_legs.values())
+            assert view.num_tokens_at_most == at_most
             assert view.num_backlog_tokens == sum(leg.num_backlog_tokens for leg in legs)
             expected = {key for leg in legs for key in _keys_of(leg, view)}
             assert view.prefixes.num_expected == len(expected)
@@ -188,8 +193,8 @@ class LegBook:
 
     def _unpark(self, leg: Leg) -> None:
         view = self._view_of(leg)
-        if view is not None and leg.role == DECODE_LEG:
-            view.parked.remove(leg.task_id)
+        if view is not None and leg.role == DECODE_LEG and view.parked.remove(leg.task_id):
+            self._fleet.note_parked(view)
 
     def _view_of(self, leg: Leg) -> WorkerView | None:
         """The worker in the life that the leg is on; None once that is over."""
@@ -210,22 +215,26 @@ class LegBook:
         view.last_taken = next(self._turns)
         if leg.role == DECODE_LEG:
             view.decode_legs[leg.task_id] = leg
+            view.num_tokens_at_most += leg.num_tokens_at_most
         if leg.place is not None:
             view.places_by_host.setdefault(leg.place.host_id, {})[leg.task_id] = leg.place
         view.num_promised_blocks += leg.num_blocks
         view.num_backlog_tokens += leg.num_backlog_tokens
         view.prefixes.expect(keys)
+        self._fleet.touch(view)
 
     def _leave(self, leg: Leg) -> None:
         view = self._view_of(leg)
         if view is None:
             return
-        view.decode_legs.pop(leg.task_id, None)
+        if view.decode_legs.pop(leg.task_id, None) is not None:
+            view.num_tokens_at_most -= leg.num_tokens_at_most
         view.has_new_places = True
         self._return_place(leg)
         view.num_promised_blocks -= leg.num_blocks
         view.num_backlog_tokens -= leg.num_backlog_tokens
         view.prefixes.expect_no_more(_keys_of(leg, view))
+        self._fleet.touch(view)
 
 
 def _keys_of(leg: Leg, view: WorkerView) -> tuple[PrefixKey, ...]:

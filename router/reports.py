@@ -78,14 +78,21 @@ class ReportHandler:
     def __init__(self, state: RouterState, scheduler: Scheduler) -> None:
         self._state = state
         self._scheduler = scheduler
+        # The latest frame held more than the next tokens of answers that go on.
+        self.has_news = True
 
     def handle(self, frame: ReportsArrived, now: float) -> list[Action]:
         """One frame of one worker."""
+        self.has_news = False
         view = self._state.fleet.get(frame.worker_id)
         if view is None:
             return []
+        has_news = view.load.admission is Admission.EVACUATING
         if frame.prefixes is not None:
+            has_news = True
             view.prefixes.apply(frame.prefixes)
+        if frame.load is not None and frame.load != view.load:
+            has_news = True
         if frame.load is not None and self._state.fleet.take_load(view, frame.load):
             self._scheduler.reconsider_stranded()
         actions: list[Action] = []
@@ -94,7 +101,9 @@ class ReportHandler:
             if plain is not None:
                 actions.append(plain)
             else:
+                has_news = True
                 actions += self._apply(view, report, now)
+        self.has_news = has_news
         if view.load.admission is Admission.EVACUATING:
             actions += evacuate(self._state, self._scheduler, view, now)
         return actions
@@ -135,6 +144,7 @@ class ReportHandler:
         view = self._state.fleet.get(leg.worker_id)
         if view is not None:
             view.is_starving = not event.granted
+            self._state.fleet.touch(view)
         if event.granted:
             self._state.legs.grow(leg, event.num_blocks)
         num_blocks = event.num_blocks if event.granted else 0
@@ -213,6 +223,7 @@ class ReportHandler:
             case SwappedOut():
                 # Its blocks are free, so others that starve may be asked again.
                 view.is_starving, view.paused_until_s = False, 0.0
+                self._state.fleet.touch(view)
                 return park(self._state, sequence, now)
             case TaskFailed():
                 return self._failed(sequence, role, report, now)
@@ -324,6 +335,7 @@ class ReportHandler:
             return []  # a new reservation under the same id; not what was released
         # Something is free again, so the worker may be asked again.
         view.is_starving, view.paused_until_s = False, 0.0
+        self._state.fleet.touch(view)
         actions = self._state.legs.close(leg)
         sequence = self._state.sequence_by_task.get(report.task_id)
         if sequence is None or sequence.leg(leg.role) is not leg:

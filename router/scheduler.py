@@ -27,6 +27,7 @@ from router.events import (
 )
 from router.guests import GuestOffer, Guests
 from router.in_place import dispatch_in_place
+from router.preferences import Preferences
 from router.sequence import Leg, LegState, Request, Sequence
 from router.state import RouterState
 from router.swapped import resume_answered, resume_parked, to_recompute
@@ -35,12 +36,7 @@ from scheduling.block_pool import num_blocks_for
 from scheduling.errors import TandemError, WorkerFailed
 from scheduling.lifecycle import TERMINAL, Change, Phase
 from scheduling.messages import AdmitGeneration, PushTo, StartDecode, StartPrefill
-from scheduling.placement import (
-    Candidate,
-    decode_preferences,
-    mixed_preferences,
-    prefill_preferences,
-)
+from scheduling.placement import Candidate
 
 
 class Scheduler:
@@ -48,6 +44,7 @@ class Scheduler:
 
     def __init__(self, state: RouterState) -> None:
         self._state = state
+        self._preferences = Preferences(state.fleet)
         self._guests = Guests(state)
 
     def enqueue_prompt(self, sequence: Sequence) -> None:
@@ -105,6 +102,11 @@ class Scheduler:
             state.prompt_queue.take(task_id)
             self._guests.left(task_id)
         return actions
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless whoever looks for guests sees the PT queue as it is."""
+        self._guests.check_invariants()
+        self._preferences.check_invariants()
 
     def reconsider_stranded(self) -> None:
         """A worker connected: what fitted nowhere may fit now."""
@@ -249,12 +251,12 @@ class Scheduler:
         )
 
     def _reserve_in_place(self, sequence: Sequence, now: float) -> Reserve | None:
-        candidates = mixed_preferences(
-            self._state.fleet.mixed_candidates(
-                now, GENERAL, sequence.num_tokens_at_most, sequence.prefill_prefix
-            ),
+        candidates = self._preferences.mixed(
+            now,
             sequence.num_kv_tokens,
+            sequence.num_tokens_at_most,
             self._state.settings.max_backlog_tokens,
+            sequence.prefill_prefix,
             partial(self._num_decode_blocks, sequence),
         )
         candidates = admitting(self._state, candidates, sequence)
@@ -267,12 +269,12 @@ class Scheduler:
 
     def _reserve_prefill(self, sequence: Sequence, now: float) -> Reserve | None:
         num_tokens = sequence.num_kv_tokens
-        candidates = prefill_preferences(
-            self._state.fleet.prefill_candidates(
-                now, sequence.num_tokens_at_most, sequence.prefill_prefix
-            ),
+        candidates = self._preferences.prefill(
+            now,
             num_tokens,
+            sequence.num_tokens_at_most,
             self._state.settings.max_backlog_tokens,
+            sequence.prefill_prefix,
         )
         if not candidates:
             return None
@@ -290,10 +292,8 @@ class Scheduler:
         # Where the general share of no worker could ever hold the task, it may take from the other.
         most = fleet.max_general_blocks(hello.compatibility)
         share: Share = GENERAL if num_blocks <= most else GROWTH
-        candidates = decode_preferences(
-            fleet.decode_candidates(now, share, sequence.request.prefix),
-            num_blocks,
-            hello.compatibility,
+        candidates = self._preferences.decode(
+            now, num_blocks, hello.compatibility, share, sequence.request.prefix
         )
         candidates = admitting(self._state, candidates, sequence)
         if not candidates:
@@ -328,6 +328,7 @@ class Scheduler:
         leg = Leg(self._state.legs.next_claim(sequence.task_id, role), num_blocks)
         leg.worker_id, leg.incarnation = preferences[0]
         leg.num_tokens = sequence.num_kv_tokens
+        leg.num_tokens_at_most = sequence.num_tokens_at_most
         leg.is_in_place = is_in_place
         leg.place, leg.num_borrowed_blocks = place, 0 if place is None else place.num_blocks
         is_prompt = role == PREFILL_LEG or is_in_place

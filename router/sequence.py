@@ -1,6 +1,7 @@
 """The router's record of requests, their sequences and the legs that hold blocks for them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -50,6 +51,8 @@ class Leg:
     num_kv_blocks: int = 0
     # Of a prompt: tokens whose KV the worker needs.
     num_tokens: int = 0
+    # Prompt and the longest answer.
+    num_tokens_at_most: int = 0
     # Names the blocks of the prompt that the worker will have; None where they do not count.
     prefix: PromptPrefix | None = None
     # Decode: the worker computes the prompt as well, and decodes in place.
@@ -153,6 +156,8 @@ class Sequence:
     first_token_at_s: float | None = None
     last_token_at_s: float | None = None
     timeline: Timeline = field(default_factory=Timeline)
+    # Tokens that are known to be there though no frame has brought them: a simulation counts them.
+    num_unheard: Callable[["Sequence"], int] | None = None
 
     @property
     def num_tries(self) -> int:
@@ -174,7 +179,13 @@ class Sequence:
     @property
     def num_kv_tokens(self) -> int:
         """Tokens whose KV a prefill worker has to compute."""
-        return len(self.request.spec.prompt_token_ids) + len(self.output_token_ids)
+        return len(self.request.spec.prompt_token_ids) + self.num_output_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output so far, in frames or not."""
+        num_heard = len(self.output_token_ids)
+        return num_heard if self.num_unheard is None else num_heard + self.num_unheard(self)
 
     @property
     def prefill_prefix(self) -> PromptPrefix | None:
@@ -193,10 +204,11 @@ class Sequence:
     @property
     def num_response_tokens(self) -> int:
         """Upper bound on the tokens still to come, by prediction."""
-        remaining = self.request.spec.stop.max_tokens - len(self.output_token_ids)
+        num_output_tokens = self.num_output_tokens
+        remaining = self.request.spec.stop.max_tokens - num_output_tokens
         if self.reserve_all:
             return remaining
-        return min(remaining, max(1, self.predicted.bound - len(self.output_token_ids)))
+        return min(remaining, max(1, self.predicted.bound - num_output_tokens))
 
     def move(self, change: Change, now: float, why: str = "") -> None:
         """Take one row of the transition table and account for the time in the phase left."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 from cluster.errors import ClusterError
 from cluster.ledger import Shares, WorkerLife
@@ -47,7 +48,7 @@ from runtime.wire import ReportBatch
 from scheduling.errors import StaleIncarnation
 from scheduling.ids import Incarnation, RouterId, WorkerId
 from scheduling.messages import WorkerHello
-from scheduling.policy import POLICIES, policy_named
+from scheduling.policy import POLICIES, Sharing, policy_named
 from tandemserve.api.v1 import admin_pb2_grpc, inference_pb2_grpc
 from tandemserve.version import VERSION
 
@@ -118,6 +119,8 @@ class RouterProcess:
         policy = policy_named(
             config.policy, config.deadline_bucket_ms / 1e3, config.kvc_bucket_blocks
         )
+        if not config.lending:
+            policy = replace(policy, sharing=Sharing.NONE)
         self._core = RouterCore(
             policy,
             policy.new_predictor(),

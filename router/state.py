@@ -1,6 +1,6 @@
 """What the router knows. The objects that decide share it; none of them performs anything."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -72,6 +72,8 @@ class RouterState:
     prefill_pace: PrefillPace = field(default_factory=PrefillPace)
     # What operators may still ask about.
     ended: EndedRequests = field(default_factory=EndedRequests)
+    # Of every new sequence; None but in a simulation.
+    num_unheard: Callable[[Sequence], int] | None = None
     _attempts: Iterator[int] = field(default_factory=lambda: count(1))
 
     def new_task_id(self, request_id: RequestId, index: int) -> TaskId:

@@ -35,7 +35,9 @@ def park(state: RouterState, sequence: Sequence, now: float) -> list[Action]:
 def resume_parked(state: RouterState, now: float) -> list[Action]:
     """Ask for room for the first in line of each worker that seems to have it."""
     return [
-        reserve for view in state.fleet if (reserve := _resume_first(state, view, now)) is not None
+        reserve
+        for view in state.fleet.with_parked()
+        if (reserve := _resume_first(state, view, now)) is not None
     ]
 
 
@@ -64,7 +66,7 @@ def to_recompute(state: RouterState, now: float) -> Iterator[Sequence]:
     waited for long, and another decode worker has room that nobody else waits for. Either way its
     next reservation is the last it needs, so it does not come back here.
     """
-    for view in list(state.fleet):
+    for view in state.fleet.with_parked():
         task_id = view.parked.peek()
         if task_id is None:
             continue
@@ -82,7 +84,7 @@ def to_recompute(state: RouterState, now: float) -> Iterator[Sequence]:
 def next_overdue_at(state: RouterState, now: float) -> float | None:
     """When the first of those that wait will have waited for long."""
     instants = []
-    for view in state.fleet:
+    for view in state.fleet.with_parked():
         task_id = view.parked.peek()
         leg = None if task_id is None else state.legs.get(task_id, DECODE_LEG)
         if leg is not None and leg.parked_at_s is not None and not _is_overdue(state, leg, now):

@@ -1,6 +1,6 @@
 """For tests: workers, requests, and a router core with a ledger that always has room."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
@@ -16,8 +16,10 @@ from router.events import (
     ReservationAnswered,
     Reserve,
     SendCommand,
+    Share,
     WorkerConnected,
 )
+from router.fleet import Fleet, may_be_asked
 from router.state import RouterSettings
 from scheduling.ids import BlockId, Generation, Incarnation, RequestId, TaskId, WorkerId
 from scheduling.length_quantiles import OnlineQuantiles
@@ -36,7 +38,14 @@ from scheduling.messages import (
     WorkerHello,
     WorkerLoad,
 )
+from scheduling.placement import (
+    Candidate,
+    decode_preferences,
+    mixed_preferences,
+    prefill_preferences,
+)
 from scheduling.policy import growth_reserve_blocks, policy_named
+from scheduling.prefix_chain import PromptPrefix
 from scheduling.sampling import SamplingParams, StopParams
 
 BLOCK_SIZE = 4
@@ -182,3 +191,56 @@ def assert_empty(core: CoreUnderTest) -> None:
     assert not state.sequence_by_task
     assert len(state.prompt_queue) == len(state.generation_queue) == len(state.legs) == 0
     assert state.deadlines.next_at() is None
+
+
+# --- placement by a look at every worker ------------------------------------------------------
+
+
+def plain_prefill(
+    fleet: Fleet,
+    now: float,
+    num_tokens: int,
+    num_tokens_at_most: int,
+    max_backlog_tokens: int,
+    prefix: PromptPrefix | None,
+) -> tuple[Candidate, ...]:
+    """What `Preferences.prefill` finds, and who comes after."""
+    candidates = (
+        fleet.as_candidate(view, "general", prefix)
+        for view in fleet
+        if view.role == "prefill"
+        and may_be_asked(view, now)
+        and min(view.num_tokens, fleet.max_tokens_beyond(view)) >= num_tokens_at_most
+    )
+    return prefill_preferences(candidates, num_tokens, max_backlog_tokens)
+
+
+def plain_mixed(
+    fleet: Fleet,
+    now: float,
+    num_tokens: int,
+    num_tokens_at_most: int,
+    max_backlog_tokens: int,
+    prefix: PromptPrefix | None,
+    num_blocks_for_size: Callable[[int], int],
+) -> tuple[Candidate, ...]:
+    """What `Preferences.mixed` finds, and who comes after."""
+    candidates = (
+        fleet.as_candidate(view, "general", prefix)
+        for view in fleet
+        if view.takes_prompts and may_be_asked(view, now) and view.num_tokens >= num_tokens_at_most
+    )
+    return mixed_preferences(candidates, num_tokens, max_backlog_tokens, num_blocks_for_size)
+
+
+def plain_decode(
+    fleet: Fleet,
+    now: float,
+    num_blocks: int,
+    compatibility: str,
+    share: Share,
+    prefix: PromptPrefix | None,
+) -> tuple[Candidate, ...]:
+    """What `Preferences.decode` finds, and who comes after."""
+    candidates = fleet.decode_candidates(now, share, prefix)
+    return decode_preferences(candidates, num_blocks, compatibility)

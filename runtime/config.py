@@ -102,6 +102,11 @@ class RouterConfig(ProcessConfig):
     kvc_bucket_blocks: int = Field(
         4, ge=1, le=1_000_000, description="KVC occupancies closer than this count as equal"
     )
+    lending: bool = Field(
+        True,
+        description="prompts may begin in KV blocks that running answers need only later, where "
+        "the policy has it so",
+    )
     interactive_ttft_ms: Milliseconds = Field(1000.0, description="TTFT goal of class interactive")
     interactive_tpot_ms: Milliseconds = Field(100.0, description="TPOT goal of class interactive")
     standard_ttft_ms: Milliseconds = Field(5000.0, description="TTFT goal of class standard")

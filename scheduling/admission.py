@@ -33,6 +33,11 @@ class Admission(Protocol):
         """May it join those that run, on so many blocks of that size?"""
         ...
 
+    def admits_any(self, num_answers: int, num_tokens: int, num_blocks: int, size: int) -> bool:
+        """Whether so many answers of so many tokens together, at the very most, may all be there,
+        however far they have come: then nobody needs to look at them."""
+        ...
+
 
 class WhatIsReserved:
     """The reservation alone decides: it covers what the allocation rule asks for."""
@@ -42,6 +47,10 @@ class WhatIsReserved:
     def admits(
         self, running: Sequence[Demand], newcomer: Demand, num_blocks: int, size: int
     ) -> bool:
+        """Always."""
+        return True
+
+    def admits_any(self, num_answers: int, num_tokens: int, num_blocks: int, size: int) -> bool:
         """Always."""
         return True
 
@@ -56,6 +65,10 @@ class FuturePeak:
     ) -> bool:
         """An empty pool admits whatever fits at all."""
         return not running or peak_blocks((*running, newcomer), size) <= num_blocks
+
+    def admits_any(self, num_answers: int, num_tokens: int, num_blocks: int, size: int) -> bool:
+        """No peak is higher than the sum of the ends."""
+        return 2 * num_tokens + num_answers * size <= 2 * num_blocks * size
 
 
 def peak_blocks(demands: Iterable[Demand], size: int) -> int:

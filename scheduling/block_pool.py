@@ -55,6 +55,11 @@ class BlockPool:
         return len(self._block_by_hash)
 
     @property
+    def num_holds(self) -> int:
+        """Blocks of all holders, each counted as often as it is held: for figures."""
+        return sum(map(len, self._blocks_by_owner.values()))
+
+    @property
     def num_lent_blocks(self) -> int:
         """Held blocks that another task than the one charged for them may write."""
         return len(self._leases)

@@ -80,7 +80,7 @@ def _simulate(argv: Sequence[str]) -> None:
     options = _parser().parse_args(argv)
     chosen = [
         (policy, cluster_for(options.cluster, is_disaggregated=policy.is_disaggregated))
-        for policy in policies_of(options.policy)
+        for policy in policies_of(options.policy, is_lending=not options.no_lending)
     ]
     rates = _Rates.of(options)
     if options.report is not None:
@@ -127,8 +127,16 @@ def _search(
     search = RateSearch(options.attainment, start, options.tolerance, options.max_probes)
     found: list[Goodput] = []
     for policy, cluster in chosen:
-        is_traced = options.report is not None and not found
-        found.append(search_goodput(runner, policy, cluster, search, is_traced=is_traced))
+        is_for_report = options.report is not None
+        one = search_goodput(
+            runner,
+            policy,
+            cluster,
+            search,
+            is_for_report=is_for_report,
+            is_traced=is_for_report and not found,
+        )
+        found.append(one)
     # Where nothing serves, the run that came nearest to it.
     best = [one.best or _nearest(one) for one in found]
     shown = [run for one in found for run in one.complete] or best

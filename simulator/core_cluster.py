@@ -6,12 +6,11 @@ ledger that answers late, copies that take a while, and workers that die or drai
 
 import heapq
 from array import array
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any, Protocol
 
 from cluster.errors import HoldingGone, StaleAttempt
 from cluster.ledger import (
@@ -47,6 +46,7 @@ from router.events import (
     WorkerConnected,
     WorkerLost,
 )
+from router.sequence import Sequence
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
 from scheduling.messages import Command, Report, TokensEmitted, WorkerLoad
 from scheduling.worker_events import (
@@ -72,32 +72,15 @@ from scheduling.worker_events import (
     WorkerAction,
     WorkerEvent,
 )
+from simulator.audience import Audience
+from simulator.run_now import run_now
 from simulator.simulated_worker import SimulatedEngine, SimulatedWorker
 from simulator.step_log import StepRun
 from simulator.timing import Timing
+from simulator.unheard import is_heard, is_told, num_unheard
 from simulator.worker_spec import WorkerSpec
 
 _NO_GAPS: "array[float]" = array("d")
-
-
-class Audience(Protocol):
-    """Who hears what callers would."""
-
-    def tokens(self, emitted: EmitTokens, now: float, gaps_s: "array[float]") -> None:
-        """The last of the tokens came now; before it were `gaps_s`, where there are any, else 0."""
-        ...
-
-    def finished(self, emitted: EmitFinished, now: float) -> None: ...
-
-    def failed(self, emitted: EmitFailed, now: float) -> None: ...
-
-    def planned(self, worker: SimulatedWorker, now: float) -> None:
-        """A worker has looked at what is to be done; until it looks again, it holds this."""
-        ...
-
-    def stepped(self, worker: SimulatedWorker, run: StepRun) -> None:
-        """A worker has computed this; it ended now."""
-        ...
 
 
 class CoreCluster:
@@ -123,6 +106,7 @@ class CoreCluster:
         self._gaps_s: dict[tuple[TaskId, int], array[float]] = {}
         # Memory outlives its process for whoever has it mapped: a copy there still succeeds.
         self._dead_lives: dict[tuple[WorkerId, Incarnation], SimulatedWorker] = {}
+        router.state.num_unheard = self._num_unheard
         run_now(ledger.renew(self._life, 1e6))
 
     def add_worker(self, worker_id: str, spec: WorkerSpec, engine: SimulatedEngine) -> None:
@@ -156,7 +140,7 @@ class CoreCluster:
         for action in self.router.handle(event, self.now):
             self._perform(action)
         if self.is_checking:
-            self.router.state.legs.check_invariants()
+            self.router.check_invariants()
 
     def at(self, delay_s: float, what: Callable[[], None]) -> None:
         """Do something later."""
@@ -317,6 +301,7 @@ class CoreCluster:
             if type(report) is TokensEmitted and len(report.token_ids) > 1:
                 key = report.task_id, report.first_token_index
                 gaps_s[key] = worker.log.gaps_s(len(report.token_ids))
+                is_told(worker, report)
         self._in_order(worker.core, partial(self._frame_arrives, worker, arrived, gaps_s))
 
     def _frame_arrives(
@@ -327,7 +312,16 @@ class CoreCluster:
     ) -> None:
         if worker.is_alive:
             self._gaps_s = gaps_s
+            for (task_id, _), gaps in gaps_s.items():
+                is_heard(worker, task_id, len(gaps) + 1)
             self.tell(frame)
+
+    def _num_unheard(self, sequence: Sequence) -> int:
+        leg = sequence.decode
+        if leg is None or leg.worker_id is None:
+            return 0
+        worker = self.worker_by_id.get(leg.worker_id)
+        return num_unheard(sequence, worker, self.now - self._timing.report_delay_s)
 
     def _copy(self, worker: SimulatedWorker, push: Push) -> None:
         export = push.target.export
@@ -403,12 +397,3 @@ class CoreCluster:
         if self.is_checking:
             worker.core.check_invariants()
         self._turn(worker)
-
-
-def run_now(operation: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine that never really waits: the in-memory ledger's."""
-    try:
-        operation.send(None)
-    except StopIteration as done:
-        return done.value
-    raise AssertionError("an in-memory operation waited")

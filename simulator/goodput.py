@@ -42,13 +42,18 @@ def search_goodput(
     cluster: ClusterSpec,
     search: RateSearch,
     *,
+    is_for_report: bool = False,
     is_traced: bool = False,
 ) -> Goodput:
-    """Probe by simulation; a run that cannot serve any more is given up, to save time."""
+    """Probe by simulation; a run that cannot serve any more is given up, to save time.
+
+    For a report, only if it cannot even serve half of what it should: curves need the others.
+    """
     trials: list[Trial] = []
+    least = search.target / 2 if is_for_report else search.target
 
     def attainment_at(rate_scale: float) -> float:
-        trial = runner.trial(policy, cluster, rate_scale, search.target, is_traced=is_traced)
+        trial = runner.trial(policy, cluster, rate_scale, least, is_traced=is_traced)
         trials.append(trial)
         return trial.attainment
 

@@ -3,9 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from scheduling.policy import POLICIES, Policy
+from scheduling.policy import POLICIES, Policy, Sharing
 from simulator.hardware.description import known_names, load_hardware
 from simulator.load import DEFAULT_SWAP_GIB, Load, LoadSettings
 from simulator.traces.reading import read_workload
@@ -30,6 +31,8 @@ def add_load_options(parser: Parser) -> None:
     add("--swap-gib", type=gib, default=DEFAULT_SWAP_GIB, metavar="GIB", help=about)
     about = "let workers compute what prompts share every time"
     add("--no-prefix-caching", action="store_true", help=about)
+    about = "let no prompt begin in blocks that running answers need only later"
+    add("--no-lending", action="store_true", help=about)
 
 
 def add_output_options(parser: Parser, about_report: str) -> None:
@@ -42,15 +45,19 @@ def add_output_options(parser: Parser, about_report: str) -> None:
     add("--quiet", action="store_true", help="no progress, no notes on stderr")
 
 
-def policies_of(text: str) -> list[Policy]:
-    """The named policies, each once. Raises: UsageError."""
+def policies_of(text: str, *, is_lending: bool = True) -> list[Policy]:
+    """The named policies, each once; of those that lend blocks, only whether they may is changed.
+
+    Raises: UsageError.
+    """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in POLICIES:
             raise UsageError(f"unknown policy {name!r}; use some of {', '.join(POLICIES)}")
     if not names:
         raise UsageError(f"--policy names none; use some of {', '.join(POLICIES)}")
-    return [POLICIES[name] for name in names]
+    policies = [POLICIES[name] for name in names]
+    return policies if is_lending else [replace(p, sharing=Sharing.NONE) for p in policies]
 
 
 def load_of(options: argparse.Namespace, rate_rps: float | None) -> Load:

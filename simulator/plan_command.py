@@ -69,7 +69,7 @@ def _parser() -> Parser:
 
 def _plan(argv: Sequence[str]) -> None:
     options = _parser().parse_args(argv)
-    policies = policies_of(options.policy)
+    policies = policies_of(options.policy, is_lending=not options.no_lending)
     shapes = [_shape(options.shape, policy) for policy in policies]
     if Shape.SPLIT in shapes and options.max_workers < 2:
         raise UsageError("prefill and decode on separate workers need --max-workers 2 or more")

@@ -72,7 +72,8 @@ class Runner:
         def goes_on(now: float) -> bool:
             if line is not None:
                 line.update(now, recorder.num_ended)
-            return misses.num <= may_miss
+            misses.are_too_many = misses.num > may_miss
+            return not misses.are_too_many
 
         began_at_s = self.clock.now()
         record = simulation.run(goes_on)
@@ -82,7 +83,7 @@ class Runner:
         result = RunResult(self._facts(policy, cluster, rate_scale), record)
         num_ended = recorder.num_ended
         self._note_wall_time(result, wall_s, simulation.now, num_ended)
-        is_complete = recorder.num_arrived == num_requests and misses.num <= may_miss
+        is_complete = not misses.are_too_many
         self._tell_failures(policy.name, simulation)
         if is_complete and num_ended < num_requests:
             num_left = num_requests - num_ended
@@ -138,6 +139,8 @@ class Runner:
 @dataclass(slots=True)
 class _Misses:
     num: int = 0
+    # Somebody looked, and gave up.
+    are_too_many: bool = False
 
     def count(self, outcome: RequestOutcome) -> None:
         self.num += not outcome.meets_slo

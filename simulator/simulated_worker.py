@@ -70,6 +70,8 @@ class SimulatedWorker:
     log: StepLog = field(default_factory=StepLog)
     # Of answers that are only counted: tokens on their way, and after which step the last one came.
     told: dict[TaskId, tuple[int, int]] = field(default_factory=dict)
+    # How many steps had ended by some instant.
+    num_steps_by: tuple[float, int] = (-1.0, 0)
     # What the router knows, or will know by the latest frame; None before the first.
     told_load: WorkerLoad | None = None
     expected_generation: dict[int, int] = field(default_factory=dict)

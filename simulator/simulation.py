@@ -40,7 +40,7 @@ from simulator.traces.workload import TraceRequest, Workload
 from simulator.worker_spec import WorkerSpec
 
 # Between two looks at the progress.
-_EVENTS_AT_ONCE = 4096
+_EVENTS_AT_ONCE = 256
 # Where a request has no goal, a day: it goes behind all that have one.
 _NO_GOAL_S = 86_400.0
 
@@ -231,6 +231,10 @@ class Simulation:
         assert isinstance(engine, CountingEngine)
         num_written = engine.num_written_tokens / worker.hello.block_size
         num_allocated = pool.num_blocks - pool.num_free_blocks
+        if self._scenario.prefix_caching:
+            # The engine counts what sequences share once for each of them.
+            num_shared = pool.num_holds - num_allocated - pool.num_lent_blocks
+            num_written = min(max(0.0, num_written - num_shared), num_allocated)
         sample = WorkerSample(num_allocated, num_written, load.num_running, load.num_waiting)
         self._recorder.sampled(worker.hello.worker_id, now, sample)
         state = self._cluster.router.state

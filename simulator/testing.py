@@ -23,7 +23,8 @@ from scheduling.policy import GROWTH_RESERVE, Policy, policy_named
 from scheduling.prediction import LengthPredictor, RequestFeatures, ResponseLength
 from scheduling.sampling import SamplingParams, StopParams
 from simulator.checked_engine import CheckedEngine, answer
-from simulator.core_cluster import CoreCluster, run_now
+from simulator.core_cluster import CoreCluster
+from simulator.run_now import run_now
 from simulator.simulated_worker import SimulatedWorker
 from simulator.step_log import StepRun
 from simulator.timing import RandomTiming
@@ -94,8 +95,10 @@ class CheckedCluster(CoreCluster):
         max_num_seqs: int = 4,
         growth_reserve: float = GROWTH_RESERVE,
         policy: Policy | None = None,
+        max_untold_tokens: int = 1,
     ) -> None:
         self.heard = Heard()
+        self.is_counting = max_untold_tokens > 1
         super().__init__(router, ledger, RandomTiming(rng), self.heard)
         self.tokens = self.heard.token_ids
         self.finished = self.heard.end_by_answer
@@ -108,6 +111,7 @@ class CheckedCluster(CoreCluster):
             max_num_batched_tokens=8,
             num_swap_blocks=num_swap_blocks,
             growth_reserve=growth_reserve,
+            max_untold_tokens=max_untold_tokens,
         )
         if policy is not None:
             self._spec = replace(
@@ -121,7 +125,8 @@ class CheckedCluster(CoreCluster):
     ) -> None:
         """Start a (new life of a) worker and connect it."""
         spec = replace(self._spec, role=role, num_blocks=num_blocks, compatibility=compatibility)
-        self.add_worker(worker_id, spec, CheckedEngine(worker_id, spec.block_size))
+        engine = CheckedEngine(worker_id, spec.block_size, is_counting=self.is_counting)
+        self.add_worker(worker_id, spec, engine)
 
     def engine_of(self, worker_id: str) -> CheckedEngine:
         """Its engine and KV memory."""
@@ -140,7 +145,7 @@ class Ask:
     at_s: float
     cancel_after_s: float | None
     deadline_s: float | None
-    # Tokens below this end the answer: 100 of 1000 by default.
+    # So many tokens, from 1 on, end the answer: 100 of 1000 by default.
     num_end_ids: int = 100
 
 
@@ -161,7 +166,7 @@ def spec_of(number: int, ask: Ask) -> RequestSpec:
         request_id=RequestId(f"r{number}"),
         prompt_token_ids=ask.prompt,
         sampling=SamplingParams(temperature=0.0),
-        stop=StopParams(ask.max_tokens, stop_token_ids=tuple(range(ask.num_end_ids))),
+        stop=StopParams(ask.max_tokens, stop_token_ids=tuple(range(1, ask.num_end_ids + 1))),
         num_choices=ask.num_choices,
         tenant="default",
         session="",
@@ -181,6 +186,7 @@ def new_cluster(
     swapping: Swapping = NO_SWAPPING,
     worker_ids: tuple[str, ...] | None = None,
     predictor: LengthPredictor | None = None,
+    max_untold_tokens: int = 1,
 ) -> CheckedCluster:
     """One prefill worker and some decode workers, or others: ids are ROLE-NUMBER."""
     if predictor is None:
@@ -202,6 +208,7 @@ def new_cluster(
         random.Random(seed),
         num_swap_blocks=swapping.num_blocks,
         policy=chosen,
+        max_untold_tokens=max_untold_tokens,
     )
     if worker_ids is None:
         worker_ids = ("prefill-0", *(f"decode-{number}" for number in range(num_decode)))
@@ -222,7 +229,7 @@ def check_answers(cluster: CheckedCluster, wanted: list[Ask]) -> None:
     """Every answer is what one process alone would give, or a beginning of it and an error."""
     for number, ask in enumerate(wanted):
         spec = spec_of(number, ask)
-        right = answer(ask.prompt, spec.stop)
+        right = answer(ask.prompt, spec.stop, is_counting=cluster.is_counting)
         for index in range(ask.num_choices):
             got = tuple(cluster.tokens.get((spec.request_id, index), ()))
             if (spec.request_id, index) in cluster.finished:

@@ -88,6 +88,8 @@ class Timings:
     num_blocks_skipped: int = 0
     # Of the preemptions, how often the KV was kept, in host memory.
     num_swaps: int = 0
+    # Blocks of a running answer that it began in, because that one needed them only later.
+    num_blocks_borrowed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

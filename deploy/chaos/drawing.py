@@ -66,7 +66,7 @@ def draw_plan(seed: int, size: Size, *, has_nixl: bool = False) -> ChaosPlan:
     # And its own for what came later, so that an older seed's round stays nearly the same.
     dice = random.Random(f"chaos mixed workers {seed}")
     if dice.random() < _MIXED_FRACTION:
-        policy = dice.choice((setting.policy, "ecoserve", "sarathi", "tgi", "orca"))
+        policy = dice.choice((setting.policy, "ecoserve", "sarathi", "tgi", "accelgen", "cacheopt"))
         setting = replace(setting, decode_role="mixed", policy=policy)
     stems = [_draw_tokens(rng, rng.randint(20, 120)) for _ in range(5)]
     asks = tuple(_draw_ask(rng, number, stems) for number in range(size.num_requests))

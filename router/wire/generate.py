@@ -204,6 +204,7 @@ def _timings_to_proto(timings: PhaseTimings) -> pb.Timings:
         num_migrations=timings.num_migrations,
         num_blocks_skipped=timings.num_blocks_skipped,
         num_swaps=timings.num_swaps,
+        num_blocks_borrowed=timings.num_blocks_borrowed,
     )
 
 

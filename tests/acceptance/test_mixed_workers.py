@@ -62,3 +62,53 @@ async def test_every_policy_gives_the_models_own_tokens(
         if policy == "fcfs":
             assert sum(a.timings.num_preemptions for a in answers) > 0
         await assert_empty(cluster)
+
+
+# Few blocks, short prompts, long answers and short ones: there is room for hosts and guests only.
+def crowd() -> list[tuple[Prompt, int]]:
+    rng = random.Random(SEED)
+    lengths = [160, 160, 8, 16, 24, 40, 160, 12, 20, 32, 8, 16, 24, 40] * 3
+    return [(tuple(rng.choices(range(3, 300), k=rng.randint(4, 24))), n) for n in lengths]
+
+
+# PAPERS 1.4.1: guests run inside a host's blocks, and every token is the model's own.
+@pytest.mark.parametrize("policy", ["ecoserve", "cacheopt"])
+async def test_answers_begin_inside_others_and_no_token_changes(
+    policy: str,
+    start_cluster: StartCluster,
+    greedy: Greedy,
+    model_folders: dict[str, Path],
+    assert_empty: AssertEmpty,
+) -> None:
+    print(f"prompts: seed {SEED}")
+    wanted = crowd()
+    worker = {
+        "max_num_batched_tokens": "64",
+        "num_blocks": "64",
+        "block_size": "8",
+        "policy": policy,
+    }
+    async with (
+        start_cluster(
+            model_folders["qwen2"],
+            num_prefill=0,
+            num_decode=0,
+            num_mixed=1,
+            router={"policy": policy},
+            decode=worker,
+        ) as cluster,
+        cluster.client() as client,
+    ):
+        calls = [
+            client.generate(p, temperature=0.0, ignore_eos=True, max_tokens=n, timeout_s=180.0)
+            for p, n in wanted
+        ]
+        answers = await asyncio.gather(*calls)
+        for length in {n for _, n in wanted}:
+            prompts = [p for p, n in wanted if n == length]
+            got = [a.token_ids for a, (_, n) in zip(answers, wanted, strict=True) if n == length]
+            assert got == greedy("qwen2", prompts, length)
+        borrowed = [a.timings.num_blocks_borrowed for a in answers]
+        print(f"{policy}: {sum(map(bool, borrowed))} guests, {sum(borrowed)} blocks borrowed")
+        assert any(borrowed)
+        await assert_empty(cluster)

@@ -201,6 +201,24 @@ def test_a_chunk_beyond_its_blocks_is_named_and_works_after_extending(
     assert len(runner.step(plan((0, 0, 20, True))).token_ids) == 1
 
 
+def test_a_block_that_was_not_written_yet_can_be_another(model: Decoder) -> None:
+    """Two sequences in one block, one after the other: the second gets a block of its own."""
+    alone = run_together(prefill_again(model), [TrialRequest(PROMPT, 12)], 8, NUM_BLOCKS)
+    runner = ModelRunner(model, KvPool(LAYOUT, NUM_BLOCKS), max_num_seqs=4)
+    runner.add(start(0, blocks=(3, 1, 2, 9)))
+    runner.add(start(1, blocks=(4, 5, 9, 6)))
+    tokens = list(runner.step(plan((0, 0, 20, True), (1, 0, 20, True))).token_ids)
+    # The second has written 20 tokens, so its third block is begun; it must not be replaced. The
+    # first comes to its fourth, which is the other's, and gets a new one there.
+    runner.replace_blocks(0, 3, [10])
+    mine = [tokens[0]]
+    for length in range(21, 32):
+        mine += runner.step(plan((0, length - 1, 1, True), (1, length - 1, 1, True))).token_ids[:1]
+    assert mine == list(alone[0].token_ids)
+    with pytest.raises(InvalidSequence, match="block id"):
+        runner.replace_blocks(0, 0, [NUM_BLOCKS])
+
+
 def test_a_position_beyond_the_context_is_named(runner: ModelRunner) -> None:
     runner.add(start(0, tokens=tuple(range(65)), blocks=tuple(range(10))))
     with pytest.raises(InvalidChunk, match="context is 64"):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.runner import InvalidSequence
+from engine.runner import InvalidSequence, UnknownSlot
 from engine.slot_table import SlotTable
 from scheduling.sampling import SamplingParams
 from scheduling.step import SequenceStart
@@ -28,6 +28,20 @@ def test_unused_block_entries_repeat_the_first_block_of_the_sequence() -> None:
     table.extend_blocks(0, [20, 21, 22])
     assert table.blocks[0, :7].tolist() == [7, 8, 20, 21, 22, 7, 7]
     assert table.num_blocks[0] == 5
+
+
+def test_blocks_are_replaced_where_they_are_and_nowhere_else() -> None:
+    table = SlotTable(max_num_seqs=2, block_size=64)
+    table.add(SequenceStart(0, (1,), 1, SamplingParams(), (7, 8, 9)))
+    table.replace_blocks(0, 1, [20])
+    assert table.blocks[0, :4].tolist() == [7, 20, 9, 7]
+    table.replace_blocks(0, 0, [30, 31])
+    assert table.blocks[0, :4].tolist() == [30, 31, 9, 30]
+    for first_index, block_ids in ((3, [1]), (2, [1, 2]), (-1, [1])):
+        with pytest.raises(InvalidSequence, match="has 3 blocks"):
+            table.replace_blocks(0, first_index, block_ids)
+    with pytest.raises(UnknownSlot):
+        table.replace_blocks(1, 0, [1])
 
 
 def test_a_prompt_needs_at_least_one_token() -> None:

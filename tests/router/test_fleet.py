@@ -4,6 +4,7 @@ import pytest
 
 from router.events import IntroducePeer
 from router.fleet import Fleet
+from router.preferences import Preferences
 from router.testing import BLOCK_SIZE, hello_of
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
 from scheduling.ids import Incarnation, WorkerId
@@ -49,9 +50,16 @@ def test_a_prompt_goes_where_its_whole_answer_has_room() -> None:
     fleet = fleet_of(prefill_0=8, decode_0=4)
     fleet.add(hello_of("prefill-1", 8, compatibility="other"))
     fleet.add(hello_of("decode-1", 8, compatibility="other"))
-    assert [c.worker_id for c in fleet.prefill_candidates(0.0, 16)] == ["prefill-0", "prefill-1"]
-    assert [c.worker_id for c in fleet.prefill_candidates(0.0, 17)] == ["prefill-1"]
-    assert fleet.prefill_candidates(0.0, 33) == ()
+    preferences = Preferences(fleet)
+
+    def found(num_tokens_at_most: int) -> list[str]:
+        return [
+            c.worker_id for c in preferences.prefill(0.0, 1, num_tokens_at_most, 1000, prefix=None)
+        ]
+
+    assert found(16) == ["prefill-0", "prefill-1"]
+    assert found(17) == ["prefill-1"]
+    assert found(33) == []
 
 
 def test_a_worker_that_refused_rests_and_one_that_starves_gets_nothing() -> None:

@@ -49,3 +49,14 @@ def test_a_newcomer_waits_while_the_peak_would_not_fit() -> None:
 
 def test_where_the_reservation_covers_all_it_alone_decides() -> None:
     assert WhatIsReserved().admits([Demand(10**6, 10**6)], Demand(1, 1), 1, 1)
+
+
+@given(running=demands.filter(bool), newcomer=st.builds(Demand, st.integers(1, 200), st.just(9)))
+def test_who_may_join_at_the_very_most_may_join_at_any_time(
+    running: list[Demand], newcomer: Demand
+) -> None:
+    rule, all_of_them = FuturePeak(), [*running, newcomer]
+    at_most = sum(demand.num_tokens + demand.num_remaining for demand in all_of_them)
+    for num_blocks in range(0, 400, 7):
+        if rule.admits_any(len(all_of_them), at_most, num_blocks, 16):
+            assert rule.admits(running, newcomer, num_blocks, 16)

@@ -134,7 +134,9 @@ def outcomes(
     scene: Scenario, policy: str, cluster: ClusterSpec
 ) -> tuple[RunRecord, list[RequestOutcome]]:
     ended: list[RequestOutcome] = []
-    record = Simulation(scene, POLICIES[policy], cluster, RunRecorder(on_outcome=ended.append)).run()
+    record = Simulation(
+        scene, POLICIES[policy], cluster, RunRecorder(on_outcome=ended.append)
+    ).run()
     return record, sorted(ended, key=lambda outcome: outcome.number)
 
 
@@ -179,5 +181,6 @@ def test_many_steps_at_a_time_end_as_single_steps_do(
         assert role.num_decode_tokens == single_role.num_decode_tokens
         assert role.num_prompt_tokens == single_role.num_prompt_tokens
         assert role.busy_s == pytest.approx(single_role.busy_s)
-        assert role.written_block_s == pytest.approx(single_role.written_block_s)
+        # Steps of one plan grow longer: written in their middle is not quite the mean.
+        assert role.written_block_s == pytest.approx(single_role.written_block_s, rel=1e-4)
         assert role.allocated_block_s == pytest.approx(single_role.allocated_block_s)

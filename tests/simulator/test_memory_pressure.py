@@ -10,7 +10,7 @@ from cluster.ledger import WorkerLife
 from router.events import DECODE_LEG
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import WorkerId
-from simulator.core_cluster import run_now
+from simulator.run_now import run_now
 from simulator.testing import (
     Ask,
     CheckedCluster,

@@ -2,7 +2,7 @@
 
 from cluster.ledger import WorkerBook
 from scheduling.ids import WorkerId
-from simulator.core_cluster import run_now
+from simulator.run_now import run_now
 from simulator.testing import Ask, check_answers, check_empty, new_cluster, start
 
 NUM_PROMPT, MAX_TOKENS, NUM_CHOICES = 20, 8, 4

@@ -241,3 +241,17 @@ def test_names_larger_than_token_ids_are_told_apart() -> None:
     first, second = 2**62, 2**62 + 2**32
     requests = [named(0.0, (first,), 100), named(9.0, (second,), 100), named(19.0, (first,), 100)]
     assert cached_tokens(requests, is_on=True) == [0, 0, 64]
+
+
+@pytest.mark.parametrize("workers", ["mixed:1", "prefill:1,decode:1"])
+def test_a_block_that_many_share_is_written_once(workers: str) -> None:
+    requests = [
+        replace(named(number / 10, (1, 2, 3, 4), 300), num_output_tokens=200)
+        for number in range(40)
+    ]
+    cluster = cluster_for(workers, is_disaggregated=False)
+    record, _ = run(scenario(requests, prefix_caching=True), cluster=cluster)
+    for role in record.roles:
+        assert 0 <= role.written_block_s <= role.allocated_block_s
+    # 44 tokens and an answer of their own; what is reserved for it is written half the time.
+    assert record.roles[-1].written_block_s > 0.3 * record.roles[-1].allocated_block_s

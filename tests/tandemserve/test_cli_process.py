@@ -271,6 +271,7 @@ def test_without_a_launcher_one_line_says_where_servers_come_from(
 
 # --- simulate and plan ------------------------------------------------------------------------
 
+
 @pytest.fixture
 def simulator(tmp_path: Path) -> Path:
     """A folder with a simulator that prints its arguments, as the launcher does."""

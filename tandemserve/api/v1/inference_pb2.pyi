@@ -249,7 +249,7 @@ class Usage(_message.Message):
     def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("prompt_queue_ms", "prefill_ms", "generation_queue_ms", "transfer_ms", "decode_ms", "ttft_ms", "tpot_ms", "total_ms", "num_blocks_moved", "num_bytes_moved", "transport", "prefill_worker", "decode_worker", "early_binding", "num_preemptions", "num_migrations", "num_blocks_skipped", "num_swaps")
+    __slots__ = ("prompt_queue_ms", "prefill_ms", "generation_queue_ms", "transfer_ms", "decode_ms", "ttft_ms", "tpot_ms", "total_ms", "num_blocks_moved", "num_bytes_moved", "transport", "prefill_worker", "decode_worker", "early_binding", "num_preemptions", "num_migrations", "num_blocks_skipped", "num_swaps", "num_blocks_borrowed")
     PROMPT_QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +268,7 @@ class Timings(_message.Message):
     NUM_MIGRATIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     NUM_SWAPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_BORROWED_FIELD_NUMBER: _ClassVar[int]
     prompt_queue_ms: float
     prefill_ms: float
     generation_queue_ms: float
@@ -286,7 +287,8 @@ class Timings(_message.Message):
     num_migrations: int
     num_blocks_skipped: int
     num_swaps: int
-    def __init__(self, prompt_queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., generation_queue_ms: _Optional[float] = ..., transfer_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., num_blocks_moved: _Optional[int] = ..., num_bytes_moved: _Optional[int] = ..., transport: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., early_binding: bool = ..., num_preemptions: _Optional[int] = ..., num_migrations: _Optional[int] = ..., num_blocks_skipped: _Optional[int] = ..., num_swaps: _Optional[int] = ...) -> None: ...
+    num_blocks_borrowed: int
+    def __init__(self, prompt_queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., generation_queue_ms: _Optional[float] = ..., transfer_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., num_blocks_moved: _Optional[int] = ..., num_bytes_moved: _Optional[int] = ..., transport: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., early_binding: bool = ..., num_preemptions: _Optional[int] = ..., num_migrations: _Optional[int] = ..., num_blocks_skipped: _Optional[int] = ..., num_swaps: _Optional[int] = ..., num_blocks_borrowed: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
