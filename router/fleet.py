@@ -49,6 +49,8 @@ class WorkerView:
     number: int = 0
     # Something changed since somebody looked for places to borrow.
     has_new_places: bool = True
+    # For what that was: a task, or so many arrivals.
+    looked_at_for: TaskId | int | None = None
     # Tasks of this router whose KV lies in its host memory, the next to go on first.
     parked: TaskQueue = field(init=False)
     # Which beginnings of prompts it has.

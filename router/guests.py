@@ -15,7 +15,7 @@ from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
 from scheduling.block_leases import LeaseKind, LentPlace
 from scheduling.block_pool import num_blocks_for
-from scheduling.ids import TaskId, WorkerId
+from scheduling.ids import TaskId
 from scheduling.kvc_embedding import EmbeddingHosts
 from scheduling.kvc_pipeline import GuestTask, HostView, PipelineRule, choose_guests
 from scheduling.length_groups import LengthGroups
@@ -54,8 +54,6 @@ class Guests:
                 state.settings.max_prompt_queue,
                 length_quantum=state.settings.length_quantum_tokens,
             )
-        # Of workers that had no place: for what they were looked at.
-        self._seen: dict[WorkerId, object] = {}
         self._num_arrivals = 0
         self._overtaken: TaskId | None = None
         self._num_overtakes = 0
@@ -106,21 +104,19 @@ class Guests:
             self._overtaken, self._num_overtakes = head, 0
         return self._num_overtakes >= _MAX_OVERTAKES
 
-    def _hosting(self, what: object, now: float) -> Iterator[WorkerView]:
+    def _hosting(self, what: TaskId | int, now: float) -> Iterator[WorkerView]:
         """Mixed workers that may have a place for `what`, and had not when it was last asked."""
         max_backlog_tokens = self._state.settings.max_backlog_tokens
         for view in self._state.fleet:
-            worker_id = view.hello.worker_id
             if (
                 view.takes_prompts
                 and may_be_asked(view, now)
                 and view.num_backlog_tokens < max_backlog_tokens
                 and len(view.decode_legs) < view.hello.max_num_seqs
                 and free_estimate(view, GENERAL) > 0
-                and (view.has_new_places or self._seen.get(worker_id) != what)
+                and (view.has_new_places or view.looked_at_for != what)
             ):
-                view.has_new_places = False
-                self._seen[worker_id] = what
+                view.has_new_places, view.looked_at_for = False, what
                 yield view
 
     def _pipelined_on(self, view: WorkerView, lengths: LengthGroups) -> list[GuestOffer]:

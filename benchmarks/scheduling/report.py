@@ -140,8 +140,8 @@ def rates(entries: Sequence[Entry]) -> str:
         cells = [_rate(entry) for entry in row]
         lines.append(f"| {trace}, {hardware} | {about} | " + " | ".join(cells) + " |")
     head = (
-        "Highest rate at which 90 % meet their goals, requests per second and GPU; + where none that "
-        "was tried failed:\n\n"
+        "Highest rate at which 90 % meet their goals, requests per second and GPU; + where no rate "
+        "that was tried failed:\n\n"
     )
     return head + "\n".join(lines)
 

@@ -72,9 +72,12 @@ def crowd() -> list[tuple[Prompt, int]]:
 
 
 # PAPERS 1.4.1: guests run inside a host's blocks, and every token is the model's own.
-@pytest.mark.parametrize("policy", ["ecoserve", "cacheopt"])
+@pytest.mark.parametrize(
+    ("policy", "lending"), [("ecoserve", "yes"), ("cacheopt", "yes"), ("ecoserve", "no")]
+)
 async def test_answers_begin_inside_others_and_no_token_changes(
     policy: str,
+    lending: str,
     start_cluster: StartCluster,
     greedy: Greedy,
     model_folders: dict[str, Path],
@@ -94,7 +97,7 @@ async def test_answers_begin_inside_others_and_no_token_changes(
             num_prefill=0,
             num_decode=0,
             num_mixed=1,
-            router={"policy": policy},
+            router={"policy": policy, "lending": lending},
             decode=worker,
         ) as cluster,
         cluster.client() as client,
@@ -110,5 +113,5 @@ async def test_answers_begin_inside_others_and_no_token_changes(
             assert got == greedy("qwen2", prompts, length)
         borrowed = [a.timings.num_blocks_borrowed for a in answers]
         print(f"{policy}: {sum(map(bool, borrowed))} guests, {sum(borrowed)} blocks borrowed")
-        assert any(borrowed)
+        assert any(borrowed) == (lending == "yes")
         await assert_empty(cluster)
