@@ -90,6 +90,8 @@ class Lending:
 
     def next_lent(self, task: GenerationTask) -> int | None:
         """Where in its table, from its head on, a guest writes first; None without one."""
+        if not self._pool.num_lent_blocks:
+            return None
         head = (task.num_tokens - 1) // self._block_size
         positions = self._pool.lent_positions_of(task.task_id)
         return next((position for position in positions if position >= head), None)

@@ -77,8 +77,11 @@ class RouterCore:
         actions = self._take(event, now)
         if isinstance(event, ReportsArrived) and not self._reports.has_news:
             return actions  # nothing that any decision depends on
-        actions += self._scheduler.schedule(now)
-        wake_at_s = self._next_wake(now)
+        if self.state.is_anything_waiting:
+            actions += self._scheduler.schedule(now)
+            wake_at_s = self._next_wake(now)
+        else:
+            wake_at_s = self.state.deadlines.next_at()
         if wake_at_s is not None and wake_at_s != self._woken_for_s:
             self._woken_for_s = wake_at_s
             actions.append(WakeAt(wake_at_s))
@@ -214,7 +217,7 @@ class RouterCore:
             instants.append(overdue_at_s)
         resume_at_s = self.state.fleet.next_resume_at(now)
         is_queued = len(self.state.prompt_queue) > 0 or len(self.state.generation_queue) > 0
-        if resume_at_s is not None and (is_queued or self.state.fleet.with_parked()):
+        if resume_at_s is not None and (is_queued or self.state.fleet.num_with_parked):
             instants.append(resume_at_s)
         if is_queued:
             if self._look_at_s <= now:

@@ -140,6 +140,11 @@ class Fleet:
         else:
             self._number_with_parked.pop(view.hello.worker_id, None)
 
+    @property
+    def num_with_parked(self) -> int:
+        """Workers that have parked tasks of this router."""
+        return len(self._number_with_parked)
+
     def with_parked(self) -> list[WorkerView]:
         """Workers that have parked tasks of this router, in the order in which they connected."""
         numbers = self._number_with_parked

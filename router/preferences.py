@@ -49,6 +49,8 @@ class Preferences:
         """See `prefill_preferences`."""
         self._refresh()
         fleet = self._fleet
+        if not len(self._prefill):
+            return ()
 
         def is_fit(view: WorkerView) -> bool:
             return (
@@ -93,7 +95,9 @@ class Preferences:
         by_backlog = self._mixed.until(lambda view: view.num_backlog_tokens < max_backlog_tokens)
         views = self._chosen(self._mixed, by_backlog, is_fit, prefix)
         candidates = (self._fleet.as_candidate(view, GENERAL, prefix) for view in views)
-        found = mixed_preferences(candidates, num_tokens, max_backlog_tokens, num_blocks_for_size)
+        found = mixed_preferences(
+            candidates, num_tokens, max_backlog_tokens, num_blocks.__getitem__
+        )
         return found[:MAX_PREFERENCES]
 
     def decode(
@@ -157,7 +161,8 @@ class Preferences:
         for worker_id in self._fleet.take_touched():
             view = self._fleet.get(worker_id)
             for views in (self._prefill, self._mixed, self._decode):
-                views.place(worker_id, view)
+                if worker_id in views or (view is not None and views.is_kind(view)):
+                    views.place(worker_id, view)
 
 
 class _Sorted:
@@ -165,7 +170,7 @@ class _Sorted:
 
     def __init__(self, key: Callable[[WorkerView], _Key], is_in: _IsFit) -> None:
         self._key = key
-        self._is_in = is_in
+        self.is_kind = is_in
         self._keys: list[_Key] = []
         self._views: list[WorkerView] = []
         self._key_by_id: dict[WorkerId, _Key] = {}
@@ -173,6 +178,9 @@ class _Sorted:
 
     def __len__(self) -> int:
         return len(self._views)
+
+    def __contains__(self, worker_id: WorkerId) -> bool:
+        return worker_id in self._key_by_id
 
     def __iter__(self) -> Iterator[WorkerView]:
         return iter(self._views)
@@ -187,7 +195,7 @@ class _Sorted:
     def place(self, worker_id: WorkerId, view: WorkerView | None) -> None:
         """Something of a worker has changed; None: it is gone."""
         known = self._key_by_id.pop(worker_id, None)
-        is_in = view is not None and self._is_in(view) and is_open(view)
+        is_in = view is not None and self.is_kind(view) and is_open(view)
         key = self._key(view) if view is not None and is_in else None
         if known is not None:
             index = bisect_left(self._keys, known)
@@ -204,7 +212,7 @@ class _Sorted:
 
     def check_invariants(self, fleet: Fleet) -> None:
         """Raise AssertionError unless all are there, each under its key."""
-        views = [view for view in fleet if self._is_in(view) and is_open(view)]
+        views = [view for view in fleet if self.is_kind(view) and is_open(view)]
         assert self._keys == sorted(map(self._key, views)), "a change was not told of"
         assert [self._key(view) for view in self._views] == self._keys
 

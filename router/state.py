@@ -76,6 +76,15 @@ class RouterState:
     num_unheard: Callable[[Sequence], int] | None = None
     _attempts: Iterator[int] = field(default_factory=lambda: count(1))
 
+    @property
+    def is_anything_waiting(self) -> bool:
+        """A prompt, an answer's KV on a prefill worker, or in host memory."""
+        return (
+            not self.prompt_queue.is_empty
+            or not self.generation_queue.is_empty
+            or self.fleet.num_with_parked > 0
+        )
+
     def new_task_id(self, request_id: RequestId, index: int) -> TaskId:
         """An id that was never used: what is still said of an earlier task cannot be mistaken.
 

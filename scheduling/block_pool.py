@@ -135,12 +135,13 @@ class BlockPool:
         """
         blocks = self._blocks_by_owner.pop(owner, [])
         freed: list[BlockId] = []
+        num_owners, is_any_lent = self._num_owners, len(self._leases) > 0
         # The end of a chain is worth nothing without its beginning: it is to be evicted first.
         for block_id in reversed(blocks):
-            if self._leases.leave(block_id, owner):
+            if is_any_lent and self._leases.leave(block_id, owner):
                 self._hand_out(block_id)
-            self._num_owners[block_id] -= 1
-            if self._num_owners[block_id]:
+            num_owners[block_id] -= 1
+            if num_owners[block_id]:
                 continue
             if block_id in self._hash_by_block:
                 self._evictable.add(block_id)
@@ -291,8 +292,10 @@ class BlockPool:
         """New blocks for one holder; there are so many that nobody holds."""
         num_evicted = max(0, num_blocks - len(self._free))
         taken = sorted(self._free.take(num_blocks - num_evicted) + self._evict(num_evicted))
+        self._distrusted.difference_update(taken)
         for block_id in taken:
-            self._hand_out(block_id)
+            # As of one that is handed out: what was known of it holds no more.
+            self._generations[block_id] += 1
             self._num_owners[block_id] = 1
         return taken
 

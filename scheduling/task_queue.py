@@ -23,6 +23,11 @@ class TaskQueue:
     def __len__(self) -> int:
         return len(self._entry_by_task)
 
+    @property
+    def is_empty(self) -> bool:
+        """Nobody waits."""
+        return not self._entry_by_task
+
     def __contains__(self, task_id: TaskId) -> bool:
         return task_id in self._entry_by_task
 

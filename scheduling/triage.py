@@ -33,6 +33,11 @@ class TriagedQueue:
     def __len__(self) -> int:
         return len(self._timely) + len(self._late)
 
+    @property
+    def is_empty(self) -> bool:
+        """Nobody waits."""
+        return self._timely.is_empty and self._late.is_empty
+
     def __contains__(self, task_id: TaskId) -> bool:
         return task_id in self._timely or task_id in self._late
 

@@ -7,19 +7,12 @@ ledger that answers late, copies that take a while, and workers that die or drai
 import heapq
 from array import array
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
 
-from cluster.errors import HoldingGone, StaleAttempt
 from cluster.ledger import (
-    Claim,
-    Grant,
-    Growth,
     Ledger,
-    Release,
-    ReserveRequest,
     RouterLife,
     Shares,
     WorkerLife,
@@ -33,11 +26,9 @@ from router.events import (
     EmitTokens,
     Event,
     Extend,
-    ExtensionAnswered,
     IntroducePeer,
     ReleaseHolding,
     ReportsArrived,
-    ReservationAnswered,
     Reserve,
     SendCommand,
     TimeReached,
@@ -47,6 +38,7 @@ from router.events import (
     WorkerLost,
 )
 from router.sequence import Sequence
+from runtime.clock import ManualClock
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
 from scheduling.messages import Command, Report, TokensEmitted, WorkerLoad
 from scheduling.worker_events import (
@@ -73,6 +65,8 @@ from scheduling.worker_events import (
     WorkerEvent,
 )
 from simulator.audience import Audience
+from simulator.growing_runs import ends_no_run
+from simulator.ledger_turns import LedgerQuestion, LedgerTurns
 from simulator.run_now import run_now
 from simulator.simulated_worker import SimulatedEngine, SimulatedWorker
 from simulator.step_log import StepRun
@@ -87,7 +81,12 @@ class CoreCluster:
     """Events in time order, as `Timing` has them. The same arguments give the same run."""
 
     def __init__(
-        self, router: RouterCore, ledger: Ledger, timing: Timing, audience: Audience
+        self,
+        router: RouterCore,
+        ledger: Ledger,
+        timing: Timing,
+        audience: Audience,
+        ledger_clock: ManualClock | None = None,
     ) -> None:
         self.router = router
         self.ledger = ledger
@@ -98,6 +97,7 @@ class CoreCluster:
         self._timing = timing
         self._audience = audience
         self._life = RouterLife(RouterId("router-0"), Incarnation(1))
+        self._ledger_turns = LedgerTurns(ledger, self._life, ledger_clock)
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._lives = count(1)
@@ -132,7 +132,7 @@ class CoreCluster:
     def drain_worker(self, worker_id: str) -> None:
         """The process was asked to leave: it tells so, and goes once it has nothing left to do."""
         worker = self.worker_by_id[WorkerId(worker_id)]
-        worker.is_draining = True
+        worker.is_draining, worker.is_load_new = True, False
         self._report(worker, ())
 
     def tell(self, event: Event) -> None:
@@ -165,7 +165,7 @@ class CoreCluster:
             case SendCommand(worker_id, command):
                 worker = self.worker_by_id.get(worker_id)
                 if worker is not None:
-                    self._in_order(worker, lambda: self._command(worker, command))
+                    self._in_order(worker, partial(self._command, worker, command))
             case IntroducePeer():
                 pass  # every pool is at hand here
             case EmitPromptLogprobs():
@@ -180,37 +180,12 @@ class CoreCluster:
             case WakeAt(at_s):
                 self.at(max(0.0, at_s - self.now), lambda: self.tell(TimeReached()))
             case Reserve() | Extend() | TransferHolding() | ReleaseHolding():
-                self.at(self._timing.ledger_s(), lambda: self._ask_ledger(action))
+                self.at(self._timing.ledger_s(), partial(self._ask_ledger, action))
 
-    def _ask_ledger(self, action: Reserve | Extend | TransferHolding | ReleaseHolding) -> None:
-        match action:
-            case Reserve(claim, preferences, num_blocks, share):
-                request = ReserveRequest(
-                    Claim(claim.task_id, claim.role, claim.number),
-                    tuple(WorkerLife(*life) for life in preferences),
-                    num_blocks,
-                    share,
-                )
-                outcome = None
-                with suppress(StaleAttempt):  # its release was faster: nobody wants it any more
-                    outcome = run_now(self.ledger.reserve(self._life, request))
-                if isinstance(outcome, Grant):
-                    life = outcome.worker
-                    self.tell(ReservationAnswered(claim, life.worker_id, life.incarnation))
-                else:
-                    self.tell(ReservationAnswered(claim, None))
-            case Extend(claim, num_blocks, number, is_inherited):
-                growth = Growth(Claim(claim.task_id, claim.role, claim.number), num_blocks, number)
-                granted = False
-                with suppress(HoldingGone, StaleAttempt):  # it went with its worker or its task
-                    granted = isinstance(run_now(self.ledger.extend(self._life, growth)), Grant)
-                self.tell(ExtensionAnswered(claim, num_blocks, granted, is_inherited))
-            case ReleaseHolding(claim):
-                release = Release(claim.task_id, claim.number, claim.role)
-                run_now(self.ledger.release(self._life, release))
-            case TransferHolding(claim):
-                with suppress(HoldingGone, StaleAttempt):  # the holding went with its task
-                    run_now(self.ledger.transfer(self._life, claim.task_id, claim.number))
+    def _ask_ledger(self, action: LedgerQuestion) -> None:
+        answer = self._ledger_turns.answer(action, self.now)
+        if answer is not None:
+            self.tell(answer)
 
     def _in_order(self, link: object, what: Callable[[], None]) -> None:
         key = id(link)
@@ -224,16 +199,23 @@ class CoreCluster:
             self._post(worker, CommandArrived(worker.session_id, command, self.now))
 
     def _post(self, worker: SimulatedWorker, event: WorkerEvent) -> None:
-        worker.inbox.append(event)
         run = worker.run
         if run is None:
+            worker.inbox.append(event)
             self._turn(worker)
-        elif run.num_steps > 1:
-            # As on the engine thread, it is looked at after the step that is computed now.
+            return
+        # As on the engine thread, it is looked at after the step that is computed now.
+        num_steps = 1
+        if run.num_steps > 1:
             num_steps = run.times.num_steps_begun(self.now - run.begin_s)
-            if num_steps < run.num_steps:
-                run.num_steps = num_steps
-                self._await_end(worker, run)
+        if num_steps < run.num_steps and not worker.inbox and ends_no_run(worker, event):
+            self._act(worker, worker.core.handle(event))
+            self._await_news(worker, run, num_steps + 1)
+            return
+        worker.inbox.append(event)
+        if num_steps < run.num_steps:
+            run.num_steps = num_steps
+            self._await_end(worker, run)
 
     def _turn(self, worker: SimulatedWorker) -> None:
         while worker.inbox and worker.is_alive and worker.run is None:
@@ -246,6 +228,7 @@ class CoreCluster:
         self, worker: SimulatedWorker, actions: list[WorkerAction], *, has_frame: bool = False
     ) -> None:
         """`has_frame`: if there were a frame for each step, there would be one now."""
+        worker.is_load_new = False
         reports: list[Report] = []
         for action in actions:
             match action:
@@ -285,8 +268,10 @@ class CoreCluster:
             self._report(worker, tuple(reports))
 
     def _load_of(self, worker: SimulatedWorker) -> WorkerLoad:
-        load = worker.core.load
-        return replace(load, is_draining=True) if worker.is_draining else load
+        if not worker.is_load_new:
+            load, worker.is_load_new = worker.core.load, True
+            worker.load = replace(load, is_draining=True) if worker.is_draining else load
+        return worker.load
 
     def _has_news(self, worker: SimulatedWorker) -> bool:
         """The router does not know all that it would by the frames of single steps."""
@@ -364,20 +349,35 @@ class CoreCluster:
         can_compute = worker.core.can_compute
         actions, plan = worker.core.plan(self.now)
         assert can_compute or plan is None
-        self._act(worker, actions)
-        self._audience.planned(worker, self.now)
+        if actions:
+            self._act(worker, actions)
+        self._load_of(worker)
         if plan is None:
+            self._audience.planned(worker, self.now)
             return
-        # What the router does not know yet, it would know after one step.
-        num_steps = 1
-        if plan.num_steps > 1 and not self._has_news(worker):
-            num_steps = worker.engine.num_steps_until_end(plan)
         times = self._timing.steps(worker.hello, plan)
-        run = StepRun(plan, self.now, self.now + worker.swap_s, times, num_steps)
-        worker.run, worker.swap_s = run, 0.0
+        run = StepRun(plan, self.now, self.now + worker.swap_s, times)
         if plan.counted is None:
             run.outputs = worker.engine.compute(plan, 1)
+        else:
+            run.num_steps = worker.engine.num_steps_until_end(plan)
+        self._audience.planned(worker, self.now)
+        worker.run, worker.swap_s = run, 0.0
+        if run.num_steps > 1 and (worker.load != worker.told_load or worker.untold_prefixes):
+            # What the router does not know yet, it would know after one step.
+            self._await_news(worker, run, 1)
         self._await_end(worker, run)
+
+    def _await_news(self, worker: SimulatedWorker, run: StepRun, num_steps: int) -> None:
+        what: Callable[[], None] = partial(self._tell_news, worker, run, num_steps)
+        at_s = run.begin_s + run.times.end_s(num_steps)
+        heapq.heappush(self._agenda, (at_s, next(self._order), what))
+
+    def _tell_news(self, worker: SimulatedWorker, run: StepRun, num_steps: int) -> None:
+        """So many steps, but not the last one, have ended."""
+        if worker.run is run and run.num_steps > num_steps and worker.is_alive:
+            self._audience.planned(worker, self.now)
+            self._report(worker, ())
 
     def _await_end(self, worker: SimulatedWorker, run: StepRun) -> None:
         what: Callable[[], None] = partial(self._finish_steps, worker, run, run.num_steps)

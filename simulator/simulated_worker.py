@@ -72,6 +72,9 @@ class SimulatedWorker:
     told: dict[TaskId, tuple[int, int]] = field(default_factory=dict)
     # How many steps had ended by some instant.
     num_steps_by: tuple[float, int] = (-1.0, 0)
+    # As of the latest look, and whether nothing has happened since.
+    load: WorkerLoad = field(init=False)
+    is_load_new: bool = False
     # What the router knows, or will know by the latest frame; None before the first.
     told_load: WorkerLoad | None = None
     expected_generation: dict[int, int] = field(default_factory=dict)
@@ -81,3 +84,6 @@ class SimulatedWorker:
     swap_s: float = 0.0
     # Goes with the next frame.
     untold_prefixes: PrefixJournal = field(default_factory=PrefixJournal)
+
+    def __post_init__(self) -> None:
+        self.load = self.core.load

@@ -82,6 +82,8 @@ class Simulation:
         self._scenario = scenario
         self._recorder = recorder
         self._live: dict[RequestId, LiveRequest] = {}
+        # In the router's queues, as the recorder knows.
+        self._num_waiting = (0, 0)
         self._position = 0
         self._follow_ups = FollowUps(scenario.workload)
         self._prompts = PromptTokens(scenario.workload, is_shared=scenario.prefix_caching)
@@ -101,7 +103,8 @@ class Simulation:
             swap=hardware.swap_model(),
             block_bytes=hardware.kv.bytes_per_token * hardware.kv.block_size,
         )
-        self._cluster = CoreCluster(router, MemoryLedger(ManualClock()), timing, self)
+        clock = ManualClock()
+        self._cluster = CoreCluster(router, MemoryLedger(clock), timing, self, clock)
         self._cluster.is_checking = False
         lengths = [request.num_output_tokens for request in scenario.workload.requests]
         for role, count in cluster.counts:
@@ -227,7 +230,7 @@ class Simulation:
 
     def planned(self, worker: SimulatedWorker, now: float) -> None:
         """See `Audience`."""
-        pool, load, engine = worker.core.pool, worker.core.load, worker.engine
+        pool, load, engine = worker.core.pool, worker.load, worker.engine
         assert isinstance(engine, CountingEngine)
         num_written = engine.num_written_tokens / worker.hello.block_size
         num_allocated = pool.num_blocks - pool.num_free_blocks
@@ -238,7 +241,10 @@ class Simulation:
         sample = WorkerSample(num_allocated, num_written, load.num_running, load.num_waiting)
         self._recorder.sampled(worker.hello.worker_id, now, sample)
         state = self._cluster.router.state
-        self._recorder.queued(now, len(state.prompt_queue), len(state.generation_queue))
+        waiting = len(state.prompt_queue), len(state.generation_queue)
+        if waiting != self._num_waiting:
+            self._num_waiting = waiting
+            self._recorder.queued(now, *waiting)
 
     def stepped(self, worker: SimulatedWorker, run: StepRun) -> None:
         """See `Audience`."""
@@ -248,7 +254,10 @@ class Simulation:
             run.planned_at_s, run.end_s, num_decode, shape.num_prompt_tokens, num_steps
         )
         # What is written meanwhile, in the mean over the time that it takes.
-        num_blocks = run.num_counted * (num_steps - 1) / 2 / worker.hello.block_size
+        num_tokens = run.num_counted * (num_steps + 1) / 2
+        if run.num_counted:
+            num_tokens += shape.num_prompt_tokens  # other engines have written what they compute
+        num_blocks = num_tokens / worker.hello.block_size
         self._recorder.iterated(worker.hello.worker_id, iteration, num_blocks)
 
 

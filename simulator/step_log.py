@@ -22,7 +22,7 @@ class StepRun:
     begin_s: float
     times: StepTimes
     # Fewer than at first, once something happens that the worker is to look at.
-    num_steps: int
+    num_steps: int = 1
     # Of an engine that is asked at the beginning.
     outputs: tuple[SampledOutput, ...] = ()
     # Of the plan; what it has is a view, and may change once the run is over.

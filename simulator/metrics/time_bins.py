@@ -34,25 +34,14 @@ class TimeBins:
 
     def put(self, at_s: float, values: Sequence[float]) -> None:
         """Add to each column's bin of one instant."""
-        self._reach(at_s)
+        self.reach(at_s)
         index = int(at_s / self.width_s)
         for column, value in zip(self.columns, values, strict=True):
             column[index] += value
 
-    def spread(self, begin_s: float, end_s: float, rates: Sequence[float]) -> None:
-        """Add rate * time to every bin that [begin_s, end_s) touches."""
-        self._reach(end_s)
-        index = int(begin_s / self.width_s)
-        while begin_s < end_s:
-            until_s = min(end_s, (index + 1) * self.width_s)
-            for column, rate in zip(self.columns, rates, strict=True):
-                column[index] += rate * (until_s - begin_s)
-            begin_s = until_s
-            index += 1
-
-    def spread_one(self, column: int, begin_s: float, end_s: float, rate: float) -> None:
-        """The same of one column."""
-        self._reach(end_s)
+    def spread(self, column: int, begin_s: float, end_s: float, rate: float) -> None:
+        """Add rate * time to every bin of a column that [begin_s, end_s) touches."""
+        self.reach(end_s)
         values, index = self.columns[column], int(begin_s / self.width_s)
         while begin_s < end_s:
             until_s = min(end_s, (index + 1) * self.width_s)
@@ -73,16 +62,22 @@ class TimeBins:
                 self.columns[number] = halved + array("d", bytes(8 * (MAX_BINS - len(halved))))
             self.width_s *= 2
 
-    def _reach(self, at_s: float) -> None:
+    def reach(self, at_s: float) -> None:
+        """Bins so wide that one is there for that instant."""
         while at_s >= self.width_s * MAX_BINS:
             self.widen(2 * self.width_s)
 
 
 class StepSeries:
-    """Figures that keep their value until they are set again; means are weighted by time."""
+    """Figures that keep their value until they are set again; means are weighted by time.
+
+    A change costs nothing for those that stay the same.
+    """
 
     def __init__(self, num_lines: int, measured_from_s: float = 0.0) -> None:
         self._values = [0.0] * num_lines
+        # What is counted in totals and bins of each: up to when.
+        self._counted_to_s = [0.0] * num_lines
         self._totals = [0.0] * num_lines
         self._bins = TimeBins(num_lines)
         self._now_s = 0.0
@@ -91,46 +86,58 @@ class StepSeries:
 
     def hold(self, at_s: float, values: Sequence[float]) -> None:
         """From now on the figures are these. Time does not run backwards."""
-        self.advance(at_s)
-        self._values[:] = values
+        self._move_on(at_s)
+        for line, value in enumerate(values):
+            if value != self._values[line]:
+                self._count(line)
+                self._values[line] = value
 
     def change(self, at_s: float, differences: Sequence[float]) -> None:
         """From now on the figures are so much more."""
-        self.advance(at_s)
+        self._move_on(at_s)
         for line, difference in enumerate(differences):
-            self._values[line] += difference
+            if difference:
+                self._count(line)
+                self._values[line] += difference
 
     def add(self, line: int, begin_s: float, end_s: float, value: float) -> None:
         """One figure was so much more for a while that is over; what it is now does not change."""
-        self._bins.spread_one(line, begin_s, end_s, value)
+        self._bins.spread(line, begin_s, end_s, value)
         self._totals[line] += value * max(0.0, end_s - max(begin_s, self._measured_from_s))
 
     def advance(self, to_s: float) -> None:
         """Nothing has changed until then."""
-        begin_s = self._now_s
-        assert to_s >= begin_s, f"time runs backwards, from {begin_s} to {to_s}"
-        if to_s == begin_s:
-            return
-        measured_s = to_s - max(begin_s, self._measured_from_s)
-        if measured_s > 0:
-            for line, value in enumerate(self._values):
-                self._totals[line] += value * measured_s
-        self._bins.spread(begin_s, to_s, self._values)
-        self._now_s = to_s
+        self._move_on(to_s)
 
     def total(self, line: int) -> float:
         """Value times seconds, since measuring began."""
+        self._count(line)
         return self._totals[line]
 
     def mean(self, line: int) -> float:
         """Over the measured time so far; 0 where there was none."""
         measured_s = self._now_s - self._measured_from_s
-        return self._totals[line] / measured_s if measured_s > 0 else 0.0
+        return self.total(line) / measured_s if measured_s > 0 else 0.0
 
     def series(self, line: int) -> Series:
         """Means of all bins up to now; of the last one over the part that has passed."""
+        self._count(line)
+        self._bins.reach(self._now_s)
         width_s, column = self._bins.width_s, self._bins.columns[line]
         num_bins = self._bins.num_bins(self._now_s)
         lasted_s = [width_s] * (num_bins - 1) + [self._now_s - (num_bins - 1) * width_s]
         means = zip(column, lasted_s, strict=False) if num_bins else ()
         return Series(width_s, tuple(total / seconds for total, seconds in means))
+
+    def _move_on(self, to_s: float) -> None:
+        assert to_s >= self._now_s, f"time runs backwards, from {self._now_s} to {to_s}"
+        self._now_s = to_s
+
+    def _count(self, line: int) -> None:
+        begin_s, end_s, value = self._counted_to_s[line], self._now_s, self._values[line]
+        if begin_s == end_s:
+            return
+        self._counted_to_s[line] = end_s
+        if value:
+            self._totals[line] += value * max(0.0, end_s - max(begin_s, self._measured_from_s))
+            self._bins.spread(line, begin_s, end_s, value)

@@ -8,6 +8,7 @@ from router.events import (
     EmitFinished,
     EmitTokens,
     ReleaseHolding,
+    ReportsArrived,
     ReservationAnswered,
     Reserve,
     TimeReached,
@@ -52,6 +53,7 @@ from scheduling.messages import (
     StartPrefill,
     TaskFailed,
     TaskReleased,
+    WorkerLoad,
 )
 from scheduling.sampling import SamplingParams
 
@@ -302,3 +304,36 @@ def test_a_prefill_worker_that_fails_after_the_kv_has_arrived_costs_nothing(says
     assert core.core.state.counters.num_migrations == 0
     core.report(DECODE, tokens(task, 1, 12, finish="stop"), TaskReleased(task))
     assert_empty(core)
+
+
+# --- what needs no decision -------------------------------------------------------------------
+
+
+def test_a_frame_of_tokens_alone_decides_nothing() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of(max_tokens=20))
+    task = through_prefill(core)
+    core.ask(spec_of("long", num_prompt=40))
+    core.ask(spec_of("waiting", num_prompt=40))
+    fleet = core.core.state.fleet
+    assert len(core.core.state.prompt_queue) == 1
+    # Room of a sudden, of which the router was not told.
+    view = fleet.get(WorkerId(PREFILL))
+    assert view is not None
+    view.num_promised_blocks = view.num_backlog_tokens = 0
+    fleet.touch(view)
+    frame = ReportsArrived(WorkerId(DECODE), (tokens(task, 1, 5),), load=None)
+    assert [type(action) for action in core.core.handle(frame, 0.0)] == [EmitTokens]
+    load = WorkerLoad(3, 1, 0, 0)
+    news = core.core.handle(ReportsArrived(WorkerId(DECODE), (tokens(task, 2, 5),), load), 0.0)
+    assert of_type(news, Reserve), "how full a worker is, decides"
+
+
+def test_while_a_prompt_waits_the_queue_is_looked_at_every_20_ms() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of("running", num_prompt=40))
+    (wake,) = of_type(core.ask(spec_of("waiting", num_prompt=40)), WakeAt)
+    assert wake.at_s == pytest.approx(0.02)
+    core.now = wake.at_s
+    (again,) = of_type(core.tell(TimeReached()), WakeAt)
+    assert again.at_s == pytest.approx(0.04)

@@ -183,4 +183,5 @@ def test_many_steps_at_a_time_end_as_single_steps_do(
         assert role.busy_s == pytest.approx(single_role.busy_s)
         # Steps of one plan grow longer: written in their middle is not quite the mean.
         assert role.written_block_s == pytest.approx(single_role.written_block_s, rel=1e-4)
-        assert role.allocated_block_s == pytest.approx(single_role.allocated_block_s)
+        # Blocks that come in the middle of a plan are seen one step later.
+        assert role.allocated_block_s == pytest.approx(single_role.allocated_block_s, rel=1e-3)
