@@ -69,13 +69,17 @@ def shape_of(chunks: Iterable[ScheduledChunk]) -> BatchShape:
 
 def shape_of_plan(plan: StepPlan, num_steps: int = 1) -> BatchShape:
     """The shape of a planned pass, in the middle of so many."""
-    shape, counted = shape_of(plan.chunks), plan.counted
+    counted = plan.counted
     if counted is None:
-        return shape
-    num_counted = len(counted.slots)
+        return shape_of(plan.chunks)
+    num_decode = len(counted.slots)
+    decode_context = counted.num_context_tokens + num_decode * (num_steps - 1) // 2
+    if not plan.chunks:
+        return BatchShape(num_decode, decode_context)
+    shape = shape_of(plan.chunks)
     return BatchShape(
-        shape.num_decode + num_counted,
-        shape.decode_context + counted.num_context_tokens + num_counted * (num_steps - 1) // 2,
+        shape.num_decode + num_decode,
+        shape.decode_context + decode_context,
         shape.num_prompt_tokens,
         shape.prompt_attention,
     )

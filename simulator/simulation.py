@@ -248,15 +248,16 @@ class Simulation:
 
     def stepped(self, worker: SimulatedWorker, run: StepRun) -> None:
         """See `Audience`."""
-        shape, num_steps = shape_of(run.plan.chunks), run.num_steps
-        num_decode = shape.num_decode + run.num_counted
-        iteration = Iteration(
-            run.planned_at_s, run.end_s, num_decode, shape.num_prompt_tokens, num_steps
-        )
+        num_steps, num_decode, num_prompt_tokens = run.num_steps, run.num_counted, 0
+        if run.plan.chunks:
+            shape = shape_of(run.plan.chunks)
+            num_decode += shape.num_decode
+            num_prompt_tokens = shape.num_prompt_tokens
+        iteration = Iteration(run.planned_at_s, run.end_s, num_decode, num_prompt_tokens, num_steps)
         # What is written meanwhile, in the mean over the time that it takes.
         num_tokens = run.num_counted * (num_steps + 1) / 2
         if run.num_counted:
-            num_tokens += shape.num_prompt_tokens  # other engines have written what they compute
+            num_tokens += num_prompt_tokens  # other engines have written what they compute
         num_blocks = num_tokens / worker.hello.block_size
         self._recorder.iterated(worker.hello.worker_id, iteration, num_blocks)
 
