@@ -33,14 +33,17 @@ from benchmarks.end_to_end.workload import (
 )
 from benchmarks.record import print_targets, write_results
 
-TANDEM, SINGLE, PAIR, PAIR_RIGHT, TRANSFORMERS = (
+TANDEM, TANDEM_MIXED, SINGLE, PAIR, PAIR_RIGHT, TRANSFORMERS = (
     "tandem",
+    "tandem-mixed",
     "vllm",
     "vllm-pd",
     "vllm-pd-threads-right",
     "transformers",
 )
-PEERS = (TANDEM, SINGLE, PAIR, PAIR_RIGHT, TRANSFORMERS)
+PEERS = (TANDEM, TANDEM_MIXED, SINGLE, PAIR, PAIR_RIGHT, TRANSFORMERS)
+# Workers of each role that share the machine.
+WORKERS = {TANDEM: {"prefill": 1, "decode": 1}, TANDEM_MIXED: {"mixed": 1}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def main() -> None:
             "rounds": [[figures.as_json() for figures in one] for one in rounds],
         }
         write_results(args.out, facts, targets(rounds, TANDEM), args.quick)
-    if any(failure["server"] == TANDEM for failure in failures):
+    if any(failure["server"] in WORKERS for failure in failures):
         raise SystemExit("Tandem failed, see above; the rounds before that were kept")
 
 
@@ -129,7 +132,7 @@ async def _rounds(plan: Plan) -> tuple[list[list[Figures]], list[dict[str, objec
                 # A peer that dies of a load is a result as well; the others go on.
                 failures.append({"round": number + 1, "server": peer, "error": str(error)[:400]})
                 print(f"round {number + 1}: {peer} failed: {str(error)[:400]}", file=sys.stderr)
-                if peer == TANDEM:
+                if peer in WORKERS:
                     # Nothing is left to compare with; what was measured is not thrown away.
                     return [*rounds, one], failures
                 continue
@@ -148,13 +151,13 @@ async def _figures_of(plan: Plan, peer: str, number: int) -> list[Figures]:
 
 def _server(plan: Plan, peer: str) -> AbstractAsyncContextManager[Stream]:
     args = plan.args
-    if peer == TANDEM:
+    if peer in WORKERS:
         settings = [
             dict(pair.split("=", 1) for pair in pairs)
             for pairs in (args.prefill_setting, args.decode_setting)
         ]
-        log = Path(args.work_folder) / "tandem.log"
-        return tandem(plan.model, settings[0], settings[1], log)
+        log = Path(args.work_folder) / f"{peer}.log"
+        return tandem(plan.model, WORKERS[peer], settings[0], settings[1], log)
     setup = VllmSetup(
         engine_env=args.vllm_env,
         router_env=args.router_env,

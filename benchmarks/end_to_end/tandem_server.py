@@ -1,4 +1,4 @@
-"""A Tandem cluster as `tandem up` starts it: one prefill and one decode worker."""
+"""Tandem clusters as `tandem up` starts them."""
 
 import asyncio
 import json
@@ -19,12 +19,20 @@ _STOP_TIMEOUT_S = 60.0
 
 @asynccontextmanager
 async def tandem(
-    model: Path, prefill: Mapping[str, str], decode: Mapping[str, str], log: Path
+    model: Path,
+    workers: Mapping[str, int],
+    prefill: Mapping[str, str],
+    decode: Mapping[str, str],
+    log: Path,
 ) -> AsyncIterator[Stream]:
-    """Start the cluster and stop it; the mappings hold settings of the workers."""
+    """Start the cluster and stop it.
+
+    `workers` holds how many of each role; `prefill` and `decode` settings of the workers.
+    """
     command = [
         *(sys.executable, "-m", "deploy.local", "up", "--json", "--model", str(model)),
-        *("--prefill", "1", "--decode", "1", "--port", "0", "--kv-cache-mib", str(_KV_CACHE_MIB)),
+        *("--port", "0", "--kv-cache-mib", str(_KV_CACHE_MIB)),
+        *(f"--{role}={count}" for role, count in workers.items()),
         *(f"--prefill-worker.{name}={value}" for name, value in prefill.items()),
         *(f"--decode-worker.{name}={value}" for name, value in decode.items()),
     ]
