@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = load_model(args.model or _random_folder(args.shape), args.dtype, "cpu", "auto")
+    model = load_model(args.model or random_folder(args.shape), args.dtype, "cpu", "auto")
     clock = time.thread_time if args.threads == 1 else time.perf_counter
     rows = [
         (item.shape(), 1e3 * _median_seconds(model, item, args.repeats, clock))
@@ -114,7 +114,8 @@ def _fields(shape: BatchShape) -> tuple[int, int, int, int]:
     )
 
 
-def _random_folder(shape: str) -> Path:
+def random_folder(shape: str) -> Path:
+    """A model of that shape, its weights drawn, in a new folder."""
     folder = Path(tempfile.mkdtemp(prefix="iteration-times-"))
     sizes = SHAPES[shape] | {"head_dim": 64, "max_position_embeddings": 2048}
     fields = family_fields("llama", **sizes, tie_word_embeddings=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.end_to_end.measure import Figures, Stream, run_load
 from benchmarks.end_to_end.memory_floor import read_bandwidth
 from benchmarks.end_to_end.models import facts_of, model_folder
-from benchmarks.end_to_end.report import ratios, table, targets
+from benchmarks.end_to_end.report import ours_compared, ratios, table, targets
 from benchmarks.end_to_end.tandem_server import tandem
 from benchmarks.end_to_end.vllm_servers import VllmSetup, pair, single
 from benchmarks.end_to_end.workload import (
@@ -72,9 +72,10 @@ def main() -> None:
     )
     rounds, failures = asyncio.run(_rounds(plan))
     print("\nmedian (lowest-highest) over the rounds; milliseconds\n" + table(rounds, floor_ms))
-    if TANDEM in args.peers and len(args.peers) > 1:
-        print("\n" + ratios(rounds, TANDEM))
-        print_targets(targets(rounds, TANDEM))
+    for ours in ours_compared(rounds):
+        print("\n" + ratios(rounds, ours))
+    verdicts = [target for ours in ours_compared(rounds) for target in targets(rounds, ours)]
+    print_targets(verdicts)
     if args.out:
         facts = {
             "model": args.model,
@@ -84,7 +85,7 @@ def main() -> None:
             "failures": failures,
             "rounds": [[figures.as_json() for figures in one] for one in rounds],
         }
-        write_results(args.out, facts, targets(rounds, TANDEM), args.quick)
+        write_results(args.out, facts, verdicts, args.quick)
     if any(failure["server"] in WORKERS for failure in failures):
         raise SystemExit("Tandem failed, see above; the rounds before that were kept")
 

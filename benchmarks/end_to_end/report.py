@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.end_to_end.measure import Figures
 from benchmarks.record import Target, spread
 
-OURS, SINGLE, PAIR_RIGHT = "tandem", "vllm", "vllm-pd-threads-right"
+OURS, SINGLE, PAIR_RIGHT = ("tandem", "tandem-mixed"), "vllm", "vllm-pd-threads-right"
 # Of the single server's tokens/s, of the pair's, and of the pair's p99 TTFT.
 LEAST_BESIDE_SINGLE, LEAST_BESIDE_PAIR, MOST_TTFT_BESIDE_PAIR = 1.0, 1.5, 0.5
 
@@ -51,7 +51,7 @@ def table(
 def ratios(rounds: Sequence[Sequence[Figures]], ours: str, is_markdown: bool = False) -> str:
     """Our tokens/s and TTFT p99 over each peer's of the same round: median (lowest-highest), and
     what becomes of the targets where the peer has some."""
-    rows = [["tandem beside", "clients", "tokens/s ratio", "TTFT p99 ratio", "targets"]]
+    rows = [[f"{ours} beside", "clients", "tokens/s ratio", "TTFT p99 ratio", "targets"]]
     for peer, num_clients, speed, wait in _compared(rounds, ours):
         verdicts = [
             f"{target.what} {'met' if target.is_met else 'MISSED'}"
@@ -66,7 +66,10 @@ def targets(rounds: Sequence[Sequence[Figures]], ours: str) -> list[Target]:
     """One for each number of clients and each figure that is to stand beside a peer's."""
     return [
         Target(
-            f"{num_clients} clients, beside {peer}, {one.what}", one.values, one.bound, one.is_limit
+            f"{ours}, {num_clients} clients, beside {peer}, {one.what}",
+            one.values,
+            one.bound,
+            one.is_limit,
         )
         for peer, num_clients, speed, wait in _compared(rounds, ours)
         for one in _targets_beside(peer, speed, wait)
@@ -93,7 +96,7 @@ def _targets_beside(peer: str, speed: Sequence[float], wait: Sequence[float]) ->
 def _compared(
     rounds: Sequence[Sequence[Figures]], ours: str
 ) -> Iterator[tuple[str, int, list[float], list[float]]]:
-    peers = dict.fromkeys(f.server for one in rounds for f in one if f.server != ours)
+    peers = dict.fromkeys(f.server for one in rounds for f in one if f.server not in OURS)
     for peer in peers:
         for num_clients in sorted({f.num_clients for one in rounds for f in one}):
             speed, wait = [], []
@@ -127,11 +130,16 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
+def ours_compared(rounds: Sequence[Sequence[Figures]]) -> list[str]:
+    """Those of ours that were measured, if anybody else was."""
+    servers = {f.server for one in rounds for f in one}
+    return [ours for ours in OURS if ours in servers] if servers - set(OURS) else []
+
+
 def as_markdown(content: dict[str, Any]) -> str:
     """What one file of results holds."""
     rounds = [[Figures(**figures) for figures in one] for one in content["rounds"]]
     floor_ms = content["decode_floor_ms"]
-    is_ours_there = any(f.server == OURS for one in rounds for f in one)
     parts = [
         f"`{content['command']}`, {content['date']}, {content['machine']}; model "
         f"{content['model']}, {len(rounds)} rounds. Floor of a decode step on one core: "
@@ -139,8 +147,8 @@ def as_markdown(content: dict[str, Any]) -> str:
         "Median (lowest-highest) over the rounds; milliseconds.",
         table(rounds, floor_ms, is_markdown=True),
     ]
-    if is_ours_there and len({f.server for one in rounds for f in one}) > 1:
-        parts += ["Ratios within a round:", ratios(rounds, OURS, is_markdown=True)]
+    for ours in ours_compared(rounds):
+        parts += ["Ratios within a round:", ratios(rounds, ours, is_markdown=True)]
     return "\n\n".join(parts)
 
 

@@ -1,8 +1,8 @@
-"""Large prompts of token ids through one router, some at a time; prints one line of JSON a repeat.
+"""Large prompts through one router, some at a time; prints one line of JSON a repeat.
 
     python -m benchmarks.router_load.large_prompts --port P --pid PID [--calls 8 --bytes 400000]
 
-MB are 10**6 bytes of the ids as they travel.
+MB are 10**6 bytes of the prompts as they travel.
 """
 
 import argparse
@@ -15,21 +15,10 @@ import grpc
 
 from benchmarks.router_load.client import PATH, Tally, figures
 from benchmarks.router_load.processes import cpu_seconds
+from benchmarks.router_load.prompts import request_of
 from tandemserve.api.v1 import inference_pb2 as pb
 
-# Every id below takes two bytes.
-_FIRST_ID, _NUM_IDS, _BYTES_PER_ID = 1000, 900, 2
 _CALL_TIMEOUT_S = 60.0
-
-
-def request_of(num_bytes: int) -> bytes:
-    """One token is asked for."""
-    request = pb.GenerateRequest()
-    count = num_bytes // _BYTES_PER_ID
-    request.tokens.ids.extend(_FIRST_ID + i % _NUM_IDS for i in range(count))
-    request.stop.max_tokens = 1
-    request.stop.ignore_eos = True
-    return request.SerializeToString()
 
 
 async def _call_again_and_again(generate: Any, request: bytes, tally: list[Tally]) -> None:
@@ -50,7 +39,7 @@ async def _call_again_and_again(generate: Any, request: bytes, tally: list[Tally
 
 
 async def _run(arguments: argparse.Namespace) -> None:
-    request = request_of(arguments.bytes)
+    request = request_of(arguments.bytes, arguments.kind)
     tally = [Tally()]
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{arguments.port}", options) as channel:
@@ -88,7 +77,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pid", type=int, required=True, help="the router's")
     parser.add_argument("--calls", type=int, default=8, help="under way at a time")
-    parser.add_argument("--bytes", type=int, default=400_000, help="of the ids of each prompt")
+    parser.add_argument("--bytes", type=int, default=400_000, help="of each prompt")
+    parser.add_argument("--kind", choices=("ids", "text"), default="ids")
     parser.add_argument("--warm-s", type=float, default=0.8)
     parser.add_argument("--seconds", type=float, default=5.0, help="of one repeat")
     parser.add_argument("--repeats", type=int, default=1)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.router_load.prompts import Kind
 from benchmarks.router_load.targets import Cores, Target
 
 Figures = dict[str, float]
@@ -45,8 +46,9 @@ class LoadPlan:
     is_tokenised: bool = False
     # How loadc is told the same, where it can be.
     peer_mode: str | None = None
-    # Of the token ids of each prompt; 0: the short text, or what `is_tokenised` says.
+    # Of each large prompt; 0: the short text, or what `is_tokenised` says.
     prompt_bytes: int = 0
+    prompt_kind: Kind = "ids"
 
 
 LOADS = (
@@ -86,7 +88,19 @@ def run_large_prompts(
     timing = replace(timing, seconds=_LARGE_TIMES * timing.seconds)
     command = _client("large_prompts", target, timing)
     command += ["--calls", str(plan.num_calls), "--bytes", str(plan.prompt_bytes)]
+    command += ["--kind", plan.prompt_kind]
     return [json.loads(line) for line in _lines(command, cores, timing)]
+
+
+def run_tokenizer(
+    model: Path, plan: LoadPlan, num_threads: int, timing: Timing, core: int | None
+) -> list[Figures]:
+    """The repeats of the tokenizer by itself, on the texts of a load and the router's core."""
+    command = [sys.executable, "-m", "benchmarks.router_load.tokenizer_alone"]
+    command += ["--model", str(model), "--threads", str(num_threads)]
+    command += ["--bytes", str(plan.prompt_bytes), "--repeats", str(timing.repeats)]
+    command += ["--seconds", str(timing.seconds)]
+    return [json.loads(line) for line in _lines(command, Cores(None, core), timing)]
 
 
 def _client(module: str, target: Target, timing: Timing) -> list[str]:

@@ -147,6 +147,19 @@ def fake_workers(
 
 
 @contextmanager
+def bare_server(cores: Cores) -> Iterator[Target]:
+    """gRPC alone in the place of a router."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.router_load.bare_server", "--port", str(port)]
+    with TemporaryDirectory(prefix="tandem-") as folder:
+        log = Path(folder) / "bare.log"
+        began_at_s = time.perf_counter()
+        with process(command, cores.router, log) as pid:
+            _wait_for(lambda: is_open(port), log)
+            yield Target(port, pid, time.perf_counter() - began_at_s)
+
+
+@contextmanager
 def no_router(options: RouterOptions) -> Iterator[Target]:
     """Fake workers that answer at once, to be asked without a router."""
     with own_redis(options.cores.others) as redis, fake_workers(redis, options) as target:
