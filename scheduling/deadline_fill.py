@@ -19,6 +19,9 @@ from scheduling.batching import IterationChoice, IterationState
 _MARGIN = 0.95
 # Of the time until a first token is due; the rest is for prompts that are still to come.
 _GENTLE_SHARE = 0.5
+# Answers may fall behind only where a pass of their own costs little more than their part of a
+# common one: else the weights that are read once more are time that nobody has.
+_CHEAP_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,11 @@ class DeadlineFill:
             chunks = self._filled(state, order, running, limit_s)
             return IterationChoice(True, chunks)
         running_s = self.model.seconds(running)
-        left_s = self._left_s(state, running_s)
         alone = self._filled(state, order, BatchShape(), math.inf)
         prompts_s = self.model.seconds(_with(state, BatchShape(), alone))
+        beside_s = self.model.seconds(_with(state, running, alone)) - prompts_s
+        may_fall_behind = beside_s >= _CHEAP_SHARE * running_s
+        left_s = self._left_s(state, running_s, self.catch_up_tokens if may_fall_behind else 0)
         if alone and prompts_s + running_s <= left_s:
             return IterationChoice(False, alone)
         limit_s = max(left_s, state.tightest_tpot_s)
@@ -118,11 +123,11 @@ class DeadlineFill:
         kept = {index for _, index in timely}
         return [i for i in by_due if i in kept], [i for i in by_due if i not in kept]
 
-    def _left_s(self, state: IterationState, running_s: float) -> float:
+    def _left_s(self, state: IterationState, running_s: float, num_behind: int) -> float:
         goal_s = state.tightest_tpot_s
         if math.isinf(goal_s):
             return math.inf
-        made_up_s = self.catch_up_tokens * max(0.0, goal_s - running_s)
+        made_up_s = num_behind * max(0.0, goal_s - running_s)
         pause_ends_at_s = state.last_decode_at_s + self.max_pause_goals * goal_s
         return min(state.next_token_due_at_s + made_up_s, pause_ends_at_s) - state.now
 

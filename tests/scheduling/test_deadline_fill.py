@@ -61,6 +61,27 @@ def test_answers_that_are_behind_are_in_every_pass_and_it_keeps_their_goal() -> 
     assert MODEL.seconds(shape) <= 0.095 < MODEL.seconds(shape.with_chunk(num_tokens, 1))
 
 
+# The prompts take 0.060 s alone. Answers are 0.005 s from their token, and could make up for more.
+def pressed(model: BatchTime, num_decode: int) -> bool:
+    """Whether answers are left out of a pass though their token would come after it is due."""
+    rule = DeadlineFill(model, target_tokens=2048, min_prompt_tokens=16)
+    goal_s = 0.05 + model.seconds(BatchShape(num_decode, 100 * num_decode))
+    chosen = rule.choose(
+        state(prompt(500, 0.09), num_decode=num_decode, next_due_s=0.005, tpot_s=goal_s)
+    )
+    return not chosen.has_decodes
+
+
+def test_answers_fall_behind_where_a_pass_of_their_own_costs_little_more() -> None:
+    # Of 21 ms, 20 are for the answers themselves, in whichever pass they are.
+    assert pressed(BatchTime(fixed_s=0.001, bends=((0, 1e-4),)), num_decode=200)
+
+
+def test_answers_do_not_fall_behind_where_a_pass_of_their_own_reads_all_weights_once_more() -> None:
+    # Of 11 ms, 10 are for the weights, which the prompts' pass reads anyway.
+    assert not pressed(MODEL, num_decode=10)
+
+
 def test_nobody_pauses_for_longer_than_a_few_gaps() -> None:
     # 2048 tokens take 0.21 s; goals of 50 ms allow 0.2 s, however far ahead the answers are.
     choice = RULE.choose(state(prompt(3000, 9.0), num_decode=1, next_due_s=60.0, tpot_s=0.05))
