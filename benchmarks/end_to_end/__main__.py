@@ -67,8 +67,8 @@ def main() -> None:
     bandwidth = read_bandwidth()
     floor_ms = 1e3 * weight_bytes / bandwidth
     print(
-        f"one core reads {bandwidth / 1e9:.1f} GB/s: a decode step of any batch takes at least "
-        f"{floor_ms:.1f} ms on it"
+        f"all cores read {bandwidth / 1e9:.1f} GB/s: a decode step of any batch takes at least "
+        f"{floor_ms:.1f} ms"
     )
     rounds, failures = asyncio.run(_rounds(plan))
     print("\nmedian (lowest-highest) over the rounds; milliseconds\n" + table(rounds, floor_ms))

@@ -142,7 +142,7 @@ def as_markdown(content: dict[str, Any]) -> str:
     floor_ms = content["decode_floor_ms"]
     parts = [
         f"`{content['command']}`, {content['date']}, {content['machine']}; model "
-        f"{content['model']}, {len(rounds)} rounds. Floor of a decode step on one core: "
+        f"{content['model']}, {len(rounds)} rounds. Floor of a decode step, all cores reading: "
         f"{floor_ms:.1f} ms.",
         "Median (lowest-highest) over the rounds; milliseconds.",
         table(rounds, floor_ms, is_markdown=True),
