@@ -25,6 +25,8 @@ from decode_worker.settings import DecodeSettings
 from router.core import RouterCore
 from router.events import (
     Action,
+    Extend,
+    ExtensionAnswered,
     ReportsArrived,
     RequestArrived,
     RequestSpec,
@@ -40,6 +42,7 @@ from scheduling.messages import (
     PROTOCOL_VERSION,
     AdmitGeneration,
     AdmitPrompt,
+    DecodeStarted,
     KvExport,
     Report,
     SequenceSpec,
@@ -136,8 +139,16 @@ class Router:
                 case Reserve(claim, preferences):
                     answer = ReservationAnswered(claim, *preferences[0])
                     self._perform(self.core.handle(answer, self.now))
-                case SendCommand(worker_id, AdmitPrompt(task_id)):
+                case Extend(claim, num_blocks):
+                    granted = ExtensionAnswered(claim, num_blocks, granted=True)
+                    self._perform(self.core.handle(granted, self.now))
+                case SendCommand(worker_id, StartDecode(task_id, _, place)):
                     self.running[worker_id].append(task_id)
+                    if place is not None:
+                        self._tell(worker_id, (DecodeStarted(task_id),))
+                case SendCommand(worker_id, AdmitPrompt(task_id) as prompt):
+                    if not prompt.is_answer_held:
+                        self.running[worker_id].append(task_id)
                     first = TokensEmitted(task_id, 0, (5,), "x")
                     load = self.core.state.fleet.get(worker_id)
                     assert load is not None

@@ -4,11 +4,11 @@
     python -m benchmarks.live_against_simulator --shape 0.1b --rate 2
 
 For each set-up (a prefill and a decode worker; one mixed worker) a cluster is started, as `tandem
-up` does it, with its router recorded and its workers telling of every pass. A first load is for the
-fit: how long passes take, and messages between processes. A second one, drawn anew, is replayed at
-real time. The simulator gets the same requests, as they came to the router, under the same policy,
-and is asked what would have happened. Compared are the router's own figures of each request. What
-is fitted comes from the first load only, the second one's figures are used for nothing.
+up` does it, with its router recorded and its workers telling of every pass. Two loads, drawn alike,
+take turns, a few seconds each. One is for the fit: how long passes take, and messages between
+processes. The other is compared: the simulator gets its requests, as they came to the router, under
+the same policy, and is asked what would have happened; the router's own figures of each request
+tell what did. Nothing is fitted to those.
 
 Client, router, Redis and workers share the cores of this machine, which the simulator does not
 know. They do so under both loads alike, so the fit holds what they cost each other at that rate;
@@ -21,14 +21,14 @@ import argparse
 import asyncio
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.decode_step import SHAPES
 from benchmarks.iteration_times import random_folder
-from benchmarks.live_run.cluster import TPOT_GOAL_S, TTFT_GOAL_S, Heard, drawn, run, settings_of
+from benchmarks.live_run.cluster import TPOT_GOAL_S, TTFT_GOAL_S, Heard, cluster, drawn, send_all
 from benchmarks.live_run.fitting import Fitted, fit
 from benchmarks.live_run.recorded import Answered, RecordedRun, passes_of
 from benchmarks.record import Target, print_targets, write_results
@@ -45,6 +45,8 @@ from simulator.slo import GapRule, RequestSlo
 SPECS = (ClusterSpec(num_prefill=1, num_decode=1), ClusterSpec(num_mixed=1))
 FIT, RUN = "fit", "run"
 MAX_ERROR = 0.1
+# The two loads take turns.
+PIECE_S = 8.0
 _SLO = RequestSlo("standard", TTFT_GOAL_S, gaps=((GapRule.MEAN, TPOT_GOAL_S),))
 _SWAP_BYTES = 256 * 2**20
 
@@ -84,6 +86,7 @@ class Comparison:
                 "batch_time": fitted.hardware.batch_time.model_dump(mode="json"),
                 "link_ms": round(1e3 * fitted.link_s, 3),
                 "ledger_ms": round(1e3 * fitted.ledger_s, 3),
+                "push_ms": round(1e3 * fitted.hardware.transfer.latency_s, 3),
                 "median_errors": {k: round(e.median, 4) for k, e in fitted.errors.items()},
                 "num_passes": {kind: e.num_rows for kind, e in fitted.errors.items()},
             },
@@ -97,12 +100,13 @@ class Comparison:
 def main() -> None:
     args = _parser().parse_args()
     model = bundled_model_path() if args.shape == "bundled" else random_folder(args.shape)
-    seconds = (4.0, 6.0) if args.quick else (args.fit_seconds, args.seconds)
+    num_pieces = 1 if args.quick else args.pieces
+    seconds = 2 * PIECE_S * num_pieces
     found = []
     for spec in SPECS:
-        print(f"{spec.text}: {sum(seconds):.0f} s of load, {args.rate:g} requests/s", flush=True)
+        print(f"{spec.text}: {seconds:.0f} s of load, {args.rate:g} requests/s", flush=True)
         with tempfile.TemporaryDirectory(prefix="live-") as folder:
-            found.append(compare(spec, model, args, seconds, Path(folder)))
+            found.append(compare(spec, model, args, num_pieces, Path(folder)))
     print(markdown(found))
     for one in found:
         print(told(one))
@@ -117,7 +121,7 @@ def main() -> None:
             "model": args.shape,
             "policy": args.policy,
             "rate_rps": args.rate,
-            "seconds": list(seconds),
+            "seconds": seconds,
             "runs": [one.as_json() for one in found],
         }
         write_results(args.out, figures, targets, args.quick)
@@ -130,13 +134,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="ten seconds of load: a look")
+    add("--quick", action="store_true", help="one piece of each load: a look")
     add("--shape", choices=("bundled", *SHAPES), default="bundled", help="of the model")
     add("--policy", default="default", help="of router, workers and simulator")
     add("--rate", type=float, default=8.0, help="requests per second (default: 8)")
     add("--mean-tokens", type=int, default=64, help="of prompts and answers, about")
-    add("--fit-seconds", type=float, default=25.0, help="of load for the fit")
-    add("--seconds", type=float, default=50.0, help="of load to compare")
+    about = f"of each load, of {PIECE_S:.0f} s (default: 4)"
+    add("--pieces", type=int, default=4, help=about)
     add("--seed", type=int, default=1, help="of arrivals and lengths")
     add("--out", type=Path, metavar="FILE", help="write the figures there, as JSON")
     return parser
@@ -146,15 +150,21 @@ def compare(
     spec: ClusterSpec,
     model: Path,
     args: argparse.Namespace,
-    seconds: tuple[float, float],
+    num_pieces: int,
     folder: Path,
 ) -> Comparison:
     """Run a cluster, fit, simulate, replay."""
+    names = [f"{name}.{piece}" for piece in range(num_pieces) for name in (FIT, RUN)]
     loads = [
-        drawn(name, args.seed + number, args.rate, seconds[number], args.mean_tokens)
-        for number, name in enumerate((FIT, RUN))
+        drawn(name, args.seed + number, args.rate, PIECE_S, args.mean_tokens)
+        for number, name in enumerate(names)
     ]
-    heard = asyncio.run(run(settings_of(spec, model, args.policy, folder), loads))
+
+    async def run() -> list[list[Heard]]:
+        async with cluster(spec, model, args.policy, folder) as client:
+            return await send_all(client, loads)
+
+    heard = asyncio.run(run())
     (path,) = (folder / "records").iterdir()
     with path.open("rb") as file:
         recording = Recording(path, file)
@@ -173,8 +183,8 @@ def compare(
         spec,
         len(live),
         figures(live),
-        _simulated(outcomes),
-        _heard(heard[RUN], live),
+        _simulated(outcomes, live),
+        _heard([one for each in heard[1::2] for one in each], live),
         fitted,
         replayed,
     )
@@ -204,24 +214,36 @@ def simulate(
 
 def figures(live: Sequence[Answered]) -> dict[str, float]:
     """By the router's clock."""
-    first_s = min(one.arrived_at_s for one in live)
-    last_s = max(one.arrived_at_s + one.total_s for one in live)
     return {
         "TTFT": statistics.fmean(one.ttft_s for one in live),
         "TPOT": statistics.fmean(one.tpot_s for one in live if one.tpot_s is not None),
         "JCT": statistics.fmean(one.total_s for one in live),
-        "throughput": len(live) / (last_s - first_s),
+        "throughput": _throughput(
+            (one.piece, one.arrived_at_s, one.arrived_at_s + one.total_s) for one in live
+        ),
     }
 
 
-def _simulated(outcomes: Sequence[RequestOutcome]) -> dict[str, float]:
-    first_s = min(one.arrived_at_s for one in outcomes)
+def _simulated(outcomes: Sequence[RequestOutcome], live: Sequence[Answered]) -> dict[str, float]:
     return {
         "TTFT": statistics.fmean(one.ttft_s for one in outcomes if one.ttft_s is not None),
         "TPOT": statistics.fmean(one.gaps.mean for one in outcomes if one.gaps is not None),
         "JCT": statistics.fmean(one.jct_s for one in outcomes),
-        "throughput": len(outcomes) / (max(one.ended_at_s for one in outcomes) - first_s),
+        "throughput": _throughput(
+            (live[one.number].piece, one.arrived_at_s, one.ended_at_s) for one in outcomes
+        ),
     }
+
+
+def _throughput(answers: Iterable[tuple[int, float, float]]) -> float:
+    """Requests per second, from the first arrival to the last end of each piece."""
+    spans: dict[int, tuple[float, float]] = {}
+    count = 0
+    for piece, arrived_at_s, ended_at_s in answers:
+        begin_s, end_s = spans.get(piece, (arrived_at_s, ended_at_s))
+        spans[piece] = min(begin_s, arrived_at_s), max(end_s, ended_at_s)
+        count += 1
+    return count / sum(end_s - begin_s for begin_s, end_s in spans.values())
 
 
 def _heard(heard: Sequence[Heard], live: Sequence[Answered]) -> dict[str, float]:
@@ -236,7 +258,7 @@ def _heard(heard: Sequence[Heard], live: Sequence[Answered]) -> dict[str, float]
 def markdown(found: Sequence[Comparison]) -> str:
     """A row for each set-up: live, simulated, difference."""
     names = list(found[0].live)
-    lines = ["| cluster | requests | " + " | ".join(names) + " |", "|---|" * (len(names) + 2)]
+    lines = ["| cluster | requests | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 2)]
     for one in found:
         cells = [
             f"{_shown(name, one.live[name])}, simulated {_shown(name, one.simulated[name])} "
@@ -257,7 +279,9 @@ def told(one: Comparison) -> str:
     same = "the same actions" if difference is None else difference.line()
     return (
         f"{one.spec.text}: link {1e3 * one.fitted.link_s:.2f} ms, "
-        f"ledger {1e3 * one.fitted.ledger_s:.2f} ms; median error of passes: {errors}\n"
+        f"ledger {1e3 * one.fitted.ledger_s:.2f} ms, "
+        f"push {1e3 * one.fitted.hardware.transfer.latency_s:.2f} ms\n"
+        f"  median error of passes, and their number: {errors}\n"
         f"  callers heard {heard}; replay of {one.replayed.num_events} events: {same}"
     )
 

@@ -200,6 +200,9 @@ class LedgerSnapshot:
 class Ledger(Protocol):
     """Reservations of KV blocks. Every operation is atomic and may be repeated.
 
+    What one process begins one after the other is carried out in that order, answered or not,
+    unless its connection breaks in between.
+
     All raise: LedgerUnavailable when there is no answer (the operation may have happened);
     StaleIncarnation for an earlier life, which changes nothing; InvalidRequest for a number out
     of range.

@@ -7,11 +7,9 @@ a password.
 import asyncio
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -19,6 +17,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cluster.errors import RedisUnreachable, RedisUnsuitable
+from cluster.redis_pipe import CommandPipe
 
 MIN_REDIS = (7, 0)
 MIN_VALKEY = (8, 0)
@@ -27,7 +26,7 @@ DEFAULT_MAX_CONNECTIONS = 16
 DEFAULT_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RedisConnection:
     """A pooled client, its printable address and what answers there."""
 
@@ -35,9 +34,15 @@ class RedisConnection:
     address: str
     # Such as "Valkey 9.1.2".
     server: str
+    # For all scripts: those of the ledger and those of the membership.
+    pipe: CommandPipe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pipe = CommandPipe(self.client)
 
     async def close(self) -> None:
-        """Close all connections of the pool."""
+        """Close the pipe and all connections of the pool."""
+        await self.pipe.close()
         await self.client.aclose(close_connection_pool=True)
 
 
@@ -85,7 +90,6 @@ def open_client(
     except (ValueError, TypeError) as error:
         # The original text may quote the URL.
         raise RedisUnreachable(address, f"unusable URL ({type(error).__name__})") from None
-    pool.connection_class = _packing_in_c(pool.connection_class)
     return Redis.from_pool(pool)
 
 
@@ -181,15 +185,3 @@ def _checked_server(address: str, info: dict[str, object], memory: dict[str, obj
 def _version_tuple(version: str) -> tuple[int, int]:
     major, minor = (*version.split("."), "0", "0")[:2]
     return int(major) if major.isdigit() else 0, int(minor) if minor.isdigit() else 0
-
-
-def _packing_in_c(connection_class: type[Any]) -> type[Any]:
-    """The same connection, but commands become bytes in hiredis: 2 us for a script, not 50."""
-
-    pack: Any = hiredis.pack_command  # its stub knows tuples of one only
-
-    def pack_command(_: Any, name: str, *args: str | bytes | int | float) -> list[bytes]:
-        # Some commands have two words in one argument, such as "SCRIPT LOAD".
-        return [pack((*name.split(), *args))]
-
-    return type(connection_class.__name__, (connection_class,), {"pack_command": pack_command})

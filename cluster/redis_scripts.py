@@ -84,44 +84,35 @@ class ScriptRunner:
         timeout_s: float,
         unavailable: ErrorFactory,
     ) -> None:
-        self._client = connection.client
+        self._pipe = connection.pipe
         self._address = connection.address
         self._scripts = scripts
         self._keys = tuple(keys)
         self._timeout_s = timeout_s
         self._unavailable = unavailable
+        for script in scripts.values():
+            # Ahead of all calls: one that found its script missing would fall behind later ones.
+            self._pipe.prepare(("SCRIPT", "LOAD", script.source))
 
     async def call(self, name: str, args: Sequence[str | int]) -> Reply:
         """Run one script. Raises: the `unavailable` error when there is no answer in time."""
-        return (await self._in_time(name, lambda: self._call(self._scripts[name], args)))[0]
+        return (await self.call_many(name, (args,)))[0]
 
     async def call_many(self, name: str, calls: Sequence[Sequence[str | int]]) -> list[Reply]:
         """Run one script once for each argument list, in order, in one round trip."""
         if not calls:
             return []
-        return await self._in_time(name, lambda: self._pipeline(self._scripts[name], calls))
+        return await self._in_time(name, lambda: self._run(self._scripts[name], calls))
 
-    async def _call(self, script: Script, args: Sequence[str | int]) -> list[Reply]:
-        num_keys = len(self._keys)
-        try:
-            reply = await self._client.evalsha(script.sha, num_keys, *self._keys, *args)
-        except NoScriptError:
-            reply = await self._client.eval(script.source, num_keys, *self._keys, *args)
-        return [reply]
-
-    async def _pipeline(self, script: Script, calls: Sequence[Sequence[str | int]]) -> list[Reply]:
-        pipeline = self._client.pipeline(transaction=False)
-        for args in calls:
-            pipeline.evalsha(script.sha, len(self._keys), *self._keys, *args)
-        replies = await pipeline.execute(raise_on_error=False)
+    async def _run(self, script: Script, calls: Sequence[Sequence[str | int]]) -> list[Reply]:
+        head: tuple[str | int, ...] = ("EVALSHA", script.sha, len(self._keys), *self._keys)
+        replies = await self._pipe.ask([(*head, *args) for args in calls])
         if any(isinstance(reply, NoScriptError) for reply in replies):
             # Some may have run, if the script appeared meanwhile; running them again is harmless.
-            await self._client.script_load(script.source)
-            return await self._pipeline(script, calls)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return list(replies)
+            _raise_first(await self._pipe.ask([("SCRIPT", "LOAD", script.source)]))
+            return await self._run(script, calls)
+        _raise_first(replies)
+        return replies
 
     async def _in_time(self, name: str, attempt: Callable[[], Any]) -> list[Reply]:
         try:
@@ -138,6 +129,12 @@ class ScriptRunner:
             raise self._unavailable(name, self._address, problem) from error
         except (RedisError, OSError) as error:
             raise self._unavailable(name, self._address, _problem(error)) from error
+
+
+def _raise_first(replies: Sequence[object]) -> None:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
 
 
 def _problem(error: Exception) -> str:

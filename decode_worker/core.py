@@ -14,10 +14,10 @@ from decode_worker.arrivals import Arrivals
 from decode_worker.batch import Batch
 from decode_worker.generation_task import GenerationTask, Stage
 from decode_worker.growth import Growth
+from decode_worker.held_answers import HeldAnswers
 from decode_worker.kv_swapping import KvSwapping
 from decode_worker.lending import Lending
-from decode_worker.pass_timer import PassTimer
-from decode_worker.preemption import in_order_of_preemption
+from decode_worker.preemption import in_order_of_preemption, shape_without
 from decode_worker.prefix_sharing import PrefixSharing
 from decode_worker.prompts import Prompts
 from decode_worker.settings import DecodeSettings
@@ -43,6 +43,7 @@ from scheduling.messages import (
     TaskReleased,
     WorkerLoad,
 )
+from scheduling.pass_timer import PassTimer, model_of
 from scheduling.slots import SlotPool
 from scheduling.step import ScheduledChunk, StepPlan
 from scheduling.worker_events import (
@@ -50,6 +51,7 @@ from scheduling.worker_events import (
     DropSequence,
     KvArrived,
     KvRefused,
+    KvSwapped,
     LoadSequence,
     PushFinished,
     QuarantineCleared,
@@ -75,21 +77,17 @@ class DecodeCore:
         # In order of joining; the order of the batch.
         self._running: dict[int, GenerationTask] = {}
         self.lending = Lending(self.pool, settings.block_size, self._task_by_id)
-        self._growth = Growth(self.pool, settings.block_size, settings.growth_blocks, self.lending)
+        self._growth = Growth(self.pool, settings, self.lending)
         self.batch = Batch(self._growth, settings.max_untold_tokens)
+        self.held = HeldAnswers(self._ready, self.lending, self.batch)
         # The present iteration gives running answers a token.
         self._is_decoding = False
         self._num_steps_run = 1
         self._sharing = PrefixSharing(self.pool, settings.block_size, is_on=settings.prefix_caching)
         self._arrivals = Arrivals(self.pool, self._sharing, export, self._task_by_id)
-        self._swapping = KvSwapping(
-            self.pool,
-            self.lending,
-            settings.block_size,
-            settings.num_swap_blocks,
-            settings.preemption,
-        )
-        self._timer = PassTimer(settings.batching)
+        model = model_of(settings.batching, is_needed=settings.needs_model)
+        self._timer = PassTimer(model)
+        self._swapping = KvSwapping(self.pool, self.lending, settings, export.block_bytes, model)
         self._prompts = Prompts(
             self.pool,
             self._slots,
@@ -111,6 +109,7 @@ class DecodeCore:
             num_parked=self._swapping.num_parked,
             num_swap_blocks=self._swapping.num_blocks,
             num_free_swap_blocks=self._swapping.num_free_blocks,
+            pass_time_error=self._timer.error,
         )
 
     @property
@@ -147,6 +146,10 @@ class DecodeCore:
                 if task is None or task.stage is not Stage.QUARANTINED:
                     return []
                 return self._release(task)
+            case KvSwapped():
+                self._timer.disturbed()
+                self._swapping.copied(event)
+                return []
             case PushFinished():
                 raise ValueError(f"a decode worker pushes no KV: {event}")
             case _:
@@ -161,7 +164,7 @@ class DecodeCore:
         actions = self._sharing.news() + self._fill_slots()
         starved = self.batch.take_in()
         if self._must_make_room(starved):
-            actions += self._make_room(starved)
+            actions += self._make_room(starved, now)
             # Its slot and blocks are free: others may start or grow with them, and no event would
             # call for another look.
             more, plan = self.plan(now)
@@ -194,6 +197,7 @@ class DecodeCore:
         parked = [t for t in self._task_by_id.values() if t.stage is Stage.PARKED]
         assert len(parked) == self._swapping.num_parked
         self._prompts.check_invariants()
+        self.held.check_invariants()
         assert len(self._running) + self._prompts.num_begun == self._slots.num_used
         held = {b for task_id in self._task_by_id for b in self.pool.blocks_of(task_id)}
         assert len(held) == self.pool.num_blocks - self.pool.num_free_blocks
@@ -202,8 +206,7 @@ class DecodeCore:
         )
         assert is_arriving or not self._sharing.num_arriving, "nobody sends these any more"
         for slot, task in self._running.items():
-            assert task.slot == slot
-            assert task.stage is Stage.RUNNING
+            assert (task.slot, task.stage) == (slot, Stage.RUNNING)
 
     def _command(self, event: CommandArrived) -> list[WorkerAction]:
         session_id, command = event.session_id, event.command
@@ -213,8 +216,10 @@ class DecodeCore:
                 return self._arrivals.admit(session_id, command, event.at_s)
             case AdmitPrompt():
                 return self._admit_prompt(session_id, command, event.at_s)
-            case StartDecode(_, output_token_ids):
-                return self._arrivals.start(task, output_token_ids)
+            case StartDecode(_, token_ids, place):
+                if task is not None and task.stage is Stage.HELD:
+                    return self.held.start(task, place)
+                return self._arrivals.start(task, token_ids)
             case GrantGrowth(_, num_blocks):
                 if task is None or not task.is_growing:
                     return []
@@ -242,17 +247,7 @@ class DecodeCore:
         task_id = command.task_id
         if task_id in self._task_by_id:
             return []  # a repeated command changes nothing
-        task = GenerationTask(
-            task_id,
-            session_id,
-            command.sequence,
-            num_kv_blocks=0,
-            num_blocks=command.num_blocks,
-            place=command.place,
-            arrived_at_s=now - command.age_s,
-            due_at_s=now + command.due_in_s,
-        )
-        self._task_by_id[task_id] = task
+        task = self._task_by_id[task_id] = GenerationTask.of_prompt(session_id, command, now)
         self._prompts.admit(task)
         return []
 
@@ -295,6 +290,9 @@ class DecodeCore:
                 self._sharing.filled(task)
             if output is not None and output.finish_reason is not None:
                 actions += self._end(task)
+            elif task.is_to_be_held:
+                actions += self._leave_batch(task)
+                self.held.hold(task)
             elif task.is_due:
                 actions += self._look(task)
         return actions
@@ -332,11 +330,13 @@ class DecodeCore:
         is_going_on = len(self.batch) or self._prompts.num_begun
         return bool(starved) and not is_going_on and all(task.is_stuck for task in starved)
 
-    def _make_room(self, starved: list[GenerationTask]) -> list[WorkerAction]:
+    def _make_room(self, starved: list[GenerationTask], now: float) -> list[WorkerAction]:
         """Take one sequence off the device, by the rule of the policy."""
         among = self._running.values() if self._settings.is_eager else starved
-        victims = in_order_of_preemption(among, self.pool, self._settings.victims)
-        swapped = self._swapping.take_out_one(victims)
+        victims = in_order_of_preemption(among, self.pool, self._settings.victims, now)
+        running = self._running.values() if self._settings.is_mixed else ()
+        beside = shape_without(victims[0], running)
+        swapped = self._swapping.take_out_one(victims, self._prompts.num_backlog_tokens, beside)
         if swapped is None:
             victim = victims[0]
             preempted = SendReport(victim.session_id, Preempted(victim.task_id))
@@ -368,19 +368,20 @@ class DecodeCore:
         if task.stage in (Stage.ADMITTED, Stage.ARRIVING):
             return self._arrivals.end(task)
         actions: list[WorkerAction] = []
-        if task.stage is Stage.READY:
+        if task.stage is Stage.READY and task.task_id in self._ready:
             self._ready.remove(task.task_id)
         elif task.stage is Stage.PROMPT:
             self._prompts.leave(task)
+        self.held.leave(task)
         return actions + self._leave_batch(task) + self._release(task)
 
     def _leave_batch(self, task: GenerationTask) -> list[WorkerAction]:
         slot, task.slot = task.slot, None
+        self._growth.forget(task)
         if slot is None:
             return []
         actions = told_untold(task)
         self.batch.leave(task, slot)
-        self._growth.forget(task)
         self._running.pop(slot, None)  # a prompt has a slot and does not run yet
         self._slots.give_back(slot)
         return [*actions, DropSequence(slot)]

@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 from scheduling.block_leases import LentPlace
 from scheduling.ids import BlockId, TaskId
-from scheduling.messages import SequenceSpec
+from scheduling.messages import AdmitPrompt, SequenceSpec
 from scheduling.prefix_chain import BlockHash
 from scheduling.step import SequenceStart
 from scheduling.worker_events import SessionId
@@ -21,6 +21,8 @@ class Stage(Enum):
     ADMITTED = auto()
     # The prompt is computed; waiting for the last blocks.
     ARRIVING = auto()
+    # The prompt was computed here; the answer waits for room and for the router.
+    HELD = auto()
     # All KV is here; waiting for a slot.
     READY = auto()
     RUNNING = auto()
@@ -63,6 +65,8 @@ class GenerationTask:
     num_blocks: int = 0
     # Where it borrows what follows these; None for most.
     place: LentPlace | None = None
+    # Of a prompt that is computed here: the answer waits then.
+    is_to_be_held: bool = False
     # When its request came to the router, by this worker's clock.
     arrived_at_s: float = 0.0
     # When its first token is due.
@@ -85,6 +89,21 @@ class GenerationTask:
     look_at: int = 0
     # Now there is.
     is_due: bool = True
+
+    @classmethod
+    def of_prompt(cls, session_id: SessionId, command: AdmitPrompt, now: float) -> "GenerationTask":
+        """One whose prompt is to be computed here."""
+        return cls(
+            command.task_id,
+            session_id,
+            command.sequence,
+            num_kv_blocks=0,
+            num_blocks=command.num_blocks,
+            place=command.place,
+            is_to_be_held=command.is_answer_held,
+            arrived_at_s=now - command.age_s,
+            due_at_s=now + command.due_in_s,
+        )
 
     @property
     def taken_slot(self) -> int:

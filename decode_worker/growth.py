@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from decode_worker.generation_task import GenerationTask
 from decode_worker.lending import Lending
+from decode_worker.settings import DecodeSettings
 from scheduling.block_pool import BlockPool, num_blocks_for
 from scheduling.ids import TaskId
 from scheduling.messages import GrowthNeeded
@@ -18,13 +19,12 @@ from scheduling.worker_events import ExtendSequence, SendReport, WorkerAction
 class Growth:
     """The part of the decode core that makes block tables longer."""
 
-    def __init__(
-        self, pool: BlockPool, block_size: int, num_blocks_at_a_time: int, lending: Lending
-    ) -> None:
+    def __init__(self, pool: BlockPool, settings: DecodeSettings, lending: Lending) -> None:
         self._pool = pool
         self._lending = lending
-        self._block_size = block_size
-        self._num_blocks_at_a_time = num_blocks_at_a_time
+        self._block_size = settings.block_size
+        self._num_blocks_at_a_time = settings.growth_blocks
+        self._num_blocks_if_roomy = max(settings.growth_blocks, settings.roomy_growth_blocks)
         # They run, and are owed blocks or were refused some.
         self._stuck: dict[TaskId, GenerationTask] = {}
 
@@ -56,11 +56,17 @@ class Growth:
         most = num_blocks_for(task.num_tokens_at_most, self._block_size)
         is_lent = self._lending.next_lent(task) is not None
         # In the place of one that its guest still needs; where there is more room behind.
-        num_blocks = 1 if is_lent else min(self._num_blocks_at_a_time, most - held)
+        num_blocks = 1 if is_lent else min(self._num_blocks_at_once, most - held)
         if num_blocks <= 0:
             return []
         task.is_growing = True
         return [SendReport(task.session_id, GrowthNeeded(task.task_id, num_blocks))]
+
+    @property
+    def _num_blocks_at_once(self) -> int:
+        """Every question costs worker, router and ledger the same, however much it asks for."""
+        is_roomy = 4 * self._pool.num_free_blocks >= 3 * self._pool.num_blocks
+        return self._num_blocks_if_roomy if is_roomy else self._num_blocks_at_a_time
 
     def promised(self, task: GenerationTask, num_blocks: int) -> list[WorkerAction]:
         """The ledger's answer; 0 blocks are a refusal."""
@@ -112,7 +118,9 @@ class Growth:
         blocks = self._pool.allocate(task.task_id, num_blocks)
         assert blocks is not None
         task.num_owed_blocks -= num_blocks
-        return [*actions, ExtendSequence(task.taken_slot, blocks)]
+        if task.slot is None:
+            return actions  # it pauses, and is loaded again with all its blocks
+        return [*actions, ExtendSequence(task.slot, blocks)]
 
     def _num_slots(self, task: GenerationTask) -> int:
         """Tokens up to where its blocks end, or a guest still writes."""

@@ -6,25 +6,19 @@ sequence still holds on the device need not come back.
 """
 
 from collections.abc import Iterable
-from enum import StrEnum
 
 from decode_worker.generation_task import GenerationTask
 from decode_worker.lending import Lending
+from decode_worker.settings import DecodeSettings
+from scheduling.batch_time import BatchShape, BatchTimeModel
+from scheduling.batch_time_recovery import Preemption, Recovery
 from scheduling.block_pool import BlockPool, num_blocks_for
 from scheduling.ids import TaskId
 from scheduling.prefix_chain import BlockHash
-from scheduling.worker_events import SwapIn, SwapOut
+from scheduling.recovery_costs import AheadOfIt, RecoveryCosts, Victim
+from scheduling.worker_events import KvSwapped, SwapIn, SwapOut
 
-
-class Preemption(StrEnum):
-    """How a sequence makes room when none of those that run can go on."""
-
-    # Swap the one that is cheapest to compute again, where host memory has room for it.
-    AUTO = "auto"
-    # Look for one that host memory has room for.
-    SWAP = "swap"
-    # Give its KV up.
-    RECOMPUTE = "recompute"
+_NOTHING = BatchShape()
 
 
 class KvSwapping:
@@ -34,17 +28,26 @@ class KvSwapping:
         self,
         pool: BlockPool,
         lending: Lending,
-        block_size: int,
-        num_blocks: int,
-        preemption: Preemption,
+        settings: DecodeSettings,
+        block_bytes: int,
+        model: BatchTimeModel | None,
     ) -> None:
+        """`model` says what passes take; None where costs do not decide."""
         self._pool = pool
         self._lending = lending
-        self._block_size = block_size
-        self._preemption = preemption
-        is_on = num_blocks > 0 and preemption is not Preemption.RECOMPUTE
+        self._block_size = settings.block_size
+        self._preemption = settings.preemption
+        num_blocks = settings.num_swap_blocks
+        is_on = num_blocks > 0 and settings.preemption is not Preemption.RECOMPUTE
         # None: there is no host memory for KV.
         self._space = BlockPool(num_blocks) if is_on else None
+        # None: costs do not decide.
+        self._costs: RecoveryCosts | None = None
+        if is_on and settings.preemption is Preemption.CHEAPER:
+            assert model is not None
+            self._costs = RecoveryCosts(
+                model, block_bytes, settings.swap_bytes_per_s, settings.max_num_batched_tokens
+            )
         self._parked: dict[TaskId, GenerationTask] = {}
 
     @property
@@ -62,20 +65,41 @@ class KvSwapping:
         """What no parked sequence holds of it."""
         return 0 if self._space is None else self._space.num_free_blocks
 
+    def copied(self, copy: KvSwapped) -> None:
+        """It took so long."""
+        if self._costs is not None:
+            self._costs.pace.observe(copy.num_blocks, copy.copy_s, is_out=copy.is_out)
+
     def take_out_one(
-        self, tasks: Iterable[GenerationTask]
+        self,
+        tasks: Iterable[GenerationTask],
+        num_prompt_tokens: int = 0,
+        beside: BatchShape = _NOTHING,
     ) -> tuple[GenerationTask, SwapOut] | None:
-        """Move the first there is room for, or the first if any; None where that is not so."""
+        """Move the first, or with SWAP the first of them that has room; None if none is moved.
+
+        What computing it again would cost depends on the prompt tokens that go first, and on what
+        runs beside.
+        """
         for task in tasks:
-            swap_out = self._take_out(task)
+            swap_out = self._take_out(task, num_prompt_tokens, beside)
             if swap_out is not None:
                 return task, swap_out
             if self._preemption is not Preemption.SWAP:
                 break
         return None
 
-    def _take_out(self, task: GenerationTask) -> SwapOut | None:
-        """Let go of the task's blocks; None, and nothing has changed, where there is no room."""
+    def take_out(self, task: GenerationTask) -> SwapOut | None:
+        """Let go of the task's blocks, at any cost; None, and it keeps them, without room."""
+        return self._take_out(task, None, _NOTHING)
+
+    def _take_out(
+        self, task: GenerationTask, num_prompt_tokens: int | None, beside: BatchShape
+    ) -> SwapOut | None:
+        """Let go of the task's blocks; None, and it keeps them, without room or gain.
+
+        `num_prompt_tokens` is None where nobody asks for the gain.
+        """
         space = self._space
         # It asks for more room one token later than it can use it, hence the one more.
         num_at_most = num_blocks_for(task.num_tokens_at_most + 1, self._block_size)
@@ -84,6 +108,12 @@ class KvSwapping:
         num_kv_blocks = self._num_kv_blocks(task)
         chain = self._chain(task)
         present = space.longest_prefix(chain)
+        if self._costs is not None and num_prompt_tokens is not None:
+            victim = Victim(task.num_tokens, num_kv_blocks, num_kv_blocks - len(present))
+            num_parked = space.num_blocks - space.num_free_blocks
+            ahead = AheadOfIt(num_parked, num_prompt_tokens, beside)
+            if self._costs.choose(victim, ahead) is Recovery.RECOMPUTE:
+                return None
         taken = space.allocate(task.task_id, num_kv_blocks - len(present), present)
         if taken is None:
             return None

@@ -83,8 +83,12 @@ class Lending:
 
     def refuse(self, task: GenerationTask) -> WorkerAction:
         """Its place is gone: the router has to find another, and nothing of it stays here."""
-        self.num_refused += 1
         del self._task_by_id[task.task_id]
+        return self.refusal(task)
+
+    def refusal(self, task: GenerationTask) -> WorkerAction:
+        """Its place is gone; whether anything of it stays is the caller's to decide."""
+        self.num_refused += 1
         refused = BlocksRefused(task.task_id, self._pool.num_free_blocks)
         return SendReport(task.session_id, refused)
 

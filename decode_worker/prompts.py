@@ -67,6 +67,15 @@ class Prompts:
         """Prompts that hold a slot."""
         return len(self._running)
 
+    @property
+    def begun(self) -> list[GenerationTask]:
+        """They hold a slot, in order of start."""
+        return list(self._running.values())
+
+    def is_awaiting(self, task: GenerationTask) -> bool:
+        """Not begun, and it begins like a prompt that is being computed."""
+        return self._reuse.find(task) is None
+
     def admit(self, task: GenerationTask) -> None:
         """Wait for a slot and for blocks."""
         task.stage = Stage.PROMPT
@@ -113,6 +122,22 @@ class Prompts:
             return [*actions, *more], has_decodes, chunks
         self._num_steps_without_prompt = 0 if self._planned else self._num_steps_without_prompt + 1
         return actions, choice.has_decodes, self._planned
+
+    def plan_chosen(
+        self, chosen: Sequence[GenerationTask], max_tokens: int
+    ) -> tuple[list[WorkerAction], tuple[ScheduledChunk, ...]]:
+        """These go next, in this order, as far as there are slots, blocks and tokens for them."""
+        chunks: list[tuple[int, int]] = []
+        num_slots = self._slots.num_free
+        for index, task in enumerate(chosen):
+            num_tokens = min(task.num_missing_tokens, max_tokens)
+            needs_slot = task.slot is None
+            if num_tokens and (num_slots or not needs_slot):
+                chunks.append((index, num_tokens))
+                num_slots -= needs_slot
+                max_tokens -= num_tokens
+        actions, self._planned = self._schedule(IterationChoice(True, tuple(chunks)), chosen)
+        return actions, self._planned
 
     def step_finished(self, event: StepFinished) -> tuple[list[WorkerAction], list[GenerationTask]]:
         """What the iteration computed of prompts; the second are those that are complete now."""

@@ -1,8 +1,7 @@
 """The decode worker's process: the shared worker shell around the decode core."""
 
-from decode_worker.core import DecodeCore
-from decode_worker.kv_swapping import Preemption
-from decode_worker.settings import DecodeSettings
+from decode_worker.settings import ROOMY_GROWTH_BLOCKS, DecodeSettings
+from decode_worker.turn_taking import new_core
 from engine.kv_pool import KvPool
 from engine.kv_swap import KvSwap
 from kvtransfer.doors import PoolOwner
@@ -11,6 +10,7 @@ from runtime.clock import MonotonicClock
 from runtime.config import DecodeConfig
 from runtime.errors import StartupError
 from runtime.process import StopRequested
+from scheduling.batch_time_recovery import Preemption
 from scheduling.policy import POLICIES, growth_reserve_blocks
 from worker.assembly import RoleParts, Workplace
 from worker.kv_receive import KvReceive
@@ -38,7 +38,8 @@ def build_decode(place: Workplace) -> RoleParts:
         raise StartupError(f"policy {config.policy!r} is unknown; use one of {known}")
     policy = POLICIES[config.policy]
     limits = (config.max_num_batched_tokens, config.max_num_seqs)
-    preemption = Preemption(config.preemption)
+    by_policy = config.preemption == "auto"
+    preemption = policy.preemption if by_policy else Preemption(config.preemption)
     num_swap_blocks = config.swap_mib * 2**20 // place.layout.block_bytes
     if preemption is Preemption.RECOMPUTE:
         num_swap_blocks = 0
@@ -48,9 +49,14 @@ def build_decode(place: Workplace) -> RoleParts:
         num_blocks=place.num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
+        roomy_growth_blocks=ROOMY_GROWTH_BLOCKS,
         prefix_caching=config.prefix_caching,
         num_swap_blocks=num_swap_blocks,
         preemption=preemption,
+        swap_bytes_per_s=config.swap_bytes_per_s,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        is_mixed=config.role == "mixed",
+        is_learning=True,
         batching=policy.batching_rule(*limits),
         victims=policy.victims,
         is_eager=policy.is_preempting_eagerly,
@@ -61,5 +67,12 @@ def build_decode(place: Workplace) -> RoleParts:
 
     export = receiver.export()
     num_growth_blocks = growth_reserve_blocks(place.num_blocks, config.growth_reserve)
-    core = DecodeCore(settings, export)
-    return RoleParts(core, kv, pool, close, export, num_growth_blocks=num_growth_blocks)
+    return RoleParts(
+        new_core(settings, export),
+        kv,
+        pool,
+        close,
+        export,
+        num_growth_blocks=num_growth_blocks,
+        num_host_blocks=settings.num_host_blocks,
+    )

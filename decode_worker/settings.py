@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Final
 
-from decode_worker.kv_swapping import Preemption
+from scheduling.batch_time_recovery import Preemption
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import FillToTarget
+from scheduling.feedback_queues import FeedbackQueues
 from scheduling.victims import CheapestToRecompute, VictimRule
 
 # Every token of an engine that only counts them.
 NO_CONTENT: Final = 0
+# Of `roomy_growth_blocks`: a quarter of the questions of 4, where no answer misses the blocks.
+ROOMY_GROWTH_BLOCKS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +24,21 @@ class DecodeSettings:
     max_num_seqs: int
     # Blocks asked for at a time when a response outgrows its prediction.
     growth_blocks: int = 4
+    # The same while three quarters of the pool are free; 0: as ever.
+    roomy_growth_blocks: int = 0
     # Keep the KV of full blocks for later sequences that begin alike.
     prefix_caching: bool = True
     # Blocks of host memory for the KV of sequences that made room for others.
     num_swap_blocks: int = 0
-    preemption: Preemption = Preemption.AUTO
+    preemption: Preemption = Preemption.FIRST
+    # How fast KV is copied there and back, assumed before the first copy.
+    swap_bytes_per_s: float = 4e9
+    # Tokens of one iteration of whoever computes prompts.
+    max_num_batched_tokens: int = 1024
+    # Prompts are computed here as well.
+    is_mixed: bool = False
+    # Passes are timed and a model of them is learnt even where nothing here decides by it.
+    is_learning: bool = False
     # Who makes room for the others.
     victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
     # As soon as anybody lacks a block; else only when nobody can go on.
@@ -35,3 +48,21 @@ class DecodeSettings:
     # More than 1 is for an engine that only counts tokens, a simulator's: answers that go on have
     # no outputs, several steps are one plan, and so many tokens are told as one.
     max_untold_tokens: int = 1
+
+    @property
+    def takes_turns(self) -> bool:
+        """Answers and prompts preempt each other, and host memory counts as room."""
+        return self.is_mixed and isinstance(self.batching, FeedbackQueues)
+
+    @property
+    def num_host_blocks(self) -> int | None:
+        """Of host memory, that count as room; None where they do not."""
+        if not self.takes_turns:
+            return None
+        return 0 if self.preemption is Preemption.RECOMPUTE else self.num_swap_blocks
+
+    @property
+    def needs_model(self) -> bool:
+        """Somebody wants to know what passes take."""
+        decides = self.preemption is Preemption.CHEAPER and self.num_swap_blocks > 0
+        return decides or self.is_learning

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from engine.config_rope import read_ropes
+from engine.config_refusals import refuse_what_is_not_computed
+from engine.config_rope import Ropes, read_ropes
 from engine.config_schema import (
     ACTIVATIONS,
     FULL,
@@ -66,9 +67,12 @@ class GenerationDefaults:
     repetition_penalty: float | None = None
 
 
-def read_model_config(folder: Path) -> tuple[ModelConfig, GenerationDefaults]:
+def read_model_config(
+    folder: Path, max_model_len: int | None = None
+) -> tuple[ModelConfig, GenerationDefaults]:
     """The model's shape and sampling defaults; needs no weights in the folder.
 
+    `max_model_len`: no context is longer, in tokens; it may decide how positions are rotated.
     The end-of-sequence ids are those of generation_config.json where it names any.
     Raises: a leaf of ModelFolderError.
     """
@@ -80,7 +84,7 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, GenerationDefaults]:
     # An explicit "do_sample": false is the authors' wish for greedy decoding.
     temperature = 0.0 if generation.do_sample is False else generation.temperature
     return (
-        config_from_fields(path, fields, generation.eos_token_id),
+        config_from_fields(path, fields, generation.eos_token_id, max_model_len),
         GenerationDefaults(
             temperature,
             generation.top_k,
@@ -92,7 +96,10 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, GenerationDefaults]:
 
 
 def config_from_fields(
-    path: Path, fields: Mapping[str, Any], eos_token_ids: tuple[int, ...] = ()
+    path: Path,
+    fields: Mapping[str, Any],
+    eos_token_ids: tuple[int, ...] = (),
+    max_model_len: int | None = None,
 ) -> ModelConfig:
     """The model's shape from the content of config.json; `eos_token_ids` win over its own.
 
@@ -104,8 +111,10 @@ def config_from_fields(
         # What the text part of a vision model does not say, the file says for all parts.
         fields = {**fields, **text}
     _refuse_quantised(path, fields)
+    refuse_what_is_not_computed(path, schema, fields)
     config = parse(schema, path, fields)
-    return _model_config(path, config, eos_token_ids or _eos_token_ids(config))
+    eos_token_ids = eos_token_ids or _eos_token_ids(config)
+    return _model_config(path, config, eos_token_ids, max_model_len)
 
 
 class _GenerationJson(JsonSchema):
@@ -142,14 +151,16 @@ def _eos_token_ids(config: ConfigJson) -> tuple[int, ...]:
     return tuple(token_id for token_id in ids if token_id < config.vocab_size)
 
 
-def _model_config(path: Path, config: ConfigJson, eos_token_ids: tuple[int, ...]) -> ModelConfig:
+def _model_config(
+    path: Path, config: ConfigJson, eos_token_ids: tuple[int, ...], max_model_len: int | None
+) -> ModelConfig:
     num_kv_heads = config.num_key_value_heads or config.num_attention_heads
     if config.num_attention_heads % num_kv_heads:
         raise InvalidModelField(path, "num_key_value_heads", "must divide num_attention_heads")
     if any(token_id >= config.vocab_size for token_id in eos_token_ids):
         raise InvalidModelField(path, "eos_token_id", "must be below vocab_size")
     head_dim = _head_dim(path, config)
-    ropes = read_ropes(path, config, head_dim)
+    ropes = read_ropes(path, config, head_dim, max_model_len)
     if config.activation_name not in ACTIVATIONS:
         hint = f"use a model with one of {', '.join(sorted(ACTIVATIONS))}"
         raise UnsupportedModelOption(path, f"activation {config.activation_name!r}", hint)
@@ -166,7 +177,7 @@ def _model_config(path: Path, config: ConfigJson, eos_token_ids: tuple[int, ...]
         head_dim=head_dim,
         rms_norm_eps=config.rms_norm_eps,
         rope=ropes.rope,
-        max_position_embeddings=config.max_position_embeddings,
+        max_position_embeddings=ropes.context,
         tie_word_embeddings=config.tie_word_embeddings,
         qkv_bias=config.has_qkv_bias,
         o_bias=config.has_o_bias,
@@ -180,12 +191,38 @@ def _model_config(path: Path, config: ConfigJson, eos_token_ids: tuple[int, ...]
         logit_softcap=gemma.final_logit_softcapping if gemma else None,
         sliding_layers=_sliding_layers(path, config),
         # A window that no context can outgrow is full attention.
-        sliding_window=window if window and window < config.max_position_embeddings else None,
+        sliding_window=window if window and window < ropes.context else None,
         sliding_rope=ropes.sliding_rope,
         qk_norm=config.has_qk_norm,
         is_gemma=gemma is not None,
         mixture=_mixture(path, config),
+        rope_choice=ropes.choice,
+        remarks=_remarks(config, ropes, max_model_len),
     )
+
+
+def _remarks(config: ConfigJson, ropes: Ropes, max_model_len: int | None) -> tuple[str, ...]:
+    remarks = []
+    served = min(ropes.context, max_model_len or ropes.context)
+    if ropes.border is not None and served > ropes.border:
+        remarks.append(
+            f"positions are rotated for contexts of {served} tokens, also in sequences of at most "
+            f"{ropes.border}, whose tokens differ from transformers'; if none is longer, give the "
+            f"router and all workers --max-model-len {ropes.border}"
+        )
+    chunks = config.dual_chunk_attention_config
+    if chunks is not None and (max_model_len or config.max_position_embeddings) > ropes.context:
+        remarks.append(
+            f"the context ends at {ropes.context} tokens, where the attention in chunks that the "
+            "model has for longer ones would begin; that is not computed"
+        )
+    elif max_model_len is not None and max_model_len > ropes.context:
+        remarks.append(
+            f"--max-model-len asks for {max_model_len} tokens, the model's context ends at "
+            f"{ropes.context}; to stretch it, write the rope_scaling that its authors name into "
+            "config.json"
+        )
+    return tuple(remarks)
 
 
 def _head_dim(path: Path, config: ConfigJson) -> int:
@@ -216,9 +253,6 @@ def _sliding_layers(path: Path, config: ConfigJson) -> tuple[int, ...]:
 def _attention_softcap(path: Path, config: ConfigJson) -> float | None:
     if not isinstance(config, Gemma2Json):
         return None
-    if config.use_bidirectional_attention:
-        hint = "use a model that generates text"
-        raise UnsupportedModelOption(path, "use_bidirectional_attention", hint)
     if isinstance(config, Gemma3Json) and config.attn_logit_softcapping is not None:
         # transformers reads the field and computes without it: whoever wrote it meant something.
         hint = "set it to null if the model was trained without"

@@ -1,20 +1,21 @@
 """The rotary positions of config.json: both spellings, every scaling in use.
 
 A scaling that transformers chooses by the length of the sequence is resolved here once and for all,
-because the KV of a token must not depend on how long its sequence has become
-(docs/decisions/rope-chosen-once.md).
+by the context that is served, because the KV of a token must not depend on how long its sequence
+has become (docs/decisions/rope-chosen-once.md).
 Source: the values' meaning as in transformers' modeling_rope_utils.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import AliasChoices, Field
 
 from engine.config_schema import FULL, SLIDING, ConfigJson, Count, Gemma3Json, Phi3Json, Positive
+from engine.context_length import stretched_context
 from engine.json_file import JsonSchema, parse
 from engine.model_folder_errors import InvalidModelField, UnsupportedModelOption
 from engine.rope_config import (
@@ -27,6 +28,16 @@ from engine.rope_config import (
 )
 
 _SUPPORTED = "default, linear, dynamic, llama3, yarn or longrope"
+_NOT_COMPUTED = (
+    "alpha",
+    "mrope_section",
+    "short_mscale",
+    "long_mscale",
+    "llama_4_scaling_beta",
+    "attn_factor",
+    "extrapolation_factor",
+)
+_NEUTRAL_IF_ONE = ("attn_factor", "extrapolation_factor")
 
 
 class _RopeJson(JsonSchema):
@@ -45,9 +56,14 @@ class _RopeJson(JsonSchema):
     truncate: bool = True
     short_factor: tuple[Positive, ...] | None = Field(None, strict=False)
     long_factor: tuple[Positive, ...] | None = Field(None, strict=False)
-    # Of variants that the engine does not compute.
+    # Of variants that the engine does not compute; those of _NEUTRAL_IF_ONE may be one.
     alpha: float | None = None
     mrope_section: object = None
+    short_mscale: float | None = None
+    long_mscale: float | None = None
+    llama_4_scaling_beta: float | None = None
+    attn_factor: float | None = None
+    extrapolation_factor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,48 +72,123 @@ class Ropes:
 
     rope: Rope
     sliding_rope: Rope | None
+    # The longest context that can be served, in tokens.
+    context: int
+    # Where the served context decides: one of at most so many tokens is rotated as it was trained.
+    border: int | None
+    # See ModelConfig.
+    choice: str = ""
 
 
-def read_ropes(path: Path, config: ConfigJson, head_dim: int) -> Ropes:
-    """Both rotations of a model. Raises: InvalidModelField, UnsupportedModelOption."""
+def read_ropes(
+    path: Path, config: ConfigJson, head_dim: int, max_model_len: int | None = None
+) -> Ropes:
+    """Both rotations of a model for contexts of at most `max_model_len` tokens; None: the longest.
+
+    Raises: InvalidModelField, UnsupportedModelOption.
+    """
+    whole = _read(path, config, head_dim, None)
+    chosen = _read(path, config, head_dim, min(whole.context, max_model_len or whole.context))
+    if chosen == whole:
+        return whole
+    return replace(chosen, choice=repr((chosen.rope, chosen.sliding_rope)))
+
+
+def _read(path: Path, config: ConfigJson, head_dim: int, served: int | None) -> Ropes:
     # In a file with both, transformers reads the older field.
     name = "rope_scaling" if config.rope_scaling else "rope_parameters"
     fields = config.rope_scaling or config.rope_parameters or {}
     is_by_layer = FULL in fields or SLIDING in fields
     if isinstance(config, Gemma3Json) and fields and name == "rope_parameters" and not is_by_layer:
         raise InvalidModelField(path, name, f"must hold {FULL} and {SLIDING}")
-    reader = _Reader(path, name, config, head_dim)
+    reader = _Reader(path, name, config, head_dim, served)
     default_theta = config.rope_theta or config.default_rope_theta
     if isinstance(config, Gemma3Json):
         full = fields.get(FULL) if is_by_layer else fields
         # An older file's scaling is for the full layers only.
         sliding = fields.get(SLIDING) if is_by_layer else {}
-        return Ropes(
-            reader.rope(full, default_theta), reader.rope(sliding, config.rope_local_base_freq)
-        )
+        rope = reader.rope(full, default_theta)
+        sliding_rope = reader.rope(sliding, config.rope_local_base_freq)
+        return reader.ropes(full, rope, sliding_rope)
     if is_by_layer:
-        rope = reader.rope(fields.get(FULL), default_theta)
+        full = fields.get(FULL)
+        rope = reader.rope(full, default_theta)
         sliding_rope = reader.rope(fields.get(SLIDING), default_theta)
-        return Ropes(rope, None if sliding_rope == rope else sliding_rope)
-    return Ropes(reader.rope(fields, default_theta), None)
+        return reader.ropes(full, rope, None if sliding_rope == rope else sliding_rope)
+    return reader.ropes(fields, reader.rope(fields, default_theta), None)
 
 
 class _Reader:
-    """Reads the parameters of one kind of layer."""
+    """Reads the parameters of one kind of layer, for a served context; None: the whole one."""
 
-    def __init__(self, path: Path, name: str, config: ConfigJson, head_dim: int) -> None:
+    def __init__(
+        self, path: Path, name: str, config: ConfigJson, head_dim: int, served: int | None
+    ) -> None:
         self._path = path
         self._name = name
         self._config = config
         self._head_dim = head_dim
+        self._served = served
+
+    def ropes(
+        self, fields: Mapping[str, Any] | None, rope: Rope, sliding_rope: Rope | None
+    ) -> Ropes:
+        """With what the layers of full attention, whose parameters are given, say of lengths."""
+        parameters = self._parsed(fields)
+        context = self._context(parameters)
+        # Beyond it transformers computes a sequence otherwise than below.
+        by_type = {
+            "dynamic": self._config.max_position_embeddings,
+            "longrope": self._original_length(parameters),
+        }
+        border = by_type.get(self._rope_type(parameters))
+        is_crossed = border is not None and border < context
+        return Ropes(rope, sliding_rope, context, border if is_crossed else None)
+
+    def _parsed(self, fields: Mapping[str, Any] | None) -> _RopeJson:
+        return parse(_RopeJson, self._path, fields or {}, self._name)
+
+    def _context(self, rope: _RopeJson) -> int:
+        declared = self._config.max_position_embeddings
+        chunks = self._config.dual_chunk_attention_config
+        context = declared
+        if not isinstance(self._config, Gemma3Json):
+            original = self._original_length(rope)
+            context = stretched_context(declared, self._rope_type(rope), rope.factor, original)
+        return context if chunks is None else min(context, chunks.plain_length)
 
     def rope(self, fields: Mapping[str, Any] | None, default_theta: float) -> Rope:
-        rope = parse(_RopeJson, self._path, fields or {}, self._name)
-        for option, value in (("alpha", rope.alpha), ("mrope_section", rope.mrope_section)):
-            if value is not None:
+        rope = self._parsed(fields)
+        for option in _NOT_COMPUTED:
+            value = getattr(rope, option)
+            if value is not None and not (option in _NEUTRAL_IF_ONE and value == 1.0):
                 raise self._unsupported(option, f"use a model with rope type {_SUPPORTED}")
+        if rope.factor is not None and "rope_type" not in rope.model_fields_set:
+            problem = f"is missing beside factor; it is one of {_SUPPORTED}"
+            raise InvalidModelField(self._path, f"{self._name}.rope_type", problem)
         rotary_dim = self._rotary_dim(rope)
-        return Rope(rope.rope_theta or default_theta, rotary_dim, self._scaling(rope, rotary_dim))
+        theta = (rope.rope_theta or default_theta) * self._growth_of_base(rope, rotary_dim)
+        return Rope(theta, rotary_dim, self._scaling(rope, rotary_dim))
+
+    def _growth_of_base(self, rope: _RopeJson, rotary_dim: int) -> float:
+        """What the base is multiplied by: dynamic NTK at the length of the served context."""
+        if rope.rope_type != "dynamic":
+            return 1.0
+        factor = self._present("factor", rope.factor)
+        length = self._config.max_position_embeddings
+        served = self._served or self._context(rope)
+        if served <= length:
+            return 1.0
+        if rotary_dim == 2:
+            problem = "must be above two for rope type dynamic"
+            raise InvalidModelField(self._path, "head_dim", problem)
+        growth = factor * served / length - (factor - 1.0)
+        return float(growth ** (rotary_dim / (rotary_dim - 2)))
+
+    def _rope_type(self, rope: _RopeJson) -> str:
+        if isinstance(self._config, Phi3Json) and rope.rope_type in ("su", "yarn"):
+            return "longrope"
+        return rope.rope_type
 
     def _rotary_dim(self, rope: _RopeJson) -> int:
         fraction = rope.partial_rotary_factor or self._config.partial_rotary_factor or 1.0
@@ -110,15 +201,9 @@ class _Reader:
         return rotary_dim
 
     def _scaling(self, rope: _RopeJson, rotary_dim: int) -> RopeScaling | None:
-        rope_type = rope.rope_type
-        if isinstance(self._config, Phi3Json) and rope_type in ("su", "yarn"):
-            rope_type = "longrope"
-        match rope_type:
-            case "default":
-                return None
-            case "dynamic":
-                # Nothing is scaled up to max_position_embeddings, and nothing is longer.
-                self._present("factor", rope.factor)
+        match self._rope_type(rope):
+            # dynamic has only another base.
+            case "default" | "dynamic":
                 return None
             case "linear":
                 return LinearRopeScaling(self._present("factor", rope.factor))
@@ -167,7 +252,8 @@ class _Reader:
             if len(self._present(name, value)) != rotary_dim // 2:
                 problem = f"must have {rotary_dim // 2} numbers, one for each pair that is rotated"
                 raise InvalidModelField(self._path, f"{self._name}.{name}", problem)
-        factors = rope.long_factor if length > original else rope.short_factor
+        served = self._served or self._context(rope)
+        factors = rope.long_factor if served > original else rope.short_factor
         assert factors is not None, "both lists are present"
         return LongRopeScaling(factors, attention_factor)
 

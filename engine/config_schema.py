@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
+from engine.context_length import DualChunkJson
 from engine.json_file import JsonSchema
 from engine.model_config import Activation, Architecture
 
@@ -85,6 +86,7 @@ class ConfigJson(JsonSchema):
     partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] | None = None
     sliding_window: Count | None = None
     layer_types: _LayerTypes = None
+    dual_chunk_attention_config: DualChunkJson | None = None
 
     @property
     def has_qkv_bias(self) -> bool:
@@ -239,7 +241,6 @@ class Gemma2Json(ConfigJson):
     sliding_window: Count | None = 4096
     final_logit_softcapping: Positive | None = 30.0
     attn_logit_softcapping: Positive | None = 50.0
-    use_bidirectional_attention: bool | None = None
 
     @property
     def activation_name(self) -> str:

@@ -129,6 +129,7 @@ def family_fields(family: str, **changes: Any) -> dict[str, Any]:
     return deepcopy({**FAMILIES[family], **changes})
 
 
-def family_config(family: str, **changes: Any) -> ModelConfig:
-    """What the engine reads from `family_fields`."""
-    return config_from_fields(Path("config.json"), family_fields(family, **changes))
+def family_config(family: str, *, max_model_len: int | None = None, **changes: Any) -> ModelConfig:
+    """What the engine reads from `family_fields` for contexts of at most `max_model_len`."""
+    fields = family_fields(family, **changes)
+    return config_from_fields(Path("config.json"), fields, max_model_len=max_model_len)

@@ -52,11 +52,13 @@ def load_model(
 def weights_fingerprint(folder: str | Path | ModelFolder) -> str:
     """Sixteen hex digits over config.json and, of each weight file, length, header and a sample.
 
+    And over how positions are rotated where the served context decides that.
     Two workers with different fingerprints must not share KV. Reads well under a megabyte a file.
     Raises: a leaf of ModelFolderError.
     """
     checked = folder if isinstance(folder, ModelFolder) else open_model_folder(folder)
     digest = hashlib.sha256(read_file(checked.path / CONFIG_FILE))
+    digest.update(checked.config.rope_choice.encode())
     for path in checked.weight_files:
         _digest_weight_file(path, digest)
     return digest.hexdigest()[:16]

@@ -53,7 +53,8 @@ class ModelConfig:
     head_dim: int
     rms_norm_eps: float
     rope: Rope
-    # The longest context, prompt and output together, in tokens.
+    # The longest context, prompt and output together, in tokens: what config.json says, stretched
+    # (engine/context_length.py).
     max_position_embeddings: int
     # The output projection is the embedding table.
     tie_word_embeddings: bool
@@ -85,6 +86,11 @@ class ModelConfig:
     # is added, and embeddings are multiplied by hidden_size ** 0.5.
     is_gemma: bool = False
     mixture: MixtureConfig | None = None
+    # Names the rotation where it is another one than that of the whole context, because a shorter
+    # one is served; else empty. Processes that differ in it may not serve a request together.
+    rope_choice: str = ""
+    # What whoever serves the model should know at its start, a sentence each.
+    remarks: tuple[str, ...] = ()
 
     @property
     def layer_attention(self) -> tuple[LayerAttention, ...]:

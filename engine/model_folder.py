@@ -28,24 +28,26 @@ class ModelFolder:
     tokenizer_file: Path
 
 
-def open_model_folder(path: str | Path) -> ModelFolder:
+def open_model_folder(path: str | Path, max_model_len: int | None = None) -> ModelFolder:
     """Read and check all of the folder but the tensors themselves and the tokenizer's content.
 
+    `max_model_len`: no longer context will be asked for, in tokens.
     Raises: a leaf of ModelFolderError.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise ModelFolderMissing(folder)
-    config, generation = read_model_config(folder)
+    config, generation = read_model_config(folder, max_model_len)
     tokenizer_file = folder / TOKENIZER_FILE
     if not tokenizer_file.is_file():
         raise ModelFileMissing(tokenizer_file, TOKENIZER_HINT)
     return ModelFolder(folder, config, generation, checked_weight_files(folder), tokenizer_file)
 
 
-def model_fingerprint(path: str | Path) -> str:
+def model_fingerprint(path: str | Path, rope_choice: str = "") -> str:
     """Sixteen hex digits over the bytes of config.json and tokenizer.json, not of the weights.
 
+    And over what a shortened context chose (ModelConfig), if it did.
     A router and a worker whose fingerprints differ may not serve one request together.
     Raises: ModelFolderMissing, ModelFileMissing.
     """
@@ -54,4 +56,5 @@ def model_fingerprint(path: str | Path) -> str:
         content = read_file(Path(path) / name)
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
+    digest.update(rope_choice.encode())
     return digest.hexdigest()[:16]

@@ -22,6 +22,9 @@ _SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 # Longer prompts are refused before any work. Some characters a token, times the longest contexts
 # in use; tokenising this much takes seconds.
 DEFAULT_MAX_CHARS = 4_000_000
+# The library gives a batch to threads of its own, even one of a single text: a way of some ten
+# microseconds.
+_LONG_TEXT = 1024
 
 # The names under which a chat template sees the model's special tokens.
 _SPECIAL_NAMES = (
@@ -110,7 +113,11 @@ class Tokenizer:
                 f"has {len(text)} characters, at most {self.max_chars} are read; shorten it",
             )
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) <= _LONG_TEXT:
+                return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # The same ids in half the time: it does not note where in the text each came from.
+            batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return batch[0].ids
         except (UnicodeEncodeError, TypeError):
             raise InvalidRequest("prompt", "holds half of a surrogate pair; send text") from None
 

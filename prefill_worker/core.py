@@ -33,6 +33,7 @@ from scheduling.messages import (
     TaskReleased,
     WorkerLoad,
 )
+from scheduling.pass_timer import PassTimer, model_of
 from scheduling.prefix_reuse import PrefixReuse
 from scheduling.slots import SlotPool
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
@@ -42,6 +43,7 @@ from scheduling.worker_events import (
     DropSequence,
     KvArrived,
     KvRefused,
+    KvSwapped,
     LoadSequence,
     Push,
     PushFinished,
@@ -68,6 +70,8 @@ class PrefillSettings:
     max_num_batched_tokens: int
     # Keep the KV of full blocks for later prompts that begin alike.
     prefix_caching: bool = True
+    # Passes are timed, and a model of them is learnt.
+    is_learning: bool = False
 
 
 class PrefillCore:
@@ -85,6 +89,7 @@ class PrefillCore:
         self._task_by_slot: dict[int, PromptTask] = {}
         self._planned: tuple[ScheduledChunk, ...] = ()
         self._prefixes = PrefixReuse(self.pool, settings.block_size, is_on=settings.prefix_caching)
+        self._timer = PassTimer(model_of(None, is_needed=settings.is_learning))
         # Kept as a sum: the load goes out with every frame.
         self._num_backlog_tokens = 0
 
@@ -97,6 +102,7 @@ class PrefillCore:
             num_waiting=len(self._waiting),
             num_backlog_tokens=self._num_backlog_tokens,
             num_tasks=len(self._task_by_id),
+            pass_time_error=self._timer.error,
         )
 
     @property
@@ -123,13 +129,14 @@ class PrefillCore:
                 return self._step_failed(message, slots)
             case PushFinished():
                 return self._push_finished(event)
-            case KvArrived() | KvRefused() | QuarantineCleared():
-                raise ValueError(f"a prefill worker receives no KV: {event}")
+            case KvArrived() | KvRefused() | QuarantineCleared() | KvSwapped():
+                raise ValueError(f"a prefill worker receives no KV and swaps none: {event}")
             case _:
                 assert_never(event)
 
     def plan(self, now: float) -> tuple[list[WorkerAction], StepPlan | None]:
         """The next iteration, or None when there is nothing to compute."""
+        self._timer.look(now)
         budget = self._settings.max_num_batched_tokens
         chunks: list[ScheduledChunk] = []
         actions: list[WorkerAction] = []
@@ -139,7 +146,11 @@ class PrefillCore:
             actions += self._start_waiting(budget, chunks)
         self._planned = tuple(chunks)
         actions += self._prefixes.news()
-        return actions, StepPlan(self._planned) if chunks else None
+        if not chunks:
+            return actions, None
+        plan = StepPlan(self._planned)
+        self._timer.planned(plan, now)
+        return actions, plan
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless blocks, slots and tasks agree."""
@@ -247,6 +258,7 @@ class PrefillCore:
         return max(0, num_tokens)
 
     def _step_finished(self, event: StepFinished) -> list[WorkerAction]:
+        self._timer.finished()
         actions: list[WorkerAction] = []
         for slot, logprobs in event.prompt_logprobs:
             task = self._task_by_slot[slot]

@@ -38,6 +38,7 @@ def build_prefill(place: Workplace) -> RoleParts:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             prefix_caching=config.prefix_caching,
+            is_learning=True,
         )
     )
 

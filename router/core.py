@@ -6,12 +6,14 @@ block is free only when its worker has said so. It performs nothing; serve.py do
 
 from typing import assert_never
 
+from router.answer_lines import AnswerLines
 from router.events import (
     Action,
     CallerLeft,
     Event,
     ExtensionAnswered,
     OperatorCancelled,
+    ReaderFellBehind,
     ReportsArrived,
     RequestArrived,
     RequestSpec,
@@ -33,6 +35,7 @@ from scheduling.errors import (
     DeadlineExceeded,
     DuplicateRequest,
     QueueFull,
+    ReaderTooSlow,
     RequestCancelled,
     StaleIncarnation,
     TandemError,
@@ -41,7 +44,6 @@ from scheduling.ids import RequestId
 from scheduling.lifecycle import TERMINAL, Change, Phase
 from scheduling.policy import Policy
 from scheduling.prediction import LengthPredictor
-from scheduling.task_queue import TaskQueue
 from scheduling.triage import TriagedQueue
 
 # While anything waits: answers that go on, and time that passes, may make room for it.
@@ -64,7 +66,14 @@ class RouterCore:
             prompt_queue=TriagedQueue(settings.max_prompt_queue),
             # Every task in it was admitted through the PT queue or holds worker blocks, which
             # bound it; refusing one here would lose work.
-            generation_queue=TaskQueue(settings.max_prompt_queue),
+            generation_queue=policy.new_generation_queue(
+                settings.max_prompt_queue, settings.length_quantum_tokens
+            ),
+            answer_lines=AnswerLines(
+                lambda: policy.new_generation_queue(
+                    settings.max_prompt_queue, settings.length_quantum_tokens
+                )
+            ),
         )
         self._scheduler = Scheduler(self.state)
         self._reports = ReportHandler(self.state, self._scheduler)
@@ -102,6 +111,9 @@ class RouterCore:
             case OperatorCancelled(request_id, message):
                 ended = RequestCancelled(message)
                 return self._end_request(request_id, ended, Change.OPERATOR_CANCELLED, now)
+            case ReaderFellBehind(request_id, max_bytes):
+                behind = ReaderTooSlow(max_bytes)
+                return self._end_request(request_id, behind, Change.CALLER_LEFT, now)
             case WorkerConnected(hello):
                 known = self.state.fleet.get(hello.worker_id)
                 if known is not None and known.hello.incarnation > hello.incarnation:
@@ -118,7 +130,7 @@ class RouterCore:
             case ReservationAnswered():
                 return self._scheduler.reservation_answered(event, now)
             case ExtensionAnswered():
-                return self._reports.extension_answered(event)
+                return self._reports.extension_answered(event, now)
             case TimeReached():
                 self._woken_for_s = None
                 return self._expire(now)
@@ -216,7 +228,7 @@ class RouterCore:
         if overdue_at_s is not None:
             instants.append(overdue_at_s)
         resume_at_s = self.state.fleet.next_resume_at(now)
-        is_queued = len(self.state.prompt_queue) > 0 or len(self.state.generation_queue) > 0
+        is_queued = len(self.state.prompt_queue) > 0 or self.state.num_waiting_answers > 0
         if resume_at_s is not None and (is_queued or self.state.fleet.num_with_parked):
             instants.append(resume_at_s)
         if is_queued:

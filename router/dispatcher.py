@@ -14,6 +14,7 @@ from router.events import (
     Event,
     Extend,
     IntroducePeer,
+    ReaderFellBehind,
     ReleaseHolding,
     RequestArrived,
     Reserve,
@@ -46,28 +47,36 @@ class Dispatcher:
         self.ask_ledger: Callable[[LedgerAction], None] = _no_ledger
         # Called once when the core itself fails: nothing it says after that can be trusted.
         self.on_defect: Callable[[], None] = lambda: None
+        # Told of every event after the core has taken it in, with what came of it.
+        self.on_event: Callable[[float, Event, list[Action] | Exception], None] | None = None
         self._core = core
         self._streams = streams
         self._metrics = metrics
         self._clock = clock
         self._wake: asyncio.TimerHandle | None = None
+        # Bound once: that costs more than a line which is not written.
+        self._log = log.bind()
 
     def apply(self, event: Event) -> None:
         """Let the core take an event in, and begin everything that follows from it.
 
         Raises: TandemError where an arriving request is refused.
         """
+        now = self._clock.now()
         try:
-            actions = self._core.handle(event, self._clock.now())
-        except TandemError:
+            actions = self._core.handle(event, now)
+        except TandemError as error:
+            self._tell(now, event, error)
             if not isinstance(event, RequestArrived):
                 log.exception("event_refused", kind=type(event).__name__)
                 self.on_defect()
             raise
-        except Exception:
+        except Exception as error:
+            self._tell(now, event, error)
             log.exception("core_failed", kind=type(event).__name__)
             self.on_defect()
             raise
+        self._tell(now, event, actions)
         for action in actions:
             if type(action) is EmitTokens:  # nearly all of them
                 stream = self._streams.get(action.request_id)
@@ -75,6 +84,12 @@ class Dispatcher:
                     stream.append(action)
             else:
                 self._perform(action)
+        if self._streams.overfull:
+            self._end_slow_readers()
+
+    def _tell(self, now: float, event: Event, result: list[Action] | Exception) -> None:
+        if self.on_event is not None:
+            self.on_event(now, event, result)
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -107,7 +122,7 @@ class Dispatcher:
             self._metrics.prefix_looked_up(
                 stream.info.num_prompt_tokens, emission.num_cached_tokens
             )
-            log.info(
+            self._log.info(
                 "request_finished",
                 request_id=emission.request_id,
                 index=emission.index,
@@ -127,6 +142,13 @@ class Dispatcher:
             record_failed(self._metrics, failure, stream.info.request_class)
             stream.fail(failure)
             self._streams.closed(stream)
+
+    def _end_slow_readers(self) -> None:
+        overfull = self._streams.overfull.copy()
+        self._streams.overfull.clear()
+        for stream in overfull:
+            if not stream.is_over:
+                self.apply(ReaderFellBehind(stream.request_id, stream.max_bytes))
 
     def _wake_at(self, at_s: float) -> None:
         if self._wake is not None:

@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 from scheduling.errors import TandemError
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
 from scheduling.messages import Command, KvExport, Report, TokensEmitted, WorkerHello, WorkerLoad
-from scheduling.prediction import RequestFeatures
+from scheduling.prediction import RequestFeatures, ResponseLength
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.prefix_index import PrefixChanges
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams
@@ -98,6 +98,14 @@ class OperatorCancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class ReaderFellBehind:
+    """The caller left more of the answer unread than may be kept for it."""
+
+    request_id: RequestId
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerConnected:
     hello: WorkerHello
 
@@ -150,6 +158,7 @@ Event = (
     RequestArrived
     | CallerLeft
     | OperatorCancelled
+    | ReaderFellBehind
     | WorkerConnected
     | WorkerLost
     | ReportsArrived
@@ -270,6 +279,8 @@ class EmitFinished:
     timings: PhaseTimings
     # Prompt tokens whose KV was not computed for this answer.
     num_cached_tokens: int = 0
+    # How long it was expected to be, when it arrived; None where that is not told.
+    predicted: ResponseLength | None = None
 
 
 @dataclass(frozen=True, slots=True)

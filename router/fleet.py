@@ -8,6 +8,7 @@ from typing import Final
 
 from router.events import DECODE_LEG, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
 from router.sequence import Leg
+from scheduling.batch_time_online import PassTimeError
 from scheduling.block_leases import LentPlace
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
 from scheduling.ids import TaskId, WorkerId
@@ -33,6 +34,9 @@ class WorkerView:
     num_promised_blocks: int = 0
     # Prompt tokens dispatched by this router whose first token has not come back.
     num_backlog_tokens: int = 0
+    # Of legs in place whose answers have no room of their own yet: what they hold, and will need.
+    num_staged_blocks: int = 0
+    num_due_blocks: int = 0
     # Larger for whoever was given a task later; 0: never.
     last_taken: int = 0
     # Nothing new before this instant: the ledger or the worker said no.
@@ -51,14 +55,22 @@ class WorkerView:
     has_new_places: bool = True
     # For what that was: a task, or so many arrivals.
     looked_at_for: TaskId | int | None = None
+    # The same, where it is for answers that wait in place.
+    has_places_for_line: bool = True
     # Tasks of this router whose KV lies in its host memory, the next to go on first.
     parked: TaskQueue = field(init=False)
     # Which beginnings of prompts it has.
     prefixes: PrefixIndex = field(init=False)
+    # How far its model of its passes was off, as it told last; None before.
+    pass_time_error: PassTimeError | None = None
 
     def __post_init__(self) -> None:
         self.parked = TaskQueue(self.hello.num_blocks)
         self.prefixes = PrefixIndex(self.hello.num_blocks)
+
+    def places_changed(self) -> None:
+        """There may be blocks to borrow that there were not."""
+        self.has_new_places = self.has_places_for_line = True
 
     @property
     def role(self) -> Role:
@@ -72,8 +84,13 @@ class WorkerView:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens whose KV the whole pool holds."""
-        return self.hello.num_blocks * self.hello.block_size
+        """Tokens whose KV the whole pool holds, of one task."""
+        return (self.hello.max_task_blocks or self.hello.num_blocks) * self.hello.block_size
+
+    @property
+    def is_swapping_itself(self) -> bool:
+        """It decides whose KV lies in host memory; a task that does so is still decoding."""
+        return self.hello.max_task_blocks > 0
 
     @property
     def num_general_blocks(self) -> int:
@@ -90,11 +107,14 @@ class Fleet:
         self._reach_by_compatibility: dict[str, int] | None = None
         self._max_request_tokens: int | None = None
         self._general_blocks: dict[str, int] = {}
+        self._most_in_place: int | None = None
         # Something of them has changed that decides who gets a task.
         self._touched: set[WorkerId] = set()
         # In whose host memory tasks of this router wait, with the number of the connection.
         self._number_with_parked: dict[WorkerId, int] = {}
         self._numbers = count()
+        # What is left of the present round of `some`.
+        self._round: Iterator[WorkerView] = iter(())
         # (until, worker); it counts where the worker says the same.
         self._pauses: list[tuple[float, WorkerId]] = []
 
@@ -103,6 +123,18 @@ class Fleet:
 
     def __iter__(self) -> Iterator[WorkerView]:
         return iter(self._view_by_id.values())
+
+    def some(self, most: int) -> Iterator[WorkerView]:
+        """All of a small fleet, in order; of a larger one so many, and the next ones next time."""
+        if len(self._view_by_id) <= most:
+            yield from self._view_by_id.values()
+            return
+        for _ in range(most):
+            view = next(self._round, None)
+            if view is None:
+                self._round = iter(list(self._view_by_id.values()))
+                view = next(self._round)
+            yield view
 
     def get(self, worker_id: WorkerId) -> WorkerView | None:
         """The worker, or None when it is not connected."""
@@ -154,6 +186,8 @@ class Fleet:
 
     def take_load(self, view: WorkerView, load: WorkerLoad) -> bool:
         """A frame told how full the worker is and what it takes on; True: it was opened again."""
+        if load.pass_time_error is not None:
+            view.pass_time_error = load.pass_time_error
         if load == view.load:
             return False
         has_changed = load.takes_new_tasks != view.load.takes_new_tasks
@@ -226,6 +260,17 @@ class Fleet:
             known = self._general_blocks[compatibility] = max(sizes, default=0)
         return known
 
+    def most_general_tokens_in_place(self) -> int:
+        """What the general share of no mixed worker exceeds, be it empty; 0 without any."""
+        if self._most_in_place is None:
+            sizes = (
+                view.num_general_blocks * view.hello.block_size
+                for view in self._view_by_id.values()
+                if view.takes_prompts and view.load.takes_new_tasks
+            )
+            self._most_in_place = max(sizes, default=0)
+        return self._most_in_place
+
     def pause(self, worker_id: WorkerId, now: float) -> float:
         """Leave a worker alone that refused; return until when."""
         view = self._view_by_id.get(worker_id)
@@ -273,9 +318,11 @@ class Fleet:
         return self._reach_by_compatibility
 
     def _changed(self) -> None:
+        self._round = iter(())
         self._reach_by_compatibility = None
         self._max_request_tokens = None
         self._general_blocks.clear()
+        self._most_in_place = None
 
     def check_can_fit(self, num_tokens: int) -> None:
         """Refuse a request that no pair could hold even when empty.

@@ -9,7 +9,7 @@ of the queue, has changed: places only shrink by themselves.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from router.events import GENERAL
+from router.events import GENERAL, GROWTH, Share
 from router.fleet import WorkerView, free_estimate, may_be_asked
 from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
@@ -25,9 +25,11 @@ from scheduling.policy import Sharing
 # How often guests may take free blocks for their prompts while the same task waits for room.
 _MAX_OVERTAKES = 64
 # Guests that one look at a worker takes at most.
-_MAX_AT_ONCE = 16
+MAX_AT_ONCE = 16
+# Workers that are looked at for one task, or one arrival; of more, others the next time.
+_MAX_LOOKED_AT = 32
 # Iterations between a proposal and its arrival, beside those of the prompts in front of it.
-_NUM_LEAD_ITERATIONS = 2
+NUM_LEAD_ITERATIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class GuestOffer:
     view: WorkerView
     # Of its own, in front of the place.
     num_blocks: int
-    place: LentPlace
+    # None: it needs none.
+    place: LentPlace | None
 
 
 class Guests:
@@ -47,6 +50,8 @@ class Guests:
     def __init__(self, state: RouterState) -> None:
         self._state = state
         self._kind = state.policy.sharing
+        # Where what they bring comes from.
+        self._share: Share = GROWTH if state.policy.is_decoupled else GENERAL
         # The PT queue by predicted length, where guests are chosen by it.
         self._lengths: LengthGroups | None = None
         if self._kind is Sharing.PIPELINE:
@@ -107,13 +112,13 @@ class Guests:
     def _hosting(self, what: TaskId | int, now: float) -> Iterator[WorkerView]:
         """Mixed workers that may have a place for `what`, and had not when it was last asked."""
         max_backlog_tokens = self._state.settings.max_backlog_tokens
-        for view in self._state.fleet:
+        for view in self._state.fleet.some(_MAX_LOOKED_AT):
             if (
                 view.takes_prompts
                 and may_be_asked(view, now)
                 and view.num_backlog_tokens < max_backlog_tokens
                 and len(view.decode_legs) < view.hello.max_num_seqs
-                and free_estimate(view, GENERAL) > 0
+                and free_estimate(view, self._share) > 0
                 and (view.has_new_places or view.looked_at_for != what)
             ):
                 view.has_new_places, view.looked_at_for = False, what
@@ -121,10 +126,10 @@ class Guests:
 
     def _pipelined_on(self, view: WorkerView, lengths: LengthGroups) -> list[GuestOffer]:
         state, size = self._state, view.hello.block_size
-        hosts = list(_hosts(state, view))
+        hosts = list(hosts_on(state, view, _num_iterations_to_begin(state, view)))
         if not hosts:
             return []
-        num_free_blocks = free_estimate(view, GENERAL)
+        num_free_blocks = free_estimate(view, self._share)
 
         def needs(task_id: TaskId) -> GuestTask:
             sequence = state.sequence_by_task[task_id]
@@ -133,7 +138,7 @@ class Guests:
                 num_blocks = num_free_blocks + 1  # it could never end here
             return GuestTask(sequence.num_kv_tokens, num_blocks)
 
-        room = min(_MAX_AT_ONCE, view.hello.max_num_seqs - len(view.decode_legs))
+        room = min(MAX_AT_ONCE, view.hello.max_num_seqs - len(view.decode_legs))
         chosen = choose_guests(
             hosts,
             lengths,
@@ -154,13 +159,16 @@ class Guests:
                 LeaseKind.PIPELINE,
             )
             num_blocks = needs(guest.task_id).num_new_blocks
-            offers.append(GuestOffer(sequence, view, num_blocks, place))
+            # Its own last block may have room for all of its answer.
+            borrowed = place if guest.num_blocks else None
+            offers.append(GuestOffer(sequence, view, num_blocks, borrowed))
         return offers
 
     def _embedded_on(self, view: WorkerView, sequence: Sequence) -> GuestOffer | None:
         if sequence.num_tokens_at_most > view.num_tokens:
             return None
-        hosts = EmbeddingHosts(_hosts(self._state, view), view.hello.block_size)
+        lead = _num_iterations_to_begin(self._state, view)
+        hosts = EmbeddingHosts(hosts_on(self._state, view, lead), view.hello.block_size)
         num_response_tokens = sequence.num_response_tokens
         guest = hosts.take(sequence.task_id, sequence.num_kv_tokens, num_response_tokens)
         if guest is None or guest.num_blocks < 2:
@@ -176,11 +184,14 @@ class Guests:
         return GuestOffer(sequence, view, 1, place)
 
 
-def _hosts(state: RouterState, view: WorkerView) -> Iterator[HostView]:
-    """Answers of this router on the worker, as they may stand when a guest begins."""
-    lead = _NUM_LEAD_ITERATIONS
+def _num_iterations_to_begin(state: RouterState, view: WorkerView) -> int:
     # Prompts in front of it, at the rate of half a backlog in each iteration.
-    lead += -(-2 * view.num_backlog_tokens // state.settings.max_backlog_tokens)
+    num_in_front = -(-2 * view.num_backlog_tokens // state.settings.max_backlog_tokens)
+    return NUM_LEAD_ITERATIONS + num_in_front
+
+
+def hosts_on(state: RouterState, view: WorkerView, lead: int) -> Iterator[HostView]:
+    """Answers of this router on the worker, as they may stand after so many iterations."""
     size = view.hello.block_size
     for leg in view.decode_legs.values():
         sequence = state.sequence_by_task.get(leg.task_id)

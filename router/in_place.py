@@ -23,12 +23,20 @@ def dispatch_in_place(state: RouterState, sequence: Sequence, leg: Leg, now: flo
         due_in_s=sequence.as_waiting().deadline_at_s - now,
         age_s=max(0.0, now - sequence.request.arrival_at_s),
         place=leg.place,
+        is_answer_held=leg.is_staged,
     )
     return [SendCommand(leg.worker_id, prompt)]
 
 
 def place_refused(state: RouterState, sequence: Sequence, leg: Leg, now: float) -> list[Action]:
     """What it was to borrow was gone when its turn came: it waits again."""
+    note_refused_place(state, leg)
+    sequence.move(Change.PLACE_LOST, now)
+    return state.legs.close(leg)
+
+
+def note_refused_place(state: RouterState, leg: Leg) -> None:
+    """Its host stands differently than it was thought."""
     assert leg.place is not None
     assert leg.worker_id is not None
     state.counters.num_guests_refused += 1
@@ -38,5 +46,3 @@ def place_refused(state: RouterState, sequence: Sequence, leg: Leg, now: float) 
     if view is not None and host is not None and host_sequence is not None:
         # The same place again would be refused again: not before the host is a block further.
         host.lends_from_tokens = host_sequence.num_kv_tokens + view.hello.block_size
-    sequence.move(Change.PLACE_LOST, now)
-    return state.legs.close(leg)

@@ -5,25 +5,29 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 
 from router.core import RouterCore
 from router.events import CallerLeft, Event, RequestArrived, RequestSpec
+from router.prompt_room import SHORT_BYTES, Hold, PromptRoom
 from router.served_model import PromptEncoder, ServedModel
+from router.stream_log import Starts
 from router.streams import AcceptedInfo, RequestStream, StreamBook
 from router.wire.generate import (
     GenerateCall,
     accepted_to_proto,
+    decode_generate,
     emissions_to_proto,
-    generate_call,
     messages_of,
 )
 from router.wire.sampling import StopWishes, default_sampling, resolve_sampling
 from runtime.grpc_errors import abort_with
 from scheduling.errors import (
     ContextTooLong,
+    DeadlineExceeded,
     InvalidRequest,
     NoWorkerAvailable,
     RequestCancelled,
@@ -38,6 +42,10 @@ from tandemserve.api.v1 import inference_pb2_grpc
 SERVICE_NAME = "tandemserve.api.v1.InferenceService"
 # Where a call names no max_tokens: what context and workers leave room for, at most this.
 _DEFAULT_MAX_TOKENS = 256
+# So long the first message waits for a first token that it could carry.
+_FIRST_EVENT_PATIENCE_S = 0.005
+# From the beginning of a call to the last byte of its request.
+_RECEIVE_TIMEOUT_S = 60.0
 
 Number = TypeVar("Number", int, float)
 
@@ -52,6 +60,18 @@ class ServiceGoals:
     tpot_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A call that has found its stream."""
+
+    stream: RequestStream
+    is_attached: bool
+    # What the caller has of the answers.
+    starts: Starts
+    hold: Hold
+    joins_events: bool
+
+
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """One instance per router; all on the event loop."""
 
@@ -63,6 +83,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         streams: StreamBook,
         apply: Callable[[Event], None],
         goals: dict[str, ServiceGoals],
+        room: PromptRoom | None = None,
     ) -> None:
         self._model = model
         self._encoder = encoder
@@ -70,34 +91,53 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._streams = streams
         self._apply = apply
         self._goals = goals
+        self._room = room or PromptRoom()
         self.is_draining = False
 
     async def Generate(  # noqa: N802 - the name is given by the protocol
-        self, request: pb.GenerateRequest, context: Context
+        self, request: Any, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        """See InferenceService.Generate."""
+        """See InferenceService.Generate. Reads its one message itself: see `add_to_server`."""
         try:
-            if request.WhichOneof("prompt") == "tokens":
-                # Before anything is done with a prompt of any length.
-                self._model.require_room(len(request.tokens.ids))
-            call = generate_call(request)
-            stream, attached = await self._accept(call, context)
+            call = await self._begin(context)
         except Exception as error:  # refused, or a defect: either way nothing was begun
             with _caller_may_be_gone():
                 await abort_with(context, error)
+        if call is None:
+            return  # it was over before its request had arrived
+        stream, starts = call.stream, call.starts
+        if stream.is_over:
+            call.hold.release()
+        else:
+            stream.holds.add(call.hold)
         reader = stream.take_over()
         try:
-            yield accepted_to_proto(stream.request_id, stream.info, attached)
-            async with aclosing(stream.follow(reader, call.resume.starts)) as batches:
+            accepted = accepted_to_proto(stream.request_id, stream.info, call.is_attached)
+            opening = None
+            if call.joins_events and await stream.has_begun(_FIRST_EVENT_PATIENCE_S):
+                opening = accepted
+            else:
+                yield accepted
+            async with aclosing(stream.follow(reader, starts)) as batches:
                 async for batch in batches:
                     for response in emissions_to_proto(
-                        stream.request_id, batch, stream.info, self._model.text_of
+                        stream.request_id,
+                        batch,
+                        stream.info,
+                        self._model.text_of,
+                        joins=call.joins_events,
+                        behind=opening,
                     ):
                         yield response
+                    opening = None
+            if opening is not None:  # taken over meanwhile
+                yield opening
         finally:
             # Cancelled, disconnected or finished: a request without a reader ends.
             if stream.is_reader(reader) and not stream.is_over:
                 self._apply(CallerLeft(stream.request_id))
+            stream.holds.discard(call.hold)
+            call.hold.release()
         if stream.failure is not None:
             failure = stream.failure
             with _caller_may_be_gone():
@@ -150,10 +190,38 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 raise InvalidRequest("prompt", "is missing; set text or chat")
             messages = messages_of(request.chat) if kind == "chat" else None
             text = request.text if kind == "text" else None
-            token_ids = await self._encoder.encode(text, messages, None)
+            with self._room.hold(request.ByteSize()):
+                token_ids = await self._encoder.encode(text, messages, None)
         except Exception as error:  # refused, or a defect: abort_with tells them apart
             await abort_with(context, error)
         return pb.TokenizeResponse(token_ids=token_ids)
+
+    async def _begin(self, context: Context) -> "_Begun | None":
+        """The call's place among the streams; None where the caller has left already."""
+        message = await self._received(context)
+        if message is None:
+            return None
+        hold = self._room.hold(len(message))
+        try:
+            decode = partial(decode_generate, message)
+            is_long = len(message) > SHORT_BYTES
+            call = await self._encoder.run(decode, len(message)) if is_long else decode()
+            # What has been taken out of it need not be held twice.
+            del message, decode
+            stream, is_attached = await self._accept(call, context)
+        except BaseException:
+            hold.release()
+            raise
+        return _Begun(stream, is_attached, call.resume.starts, hold, call.joins_events)
+
+    async def _received(self, context: Context) -> bytes | None:
+        try:
+            async with asyncio.timeout(_RECEIVE_TIMEOUT_S):
+                message = await context.read()
+        except TimeoutError:
+            problem = f"the request did not arrive within {_RECEIVE_TIMEOUT_S:g} s; send it again"
+            raise DeadlineExceeded(problem) from None
+        return message if isinstance(message, bytes) else None
 
     async def _accept(self, call: GenerateCall, context: Context) -> tuple[RequestStream, bool]:
         if self.is_draining:
@@ -191,11 +259,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return stream, False
 
     def _find(self, request_id: RequestId, call: GenerateCall) -> RequestStream | None:
-        """The stream of a repeated call, unless it began behind what this caller has."""
+        """The stream of a repeated call, unless it began behind what this caller has.
+
+        Raises: BeginningForgotten where a running one did and the caller wants all of it.
+        """
         known = self._streams.find(request_id, call.fingerprint)
         if known is None or known.can_serve(call.resume.starts):
             return known
         if not known.is_over:
+            if known.forgotten is not None and not call.resume.starts:
+                raise known.forgotten
             self._apply(CallerLeft(request_id))
         self._streams.discard(request_id)
         return None
@@ -250,6 +323,19 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 f"context of {context}; ask for at most {room} tokens"
             )
         return wanted
+
+
+def add_to_server(service: InferenceService, server: grpc.aio.Server) -> None:
+    """Register the service; Generate takes its request as bytes, when it asks for them.
+
+    What gRPC reads and parses by itself it keeps until the end of the call, beside everything
+    that is made of it. On the wire there is no difference.
+    """
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+    generate: Any = grpc.stream_stream_rpc_method_handler(
+        service.Generate, response_serializer=pb.GenerateResponse.SerializeToString
+    )
+    server.add_registered_method_handlers(SERVICE_NAME, {"Generate": generate})
 
 
 @contextmanager

@@ -8,7 +8,7 @@ Every Reserve and every Extend is answered exactly once, whatever happens: the c
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from cluster.errors import HoldingGone, LedgerUnavailable, RouterLeaseLapsed
@@ -45,16 +45,21 @@ from scheduling.ids import Incarnation, RouterId, TaskId
 log = get_logger()
 
 LedgerAction = Reserve | Extend | TransferHolding | ReleaseHolding
+# An answer that is awaited, and with the life of this router that it was asked for.
+_Asked = asyncio.Future[Grant | Refusal]
+_Begun = tuple[RouterLife, _Asked]
 # Pools of the connected workers, as each of them registers its own.
 Pools = Iterable[tuple[WorkerLife, int, Shares]]
 # Rounds of booking until the books agree with legs that go on changing meanwhile.
 _MAX_REBOOK_ROUNDS = 20
+# Transfers and releases wait so long for company; what is asked for takes them along at once.
+_SETTLE_DELAY_S = 0.005
 # How often a ledger that is away is looked for.
 _AWAY_POLL_S = 0.5
 
 
 class LedgerClient:
-    """Performs ledger actions as tasks of the event loop; answers come as events."""
+    """Performs ledger actions on the event loop; answers come as events, never at once."""
 
     def __init__(
         self,
@@ -74,19 +79,21 @@ class LedgerClient:
         self._held_legs = held_legs
         self._pools = pools
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reservations = ReservationBatch(ledger, self._spawn, self._releases_arrived)
+        self._reservations = ReservationBatch(ledger, self._spawn, self._freed_first)
         self._releases: list[Release] = []
         # Task and attempt of decode holdings whose KV has arrived.
         self._transfers: list[tuple[TaskId, int]] = []
-        # The transfers and releases that are on their way, if any.
-        self._settling: asyncio.Task[None] | None = None
+        # When these are sent at the latest; None without any.
+        self._settling: asyncio.TimerHandle | None = None
+        # Of those that are to be sent, how many have not had their turn on the event loop.
+        self._num_unbegun = 0
         # One renewal or reconciliation at a time.
         self._renewing = asyncio.Lock()
 
     @property
     def is_busy(self) -> bool:
         """Some operation has no answer yet."""
-        return bool(self._tasks)
+        return bool(self._tasks) or self._settling is not None
 
     async def start(self) -> None:
         """Take the lease; without an answer, start degraded."""
@@ -105,15 +112,15 @@ class LedgerClient:
         """Begin one operation; never waits."""
         match action:
             case Reserve():
-                self._spawn(self._reserve(action))
+                self._reserve(action)
             case Extend():
                 self._spawn(self._extend(action))
             case TransferHolding(claim):
                 self._transfers.append((claim.task_id, claim.number))
-                self._settle()
+                self._settle_soon()
             case ReleaseHolding(claim):
                 self._releases.append(Release(claim.task_id, claim.number, claim.role))
-                self._settle()
+                self._settle_soon()
 
     def look_again(self) -> None:
         """The store was away or lost its memory, as somebody else noticed."""
@@ -125,33 +132,46 @@ class LedgerClient:
 
     async def close(self, timeout_s: float) -> None:
         """Let running operations end and give up the lease, with all that it still holds."""
+        self._settle()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         if self.is_available:
             await self._guard(self._ledger.renew(self._life, 0.0))
             await self._guard(self._sweep())
 
-    async def _reserve(self, action: Reserve) -> None:
+    def _reserve(self, action: Reserve) -> None:
+        """Every request passes here: only what goes wrong gets a task of its own."""
         request = ReserveRequest(
             claim=_claim(action.claim),
             preferences=tuple(WorkerLife(*life) for life in action.preferences),
             num_blocks=action.num_blocks,
             share=action.share,
         )
-        outcome = await self._ask(lambda life: self._reservations.add(life, request), request)
-        if outcome is None:
-            worker_id, incarnation = action.preferences[0]
-            answer = ReservationAnswered(action.claim, worker_id, incarnation, is_booked=False)
-        elif isinstance(outcome, Grant):
-            chosen = outcome.worker
-            answer = ReservationAnswered(action.claim, chosen.worker_id, chosen.incarnation)
-        else:
-            answer = ReservationAnswered(action.claim, None)
-        self._answer(answer)
+        if not self.is_available:
+            self._spawn(self._reserve_late(action, request, None))
+            return
+        life = self._life
+        asked = self._reservations.add(life, request)
+
+        def answered(asked: _Asked) -> None:
+            if asked.exception() is None and life == self._life:
+                self._answer(_answer(action, asked.result()))
+            else:
+                self._spawn(self._reserve_late(action, request, (life, asked)))
+
+        asked.add_done_callback(answered)
+
+    async def _reserve_late(
+        self, action: Reserve, request: ReserveRequest, begun: _Begun | None
+    ) -> None:
+        outcome = await self._ask(
+            lambda life: self._reservations.add(life, request), request, begun
+        )
+        self._answer(_answer(action, outcome))
 
     async def _extend(self, action: Extend) -> None:
         growth = Growth(_claim(action.claim), action.num_blocks, action.sequence_number)
-        await self._releases_arrived()
+        await self._freed_first()
         outcome = await self._ask(lambda life: self._ledger.extend(life, growth), growth)
         granted = outcome is None or isinstance(outcome, Grant)
         self._answer(
@@ -160,28 +180,31 @@ class LedgerClient:
 
     async def _ask(
         self,
-        operation: Callable[[RouterLife], Coroutine[Any, Any, Grant | Refusal]],
+        operation: Callable[[RouterLife], Awaitable[Grant | Refusal]],
         what: ReserveRequest | Growth,
+        begun: _Begun | None = None,
     ) -> Grant | Refusal | None:
         """The ledger's answer; None where it has none and the worker's own pool has to decide."""
         try:
-            return await self._ask_twice(operation, what)
+            return await self._ask_twice(operation, what, begun)
         except Exception:  # a defect, here or in a script: without an answer the task hung for ever
             log.exception("ledger_defect", task_id=what.claim.task_id)
             return None
 
     async def _ask_twice(
         self,
-        operation: Callable[[RouterLife], Coroutine[Any, Any, Grant | Refusal]],
+        operation: Callable[[RouterLife], Awaitable[Grant | Refusal]],
         what: ReserveRequest | Growth,
+        begun: _Begun | None,
     ) -> Grant | Refusal | None:
         refusal = Refusal(())
         for _ in range(2):
-            if not self.is_available:
+            if begun is None and not self.is_available:
                 return None
-            life = self._life
+            life, asked = begun or (self._life, operation(self._life))
+            begun = None
             try:
-                outcome = await operation(life)
+                outcome = await asked
             except LedgerUnavailable as error:
                 self._lost(error)
                 return None
@@ -201,32 +224,38 @@ class LedgerClient:
                 # The answer came from a life whose holdings are gone by now: ask again.
         return refusal
 
-    async def _releases_arrived(self) -> None:
+    async def _freed_first(self) -> None:
         """What is freed in the same breath may be what is asked for."""
-        for _ in range(2):  # the batch on its way, and the one that gathers behind it
-            if self._settling is not None:
-                await asyncio.wait([self._settling])
+        if self._transfers or self._releases:
+            self._settle()
+        if self._num_unbegun:
+            await asyncio.sleep(0)  # the ledger carries out what it is asked first
+
+    def _settle_soon(self) -> None:
+        if self._settling is None:
+            loop = asyncio.get_running_loop()
+            self._settling = loop.call_later(_SETTLE_DELAY_S, self._settle)
 
     def _settle(self) -> None:
-        if self._settling is None:
-            self._settling = self._spawn(self._settle_all())
-
-    async def _settle_all(self) -> None:
-        try:
-            await asyncio.sleep(0)  # what one frame brought goes together
-            transfers, self._transfers = self._transfers, []
-            releases, self._releases = self._releases, []
-            try:
-                # First: a decode holding that is released is not there to be transferred to.
-                if transfers:
-                    await self._guard(self._ledger.transfer_many(self._life, transfers))
-            finally:  # also after a defect: nobody would release these again
-                if releases:
-                    await self._guard(self._ledger.release_many(self._life, releases))
-        finally:
+        """Tell the ledger what has moved and what is free."""
+        if self._settling is not None:
+            self._settling.cancel()
             self._settling = None
-            if self._transfers or self._releases:
-                self._settle()
+        transfers, self._transfers = self._transfers, []
+        releases, self._releases = self._releases, []
+        # First: a decode holding that is released is not there to be transferred to.
+        if transfers:
+            self._begin(self._ledger.transfer_many(self._life, transfers))
+        if releases:
+            self._begin(self._ledger.release_many(self._life, releases))
+
+    def _begin(self, operation: Coroutine[Any, Any, object]) -> None:
+        async def perform() -> None:
+            self._num_unbegun -= 1
+            await self._guard(operation)
+
+        self._num_unbegun += 1
+        self._spawn(perform())
 
     async def _sweep(self) -> None:
         while (swept := await self._ledger.sweep()).has_more:
@@ -342,3 +371,14 @@ class LedgerClient:
 
 def _claim(claim: Claim) -> LedgerClaim:
     return LedgerClaim(claim.task_id, claim.role, claim.number)
+
+
+def _answer(action: Reserve, outcome: Grant | Refusal | None) -> ReservationAnswered:
+    """`outcome` is None where the ledger has no answer: the worker decides."""
+    if outcome is None:
+        worker_id, incarnation = action.preferences[0]
+        return ReservationAnswered(action.claim, worker_id, incarnation, is_booked=False)
+    if isinstance(outcome, Grant):
+        chosen = outcome.worker
+        return ReservationAnswered(action.claim, chosen.worker_id, chosen.incarnation)
+    return ReservationAnswered(action.claim, None)

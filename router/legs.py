@@ -9,6 +9,7 @@ from itertools import count
 from router.events import DECODE_LEG, PREFILL_LEG, Action, Claim, ReleaseHolding, Role, SendCommand
 from router.fleet import Fleet, WorkerView
 from router.sequence import Leg, LegState
+from scheduling.block_leases import LentPlace
 from scheduling.ids import TaskId, WorkerId
 from scheduling.messages import CancelTask
 from scheduling.prefix_chain import PrefixKey
@@ -69,26 +70,63 @@ class LegBook:
 
     def grow(self, leg: Leg, num_blocks: int) -> None:
         """The task got more blocks, or gave some back."""
-        view = self._view_of(leg)
         leg.num_blocks += num_blocks
+        self._promise(leg, num_blocks)
+
+    def ask_for_answer(self, leg: Leg, num_blocks: int) -> None:
+        """The ledger is about to be asked for the room of an answer that waits in place."""
+        self._stage(leg, -1)
+        leg.num_asked_blocks = num_blocks
+        self._promise(leg, num_blocks)
+
+    def answer_refused(self, leg: Leg) -> None:
+        """It has no room for it after all: the answer waits again."""
+        self._promise(leg, -leg.num_asked_blocks)
+        leg.num_due_blocks, leg.num_asked_blocks = leg.num_asked_blocks, 0
+        self._stage(leg, 1)
+
+    def answer_granted(self, leg: Leg) -> None:
+        """It has; or the answer needs nothing, and the ledger was not asked."""
+        if not leg.num_asked_blocks:
+            self._stage(leg, -1)
+        leg.num_blocks += leg.num_asked_blocks
+        leg.num_due_blocks = leg.num_asked_blocks = 0
+        leg.is_staged = False
+        view = self._view_of(leg)
         if view is not None:
-            view.num_promised_blocks += num_blocks
-            view.has_new_places = True
-            self._fleet.touch(view)
+            view.places_changed()
 
     def inherit(self, leg: Leg, num_blocks: int) -> None:
         """What the task had borrowed is booked for nobody else any more."""
         leg.num_borrowed_blocks -= num_blocks
         self.grow(leg, num_blocks)
         if not leg.num_borrowed_blocks:
-            self._return_place(leg)
+            self.return_place(leg)
+
+    def borrow(self, leg: Leg, place: LentPlace) -> None:
+        """Its worker is about to be told to begin there."""
+        view = self._view_of(leg)
+        assert view is not None
+        leg.place, leg.num_borrowed_blocks = place, place.num_blocks
+        view.places_by_host.setdefault(place.host_id, {})[leg.task_id] = place
+
+    def return_place(self, leg: Leg) -> None:
+        """It borrows nothing any more."""
+        place, leg.place, leg.num_borrowed_blocks = leg.place, None, 0
+        view = self._view_of(leg)
+        if view is None or place is None:
+            return
+        guests = view.places_by_host[place.host_id]
+        del guests[leg.task_id]
+        if not guests:
+            del view.places_by_host[place.host_id]
 
     def computed(self, leg: Leg) -> None:
         """The prompt is computed: it is no backlog any more."""
         view = self._view_of(leg)
         if view is not None:
             view.num_backlog_tokens -= leg.num_backlog_tokens
-            view.has_new_places = True
+            view.places_changed()
             self._fleet.touch(view)
         leg.num_backlog_tokens = 0
 
@@ -105,7 +143,7 @@ class LegBook:
         view = self._view_of(leg)
         assert view is not None
         self._unreserve(leg)
-        self._return_place(leg)
+        self.return_place(leg)
         view.parked.push(leg.task_id, key)
         self._fleet.note_parked(view)
         return [ReleaseHolding(leg.claim)]
@@ -169,7 +207,11 @@ class LegBook:
             places = [each for guests in view.places_by_host.values() for each in guests.items()]
             assert dict(places) == borrowed
             assert len(places) == len(borrowed)
-            assert view.num_promised_blocks == sum(leg.num_blocks for leg in legs)
+            promised = sum(leg.num_blocks + leg.num_asked_blocks for leg in legs)
+            assert view.num_promised_blocks == promised
+            staged = [leg for leg in legs if leg.is_staged and not leg.num_asked_blocks]
+            assert view.num_staged_blocks == sum(leg.num_blocks for leg in staged)
+            assert view.num_due_blocks == sum(leg.num_due_blocks for leg in staged)
             at_most = sum(leg.num_tokens_at_most for leg in view.decode_legs.values())
             assert view.num_tokens_at_most == at_most
             assert view.num_backlog_tokens == sum(leg.num_backlog_tokens for leg in legs)
@@ -180,16 +222,19 @@ class LegBook:
         leg.state = LegState.PARKED
         self.grow(leg, -leg.num_blocks)
 
-    def _return_place(self, leg: Leg) -> None:
-        """It borrows nothing any more."""
-        place, leg.place, leg.num_borrowed_blocks = leg.place, None, 0
+    def _promise(self, leg: Leg, num_blocks: int) -> None:
         view = self._view_of(leg)
-        if view is None or place is None:
-            return
-        guests = view.places_by_host[place.host_id]
-        del guests[leg.task_id]
-        if not guests:
-            del view.places_by_host[place.host_id]
+        if view is not None:
+            view.num_promised_blocks += num_blocks
+            view.places_changed()
+            self._fleet.touch(view)
+
+    def _stage(self, leg: Leg, sign: int) -> None:
+        """Count, or do not count, what it holds and will need as staged."""
+        view = self._view_of(leg)
+        if view is not None and leg.is_staged and not leg.num_asked_blocks:
+            view.num_staged_blocks += sign * leg.num_blocks
+            view.num_due_blocks += sign * leg.num_due_blocks
 
     def _unpark(self, leg: Leg) -> None:
         view = self._view_of(leg)
@@ -218,7 +263,8 @@ class LegBook:
             view.num_tokens_at_most += leg.num_tokens_at_most
         if leg.place is not None:
             view.places_by_host.setdefault(leg.place.host_id, {})[leg.task_id] = leg.place
-        view.num_promised_blocks += leg.num_blocks
+        self._stage(leg, 1)
+        view.num_promised_blocks += leg.num_blocks + leg.num_asked_blocks
         view.num_backlog_tokens += leg.num_backlog_tokens
         view.prefixes.expect(keys)
         self._fleet.touch(view)
@@ -229,9 +275,10 @@ class LegBook:
             return
         if view.decode_legs.pop(leg.task_id, None) is not None:
             view.num_tokens_at_most -= leg.num_tokens_at_most
-        view.has_new_places = True
-        self._return_place(leg)
-        view.num_promised_blocks -= leg.num_blocks
+        view.places_changed()
+        self.return_place(leg)
+        self._stage(leg, -1)
+        view.num_promised_blocks -= leg.num_blocks + leg.num_asked_blocks
         view.num_backlog_tokens -= leg.num_backlog_tokens
         view.prefixes.expect_no_more(_keys_of(leg, view))
         self._fleet.touch(view)

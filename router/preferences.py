@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from router.events import GENERAL, PREFILL_LEG, Share
+from router.events import GENERAL, GROWTH, PREFILL_LEG, Share
 from router.fleet import Fleet, WorkerView, free_estimate, is_open, may_be_asked
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import WorkerId
@@ -74,14 +74,16 @@ class Preferences:
         max_backlog_tokens: int,
         prefix: PromptPrefix | None,
         num_blocks_for_size: Callable[[int], int],
+        has_room: _IsFit | None = None,
     ) -> tuple[Candidate, ...]:
-        """See `mixed_preferences`."""
+        """See `mixed_preferences`; with `has_room`, that decides instead of the general share."""
         self._refresh()
         if not len(self._mixed):
             return ()
         num_blocks = {size: num_blocks_for_size(size) for size in self._mixed.block_sizes}
         most_free = next(iter(self._decode))
-        if free_estimate(most_free, GENERAL) < min(num_blocks.values()):
+        share: Share = GENERAL if has_room is None else GROWTH
+        if has_room is None and free_estimate(most_free, GENERAL) < min(num_blocks.values()):
             return ()
 
         def is_fit(view: WorkerView) -> bool:
@@ -89,12 +91,13 @@ class Preferences:
                 view.num_backlog_tokens < max_backlog_tokens
                 and may_be_asked(view, now)
                 and view.num_tokens >= num_tokens_at_most
-                and free_estimate(view, GENERAL) >= num_blocks[view.hello.block_size]
+                and free_estimate(view, share) >= num_blocks[view.hello.block_size]
+                and (has_room is None or has_room(view))
             )
 
         by_backlog = self._mixed.until(lambda view: view.num_backlog_tokens < max_backlog_tokens)
         views = self._chosen(self._mixed, by_backlog, is_fit, prefix)
-        candidates = (self._fleet.as_candidate(view, GENERAL, prefix) for view in views)
+        candidates = (self._fleet.as_candidate(view, share, prefix) for view in views)
         found = mixed_preferences(
             candidates, num_tokens, max_backlog_tokens, num_blocks.__getitem__
         )
@@ -124,6 +127,15 @@ class Preferences:
         views = self._chosen(self._decode, self._decode.until(has_room), is_fit, prefix)
         found = (self._fleet.as_candidate(view, GENERAL, prefix) for view in views)
         return decode_preferences(found, num_blocks, compatibility)[:MAX_PREFERENCES]
+
+    @property
+    def most_free_decode_tokens(self) -> int:
+        """What the general share of no decode worker exceeds that takes new tasks."""
+        self._refresh()
+        most_free = next(iter(self._decode), None)
+        if most_free is None:
+            return 0
+        return free_estimate(most_free, GENERAL) * max(self._decode.block_sizes)
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every worker stands where it belongs."""

@@ -2,6 +2,7 @@
 
 from typing import assert_never
 
+from router.answers_in_place import room_answered, wait_for_room
 from router.evacuation import evacuate
 from router.events import (
     DECODE_LEG,
@@ -18,11 +19,12 @@ from router.events import (
     TransferHolding,
 )
 from router.fleet import WorkerView
+from router.guests_in_line import guest_began, guest_refused
 from router.in_place import place_refused
 from router.scheduler import Scheduler
 from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
-from router.swapped import came_back, park
+from router.swapped import came_back, note_swap, park
 from scheduling.block_leases import BlocksInherited
 from scheduling.errors import KvCorrupted
 from scheduling.lifecycle import Change, Phase
@@ -129,7 +131,7 @@ class ReportHandler:
         sequence.last_token_at_s = now
         return EmitTokens(sequence.request.spec.request_id, sequence.index, report)
 
-    def extension_answered(self, event: ExtensionAnswered) -> list[Action]:
+    def extension_answered(self, event: ExtensionAnswered, now: float) -> list[Action]:
         """The ledger's word on a growing response goes to its worker."""
         if event.is_inherited:
             return []  # the worker has them, whatever the ledger says
@@ -141,6 +143,8 @@ class ReportHandler:
             or leg.state is not LegState.HELD
         ):
             return []
+        if leg.is_staged:
+            return room_answered(self._state, leg, event.granted, now)
         view = self._state.fleet.get(leg.worker_id)
         if view is not None:
             view.is_starving = not event.granted
@@ -185,6 +189,9 @@ class ReportHandler:
                 if sequence.phase is Phase.GENERATION_QUEUED:
                     actions += self._scheduler.bind(sequence, now)
                 return actions
+            case BlocksRefused() if leg.is_staged:
+                guest_refused(self._state, sequence, leg)
+                return []
             case BlocksRefused() if leg.place is not None:
                 actions = place_refused(self._state, sequence, leg, now)
                 self._scheduler.requeue(sequence, leg)
@@ -196,6 +203,9 @@ class ReportHandler:
                 actions = self._state.legs.close(leg)
                 self._scheduler.requeue(sequence, leg)
                 return actions
+            case DecodeStarted() if leg.is_staged:
+                guest_began(self._state, sequence, leg, now)
+                return []
             case DecodeStarted() if sequence.is_swapped:
                 came_back(sequence, now)
                 return []
@@ -220,6 +230,9 @@ class ReportHandler:
             case Preempted():
                 self._state.legs.ending(leg)
                 return self._scheduler.try_again(sequence, Change.PREEMPTED, "preempted", now)
+            case SwappedOut() if view.is_swapping_itself:
+                note_swap(self._state, sequence)
+                return []
             case SwappedOut():
                 # Its blocks are free, so others that starve may be asked again.
                 view.is_starving, view.paused_until_s = False, 0.0
@@ -269,6 +282,9 @@ class ReportHandler:
             num_computed = sequence.num_kv_tokens - 1 - (sequence.num_cached_tokens or 0)
             self._state.prefill_pace.observe(num_computed, now - sequence.phase_since_s)
             sequence.move(Change.PREFILL_FINISHED, now)
+            if leg.is_staged:
+                wait_for_room(self._state, sequence)
+                return actions
             if leg.is_in_place:
                 sequence.move(Change.KEPT_IN_PLACE, now)
                 return actions
@@ -290,6 +306,7 @@ class ReportHandler:
         num_output_tokens = len(sequence.output_token_ids)
         features = sequence.request.spec.features(sequence.request.arrival_at_s)
         self._state.predictor.observe(features, num_output_tokens)
+        self._state.calibration.add(features, sequence.first_predicted, num_output_tokens)
         finished = EmitFinished(
             request_id=sequence.request_id,
             index=sequence.index,
@@ -298,6 +315,7 @@ class ReportHandler:
             num_output_tokens=num_output_tokens,
             timings=sequence.timings(now),
             num_cached_tokens=sequence.num_cached_tokens or 0,
+            predicted=sequence.first_predicted,
         )
         return [*actions, finished, *self._scheduler.close(sequence.request, None)]
 
@@ -356,7 +374,7 @@ def _is_in_turn(report: Report, role: Role, sequence: Sequence, leg: Leg) -> boo
         return False
     if isinstance(report, BlocksInherited) and report.num_blocks > leg.num_borrowed_blocks:
         return False
-    if sequence.phase is Phase.GENERATION_QUEUED and not _fits_parking(report, sequence):
+    if sequence.phase is Phase.GENERATION_QUEUED and not _fits_parking(report, sequence, leg):
         return False
     if sequence.phase is Phase.PREFILLING and role == DECODE_LEG:
         is_of_prompt = isinstance(report, PrefillStarted | PromptScored | TokensEmitted)
@@ -371,8 +389,11 @@ def _is_in_turn(report: Report, role: Role, sequence: Sequence, leg: Leg) -> boo
     return is_known and sequence.phase in _TURNS.get((type(report), role), frozenset())
 
 
-def _fits_parking(report: Report, sequence: Sequence) -> bool:
-    """A GT waits with its KV on the prefill worker, or in a decode worker's host memory."""
+def _fits_parking(report: Report, sequence: Sequence, leg: Leg) -> bool:
+    """A GT waits with its KV on the prefill worker, in a worker's host memory, or in place."""
+    if leg.is_staged:
+        is_word_on_place = isinstance(report, DecodeStarted | BlocksRefused)
+        return isinstance(report, TaskFailed) or (is_word_on_place and leg.place is not None)
     if sequence.is_swapped:
         return not isinstance(report, BlocksGranted)
     return not isinstance(report, DecodeStarted | KvPushed)

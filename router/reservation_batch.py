@@ -43,15 +43,15 @@ class ReservationBatch:
         self._waiting: list[_Waiting] = []
         self._is_sending = False
 
-    async def add(self, life: RouterLife, request: ReserveRequest) -> Grant | Refusal:
-        """As `Ledger.reserve`, in company."""
+    def add(self, life: RouterLife, request: ReserveRequest) -> asyncio.Future[Grant | Refusal]:
+        """As `Ledger.reserve`, in company. It needs no task of its own."""
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Grant | Refusal] = loop.create_future()
         self._waiting.append(_Waiting(life, request, outcome))
         if not self._is_sending:
             self._is_sending = True
             self._spawn(self._send_all())
-        return await outcome
+        return outcome
 
     async def _send_all(self) -> None:
         batch: list[_Waiting] = []
@@ -67,9 +67,9 @@ class ReservationBatch:
             self._is_sending = False
             unanswered, self._waiting = (*batch, *self._waiting), []
             for waiting in unanswered:
-                # Nothing where it has its answer, as nearly always. Not cancelled: its caller would
-                # take that for an end of its own.
-                waiting.fail(_ended_early())
+                if not waiting.outcome.done():  # nearly always it has its answer
+                    # Not cancelled: its caller would take that for an end of its own.
+                    waiting.fail(_ended_early())
 
     async def _send(self, life: RouterLife, batch: list[_Waiting]) -> None:
         outcomes = None

@@ -6,37 +6,30 @@ still being computed (early binding).
 """
 
 import math
-from collections.abc import Sequence as Seq
-from functools import partial
 
-from router.admission import admitting
+from router.answers_in_place import admit_in_place, to_make_room
+from router.decode_room import DecodeRoom
 from router.ended_requests import record_of
 from router.events import (
-    DECODE_LEG,
-    GENERAL,
-    GROWTH,
     PREFILL_LEG,
     Action,
     EmitFailed,
     ReleaseHolding,
     ReservationAnswered,
     Reserve,
-    Role,
     SendCommand,
-    Share,
 )
-from router.guests import GuestOffer, Guests
+from router.guests import Guests
+from router.guests_in_line import lend_to_answers
 from router.in_place import dispatch_in_place
-from router.preferences import Preferences
+from router.reservations import Reservations
 from router.sequence import Leg, LegState, Request, Sequence
 from router.state import RouterState
 from router.swapped import resume_answered, resume_parked, to_recompute
-from scheduling.block_leases import LentPlace
 from scheduling.block_pool import num_blocks_for
 from scheduling.errors import TandemError, WorkerFailed
 from scheduling.lifecycle import TERMINAL, Change, Phase
 from scheduling.messages import AdmitGeneration, PushTo, StartDecode, StartPrefill
-from scheduling.placement import Candidate
 
 
 class Scheduler:
@@ -44,7 +37,7 @@ class Scheduler:
 
     def __init__(self, state: RouterState) -> None:
         self._state = state
-        self._preferences = Preferences(state.fleet)
+        self._reservations = Reservations(state)
         self._guests = Guests(state)
 
     def enqueue_prompt(self, sequence: Sequence) -> None:
@@ -55,35 +48,32 @@ class Scheduler:
         late_at_s = math.inf
         if state.policy.late_yields:
             late_at_s = sequence.hopeless_at_s(state.prefill_pace)
-        state.prompt_queue.push(sequence.task_id, key, late_at_s)
+        state.prompt_queue.push(sequence.task_id, key, late_at_s, sequence.num_kv_tokens)
         self._guests.entered(sequence, key)
 
     def enqueue_generation(self, sequence: Sequence) -> None:
         """(Re)enter the GT queue; the KV stays parked on the prefill worker."""
         key = self._state.policy.ordering.generation_key(sequence.as_waiting())
-        self._state.generation_queue.push(sequence.task_id, key)
+        queue, length = self._state.generation_queue, sequence.num_response_tokens
+        queue.push(sequence.task_id, key, length)
 
     def schedule(self, now: float) -> list[Action]:
         """Start whatever has room, in order.
 
-        The head of a queue is not overtaken, unless no connected worker could ever take it.
+        The head of the PT queue is not overtaken, unless no connected worker could ever take it, or
+        by guests; the GT queue keeps the rules of `scheduling/generation_queue.py`.
         """
         state = self._state
         actions: list[Action] = list(resume_parked(state, now))
         for sequence in list(to_recompute(state, now)):
             why = "its KV was swapped out, and there is room elsewhere first"
             actions += self.try_again(sequence, Change.PREEMPTED, why, now)
-        while (task_id := state.generation_queue.peek()) is not None:
-            sequence = state.sequence_by_task[task_id]
-            reserve = self._reserve_decode(sequence, now)
-            if reserve is not None:
-                state.generation_queue.remove(task_id)
-                actions.append(reserve)
-            elif state.fleet.is_out_of_reach(sequence.prefill, sequence.num_tokens_at_most):
-                why = "no decode worker is left that could take its KV"
-                actions += self.try_again(sequence, Change.WORKER_LOST, why, now)
-            else:
-                break
+        actions += admit_in_place(state, now)
+        actions += lend_to_answers(state, now)
+        for sequence in list(to_make_room(state, now)):
+            why = "prompts fill the worker that has its KV"
+            actions += self.try_again(sequence, Change.PREEMPTED, why, now)
+        actions += self._admit_generations(now)
         while (task_id := state.prompt_queue.peek(now)) is not None:
             sequence = state.sequence_by_task[task_id]
             reserve = self._reserve_prompt(sequence, now)
@@ -94,7 +84,7 @@ class Scheduler:
             else:
                 guests = self._guests.pipelined(task_id, now)
                 for guest in guests:
-                    actions.append(self._reserve_for_guest(guest))
+                    actions.append(self._reservations.for_guest(guest))
                     state.prompt_queue.take(guest.sequence.task_id)
                 if not guests:
                     break
@@ -106,7 +96,9 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Raise AssertionError unless whoever looks for guests sees the PT queue as it is."""
         self._guests.check_invariants()
-        self._preferences.check_invariants()
+        self._reservations.check_invariants()
+        self._state.generation_queue.check_invariants()
+        self._state.answer_lines.check_invariants()
 
     def reconsider_stranded(self) -> None:
         """A worker connected: what fitted nowhere may fit now."""
@@ -175,6 +167,7 @@ class Scheduler:
         state.prompt_queue.remove(task_id)
         self._guests.left(task_id)
         state.generation_queue.remove(task_id)
+        state.answer_lines.remove(task_id)
         state.sequence_by_task.pop(task_id, None)
         state.stranded.pop(task_id, None)
         actions: list[Action] = []
@@ -226,117 +219,42 @@ class Scheduler:
         state.request_by_id.pop(request.spec.request_id, None)
         state.deadlines.remove(request.spec.request_id)
         state.ended.add(record_of(request, error))
+        has_failed = any(sequence.phase is Phase.FAILED for sequence in request.sequences)
+        # A request and its answers know each other: a large prompt would wait for the collector.
+        request.sequences.clear()
         if error is None:
             state.counters.num_finished += 1
             return actions
-        if any(sequence.phase is Phase.FAILED for sequence in request.sequences):
+        if has_failed:
             state.counters.num_failed += 1
         else:
             state.counters.num_cancelled += 1
         actions.append(EmitFailed(request.spec.request_id, error, request.gpu_work_spent))
         return actions
 
+    def _admit_generations(self, now: float) -> list[Action]:
+        state = self._state
+        actions: list[Action] = []
+        while True:
+            room = DecodeRoom(state, self._reservations, now)
+            state.generation_queue.take_groups(room)
+            actions += room.actions
+            head = state.generation_queue.peek()
+            if head is None:
+                return actions
+            sequence = state.sequence_by_task[head]
+            if not state.fleet.is_out_of_reach(sequence.prefill, sequence.num_tokens_at_most):
+                return actions
+            why = "no decode worker is left that could take its KV"
+            actions += self.try_again(sequence, Change.WORKER_LOST, why, now)
+
     def _reserve_prompt(self, sequence: Sequence, now: float) -> Reserve | None:
         """On a prefill worker, or, where none can take it, on a mixed one."""
         offer = self._guests.embedded(sequence, now)
         if offer is not None:
-            return self._reserve_for_guest(offer)
-        return self._reserve_prefill(sequence, now) or self._reserve_in_place(sequence, now)
-
-    def _reserve_for_guest(self, offer: GuestOffer) -> Reserve:
-        sequence, num_blocks, place = offer.sequence, offer.num_blocks, offer.place
-        there = [self._state.fleet.as_candidate(offer.view, GENERAL, sequence.prefill_prefix)]
-        return self._open_leg(
-            sequence, DECODE_LEG, there, num_blocks, GENERAL, is_in_place=True, place=place
-        )
-
-    def _reserve_in_place(self, sequence: Sequence, now: float) -> Reserve | None:
-        candidates = self._preferences.mixed(
-            now,
-            sequence.num_kv_tokens,
-            sequence.num_tokens_at_most,
-            self._state.settings.max_backlog_tokens,
-            sequence.prefill_prefix,
-            partial(self._num_decode_blocks, sequence),
-        )
-        candidates = admitting(self._state, candidates, sequence)
-        if not candidates:
-            return None
-        num_blocks = self._num_decode_blocks(sequence, candidates[0].block_size)
-        return self._open_leg(
-            sequence, DECODE_LEG, candidates, num_blocks, GENERAL, is_in_place=True
-        )
-
-    def _reserve_prefill(self, sequence: Sequence, now: float) -> Reserve | None:
-        num_tokens = sequence.num_kv_tokens
-        candidates = self._preferences.prefill(
-            now,
-            num_tokens,
-            sequence.num_tokens_at_most,
-            self._state.settings.max_backlog_tokens,
-            sequence.prefill_prefix,
-        )
-        if not candidates:
-            return None
-        num_blocks = num_blocks_for(num_tokens, candidates[0].block_size)
-        return self._open_leg(sequence, PREFILL_LEG, candidates, num_blocks, GENERAL)
-
-    def _reserve_decode(self, sequence: Sequence, now: float) -> Reserve | None:
-        assert sequence.prefill is not None
-        assert sequence.prefill.worker_id is not None
-        prefill = self._state.fleet.get(sequence.prefill.worker_id)
-        assert prefill is not None
-        hello = prefill.hello
-        fleet = self._state.fleet
-        num_blocks = self._num_decode_blocks(sequence, hello.block_size)
-        # Where the general share of no worker could ever hold the task, it may take from the other.
-        most = fleet.max_general_blocks(hello.compatibility)
-        share: Share = GENERAL if num_blocks <= most else GROWTH
-        candidates = self._preferences.decode(
-            now, num_blocks, hello.compatibility, share, sequence.request.prefix
-        )
-        candidates = admitting(self._state, candidates, sequence)
-        if not candidates:
-            return None
-        return self._open_leg(sequence, DECODE_LEG, candidates, num_blocks, share)
-
-    def _num_decode_blocks(self, sequence: Sequence, block_size: int) -> int:
-        num_kv_tokens = sequence.num_kv_tokens
-        num_response_tokens = sequence.num_response_tokens
-        if sequence.reserve_all:
-            return num_blocks_for(num_kv_tokens + num_response_tokens, block_size)
-        allocation = self._state.policy.allocation
-        return allocation.num_decode_blocks(num_kv_tokens, num_response_tokens, block_size)
-
-    def _open_leg(
-        self,
-        sequence: Sequence,
-        role: Role,
-        candidates: Seq[Candidate],
-        num_blocks: int,
-        share: Share,
-        *,
-        is_in_place: bool = False,
-        place: LentPlace | None = None,
-    ) -> Reserve:
-        fleet = self._state.fleet
-        preferences = [
-            (view.hello.worker_id, view.hello.incarnation)
-            for view in (fleet.get(c.worker_id) for c in candidates)
-            if view is not None
-        ]
-        leg = Leg(self._state.legs.next_claim(sequence.task_id, role), num_blocks)
-        leg.worker_id, leg.incarnation = preferences[0]
-        leg.num_tokens = sequence.num_kv_tokens
-        leg.num_tokens_at_most = sequence.num_tokens_at_most
-        leg.is_in_place = is_in_place
-        leg.place, leg.num_borrowed_blocks = place, 0 if place is None else place.num_blocks
-        is_prompt = role == PREFILL_LEG or is_in_place
-        leg.prefix = sequence.prefill_prefix if is_prompt else sequence.request.prefix
-        leg.num_backlog_tokens = sequence.num_kv_tokens if is_prompt else 0
-        self._state.legs.open(leg)
-        sequence.set_leg(role, leg)
-        return Reserve(leg.claim, tuple(preferences), num_blocks, share)
+            return self._reservations.for_guest(offer)
+        found = self._reservations.prefill(sequence, now)
+        return found or self._reservations.in_place(sequence, now)
 
     def _dispatch_prefill(self, sequence: Sequence, leg: Leg, now: float) -> list[Action]:
         assert leg.worker_id is not None
@@ -352,7 +270,7 @@ class Scheduler:
         # early, it would keep decode blocks meanwhile, perhaps those that the parked KV waits for.
         may_bind = leg.is_booked and not is_last
         if len(self._state.generation_queue) == 0 and may_bind:
-            early = self._reserve_decode(sequence, now)
+            early = self._reservations.decode(sequence, now)
             if early is not None:
                 actions.append(early)
         return actions

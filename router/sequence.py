@@ -57,6 +57,11 @@ class Leg:
     prefix: PromptPrefix | None = None
     # Decode: the worker computes the prompt as well, and decodes in place.
     is_in_place: bool = False
+    # Decode, in place: blocks for the prompt only; its answer waits for more when it is computed.
+    is_staged: bool = False
+    # What it will need then, and what the ledger is asked for now.
+    num_due_blocks: int = 0
+    num_asked_blocks: int = 0
     # Decode: where it borrows blocks that are booked for another, and how many it still does.
     place: LentPlace | None = None
     num_borrowed_blocks: int = 0
@@ -158,6 +163,11 @@ class Sequence:
     timeline: Timeline = field(default_factory=Timeline)
     # Tokens that are known to be there though no frame has brought them: a simulation counts them.
     num_unheard: Callable[["Sequence"], int] | None = None
+    # The prediction that it arrived with; `predicted` follows what is known since.
+    first_predicted: ResponseLength = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first_predicted = self.predicted
 
     @property
     def num_tries(self) -> int:
@@ -333,9 +343,10 @@ class Sequence:
     @property
     def _num_parked_blocks(self) -> int:
         """Blocks that it keeps from others while it waits; host memory keeps nobody waiting."""
-        if self.prefill is None or self.is_swapped:
-            return 0
-        return self.prefill.num_blocks
+        if self.prefill is not None and not self.is_swapped:
+            return self.prefill.num_blocks
+        decode = self.decode
+        return decode.num_blocks if decode is not None and decode.is_staged else 0
 
     def _place(self) -> tuple[str, int]:
         """The worker that has the KV in the present phase, or fills it, and on how many blocks."""

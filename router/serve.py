@@ -2,7 +2,6 @@
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import replace
 
 from cluster.errors import ClusterError
 from cluster.ledger import Shares, WorkerLife
@@ -26,11 +25,16 @@ from router import inference
 from router.admin import service as admin
 from router.admin.service import AdminService, RouterIdentity
 from router.command_frames import max_sequence_tokens
-from router.core import RouterCore
+from router.core_setup import CoreSetup
 from router.dispatcher import Dispatcher
 from router.events import ReportsArrived, WorkerConnected, WorkerLost
 from router.inference import InferenceService, ServiceGoals
 from router.ledger_client import LedgerClient
+from router.measure import record_pass_times
+from router.prompt_room import PromptRoom
+from router.recorder import Recorder
+from router.recording.entries import RecordingHead
+from router.recording.file import RECORDING_SUFFIX
 from router.served_model import PromptEncoder, ServedModel, load_served_model
 from router.state import RouterSettings
 from router.streams import StreamBook
@@ -48,8 +52,8 @@ from runtime.wire import ReportBatch
 from scheduling.errors import StaleIncarnation
 from scheduling.ids import Incarnation, RouterId, WorkerId
 from scheduling.messages import WorkerHello
-from scheduling.policy import POLICIES, Sharing, policy_named
-from tandemserve.api.v1 import admin_pb2_grpc, inference_pb2_grpc
+from scheduling.policy import POLICIES
+from tandemserve.api.v1 import admin_pb2_grpc
 from tandemserve.version import VERSION
 
 log = get_logger()
@@ -116,14 +120,11 @@ class RouterProcess:
         self._clock = MonotonicClock()
         self._incarnation = incarnation
         self._telemetry = start_telemetry("router", config.router_id, version=VERSION)
-        policy = policy_named(
-            config.policy, config.deadline_bucket_ms / 1e3, config.kvc_bucket_blocks
-        )
-        if not config.lending:
-            policy = replace(policy, sharing=Sharing.NONE)
-        self._core = RouterCore(
-            policy,
-            policy.new_predictor(),
+        setup = CoreSetup(
+            config.policy,
+            config.deadline_bucket_ms / 1e3,
+            config.kvc_bucket_blocks,
+            config.lending,
             RouterSettings(
                 config.max_prompt_queue,
                 config.max_retries_per_task,
@@ -133,12 +134,18 @@ class RouterProcess:
                 task_tag=f"{config.router_id}.{incarnation:x}.",
             ),
         )
+        self._core = setup.new_core()
         turns = WriteTurns(config.stream_coalesce_ms / 1e3, BusyMeter(thread_cpu_s))
-        self._streams = StreamBook(turns=turns)
+        self._streams = StreamBook(
+            turns=turns, max_stream_bytes=config.max_stream_mib * 1024 * 1024
+        )
         self._dispatcher = Dispatcher(
             self._core, self._streams, self._telemetry.metrics, self._clock
         )
         self._dispatcher.on_defect = self._give_up
+        self._recorder = _recorder(config, incarnation, setup)
+        if self._recorder is not None:
+            self._dispatcher.on_event = self._recorder.note
         self._is_defective = False
         self._ledger = LedgerClient(
             RedisLedger(redis, cluster=config.cluster_name),
@@ -156,6 +163,8 @@ class RouterProcess:
 
     async def run(self) -> None:
         """Serve until the stop event, then drain."""
+        if self._recorder is not None:
+            self._recorder.start()
         await self._ledger.start()
         await self._server.start()
         registration = Registration(
@@ -224,8 +233,9 @@ class RouterProcess:
                 "standard": _goals(config.standard_ttft_ms, config.standard_tpot_ms),
                 "batch": _goals(config.batch_ttft_ms, config.batch_tpot_ms),
             },
+            PromptRoom(config.max_prompt_mib),
         )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, self._server.server)
+        inference.add_to_server(service, self._server.server)
         identity = RouterIdentity(config.router_id, self._model.name, config.policy)
         admin_service = AdminService(
             identity,
@@ -257,6 +267,8 @@ class RouterProcess:
             await link.close()
         await self._ledger.close(_CLOSE_TIMEOUT_S)
         self._encoder.close()
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.close, _CLOSE_TIMEOUT_S)
         self._telemetry.shutdown()
 
     def _pools(self) -> list[tuple[WorkerLife, int, Shares]]:
@@ -332,12 +344,23 @@ class RouterProcess:
     def _reports_arrived(self, worker_id: WorkerId, batch: ReportBatch) -> None:
         arrived = ReportsArrived(worker_id, batch.reports, batch.load, batch.prefixes)
         self._dispatcher.apply(arrived)
+        if batch.load.pass_time_error is not None:
+            view = self._core.state.fleet.get(worker_id)
+            record_pass_times(self._telemetry.metrics, view)
 
     def _show_readiness(self) -> None:
         """Ready means: a request could be served now."""
         can_serve = self._core.state.fleet.max_request_tokens() > 0
         self._server.health.set_ready(inference.SERVICE_NAME, can_serve)
         self._server.health.set_ready(admin.SERVICE_NAME, True)
+
+
+def _recorder(config: RouterConfig, incarnation: Incarnation, setup: CoreSetup) -> Recorder | None:
+    if config.record_dir is None:
+        return None
+    path = config.record_dir / f"{config.router_id}-{incarnation}{RECORDING_SUFFIX}"
+    head = RecordingHead(VERSION, config.router_id, setup)
+    return Recorder(path, head, config.record_max_mib * 2**20)
 
 
 def _goals(ttft_ms: float, tpot_ms: float) -> ServiceGoals:

@@ -1,18 +1,26 @@
 """The model as the router needs it: names, limits, tokenizer, chat template. No weights."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
+from typing import TypeVar
 
 from engine.chat_template import ChatTemplate, require_template
 from engine.config_json import GenerationDefaults, read_model_config
 from engine.model_config import ModelConfig
 from engine.model_folder import model_fingerprint
 from engine.tokenizer import Tokenizer
+from router.prompt_room import SHORT_BYTES
+from runtime.logging import get_logger
 from scheduling.errors import ContextTooLong, InvalidRequest, QueueFull, UnknownModel
 from scheduling.prefix_chain import PromptPrefix
+
+log = get_logger()
 
 # Tokenising the longest allowed prompt takes seconds; this is the bound on a stuck one.
 _TOKENIZE_TIMEOUT_S = 60.0
@@ -24,6 +32,8 @@ _MAX_CHARS_AT_ONCE = 512
 _MAX_WAITING = 1024
 # Token ids that are converted in one go, in less than a millisecond.
 _IDS_AT_ONCE = 4096
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +79,12 @@ def load_served_model(
 ) -> ServedModel:
     """Read configuration, tokenizer and template; `max_model_len` may shorten the context.
 
+    Says in a log line what whoever serves the model should know.
     Raises: ModelFolderError.
     """
-    config, defaults = read_model_config(folder)
+    config, defaults = read_model_config(folder, max_model_len)
+    for remark in config.remarks:
+        log.warning("model_remark", model=name, remark=remark)
     tokenizer = Tokenizer.from_folder(folder, max_chars=max_chars)
     template = ChatTemplate.from_folder(folder, tokenizer)
     own_length = config.max_position_embeddings
@@ -81,18 +94,23 @@ def load_served_model(
         defaults=defaults,
         tokenizer=tokenizer,
         template=template,
-        fingerprint=model_fingerprint(folder),
+        fingerprint=model_fingerprint(folder, config.rope_choice),
         context_length=min(own_length, max_model_len or own_length),
     )
 
 
 class PromptEncoder:
-    """Turns prompts into token ids on threads of its own, so that the event loop never waits."""
+    """Turns prompts into token ids on threads of its own, so that the event loop never waits.
+
+    Short prompts have a thread that long ones never get: they do not wait behind megabytes.
+    """
 
     def __init__(self, model: ServedModel, num_threads: int) -> None:
         self._model = model
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
-        self._num_waiting = 0
+        self._short_thread = ThreadPoolExecutor(1, thread_name_prefix="short-tokenizer")
+        # For each of the two.
+        self._num_waiting = Counter[ThreadPoolExecutor]()
         # One object for each id: an int of its own for every token of every prompt would take
         # four times the memory of the prompt.
         self._shared_ids = tuple(range(model.config.vocab_size))
@@ -109,11 +127,11 @@ class PromptEncoder:
             self._model.require_room(len(token_ids))
             if len(token_ids) <= _IDS_AT_ONCE:
                 return self._own(token_ids)
-            return await self._on_thread(lambda: self._own(token_ids))
-        if text is not None and len(text) <= _MAX_CHARS_AT_ONCE:
+            return await self.run(lambda: self._own(token_ids), len(token_ids))
+        num_chars = len(text) if text is not None else sum(len(m[1]) for m in messages or ())
+        if text is not None and num_chars <= _MAX_CHARS_AT_ONCE:
             return _some(self._encode(text, None))
-        ids = await self._on_thread(lambda: self._encode(text, messages))
-        return _some(ids)
+        return _some(await self.run(lambda: self._encode(text, messages), num_chars))
 
     async def prefix(
         self, token_ids: tuple[int, ...], cache_salt: str, block_sizes: Iterable[int]
@@ -121,24 +139,24 @@ class PromptEncoder:
         """The names of the prompt's blocks; those of a long one are computed on a thread."""
         prefix = PromptPrefix(token_ids, cache_salt)
         if len(token_ids) >= _LONG_PROMPT:
-            loop = asyncio.get_running_loop()
             for block_size in block_sizes:
-                await loop.run_in_executor(self._threads, prefix.keys, block_size)
+                await self.run(partial(prefix.keys, block_size), len(token_ids))
         return prefix
 
-    async def _on_thread(self, encode: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
-        if self._num_waiting >= _MAX_WAITING:
+    async def run(self, work: Callable[[], Result], num_bytes: int) -> Result:
+        """Do on a thread what is done with that much of a prompt. Raises: QueueFull."""
+        threads = self._short_thread if num_bytes <= SHORT_BYTES else self._threads
+        if self._num_waiting[threads] >= _MAX_WAITING:
             raise QueueFull(f"{_MAX_WAITING} prompts wait to be tokenised; retry later")
-        loop = asyncio.get_running_loop()
-        self._num_waiting += 1
+        self._num_waiting[threads] += 1
         try:
-            work = loop.run_in_executor(self._threads, encode)
-            return await asyncio.wait_for(work, _TOKENIZE_TIMEOUT_S)
+            done = asyncio.get_running_loop().run_in_executor(threads, work)
+            return await asyncio.wait_for(done, _TOKENIZE_TIMEOUT_S)
         except TimeoutError:
             problem = f"the prompt was not tokenised in {_TOKENIZE_TIMEOUT_S:g} s; retry later"
             raise QueueFull(problem) from None
         finally:
-            self._num_waiting -= 1
+            self._num_waiting[threads] -= 1
 
     def _own(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """The same ids as shared objects, piece by piece, so that other threads get their turns."""
@@ -146,7 +164,9 @@ class PromptEncoder:
         for start in range(0, len(token_ids), _IDS_AT_ONCE):
             piece = token_ids[start : start + _IDS_AT_ONCE]
             try:
-                ids.extend(map(self._shared_ids.__getitem__, piece))
+                # One call for all of them: half the time of one for each. Of one id it would
+                # not make a tuple.
+                ids += itemgetter(0, *piece)(self._shared_ids)[1:]
             except IndexError:
                 problem = f"is not in the vocabulary of {len(self._shared_ids)}"
                 raise InvalidRequest("tokens", f"id {max(piece)} {problem}") from None
@@ -154,7 +174,8 @@ class PromptEncoder:
 
     def close(self) -> None:
         """Give the threads up; prompts still in work are dropped with their calls."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._short_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _encode(
         self, text: str | None, messages: Sequence[tuple[str, str]] | None

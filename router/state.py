@@ -4,17 +4,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
+from router.answer_lines import AnswerLines
 from router.deadlines import Deadlines
 from router.ended_requests import EndedRequests
 from router.fleet import Fleet
 from router.legs import LegBook
 from router.sequence import Request, Sequence
+from scheduling.generation_queue import GenerationQueue
 from scheduling.ids import RequestId, TaskId, task_id_of
+from scheduling.length_calibration import CalibrationLog
 from scheduling.policy import Policy
 from scheduling.prediction import LengthPredictor
 from scheduling.prefill_pace import PrefillPace
-from scheduling.task_queue import TaskQueue
 from scheduling.triage import TriagedQueue
+
+_NO_LIMIT = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class RouterSettings:
     max_backlog_tokens: int = 1024
     # Prompt and answer that fit into one message to a worker.
     max_sequence_tokens: int = 2**31 - 1
-    # Predictions that differ by less count as equal where guests are chosen by length.
+    # Predictions that differ by less count as equal where tasks are chosen by length.
     length_quantum_tokens: int = 16
     # How long KV may be parked in host memory while other decode workers have room.
     max_parked_s: float = 1.0
@@ -58,7 +62,9 @@ class RouterState:
     predictor: LengthPredictor
     settings: RouterSettings
     prompt_queue: TriagedQueue
-    generation_queue: TaskQueue
+    generation_queue: GenerationQueue
+    # The same, of those whose KV lies on a mixed worker: no other can take them.
+    answer_lines: AnswerLines
     fleet: Fleet
     legs: LegBook
     request_by_id: dict[RequestId, Request] = field(default_factory=dict)
@@ -70,6 +76,8 @@ class RouterState:
     deadlines: Deadlines = field(default_factory=Deadlines)
     counters: Counters = field(default_factory=Counters)
     prefill_pace: PrefillPace = field(default_factory=PrefillPace)
+    # What came of the predictions, of the latest answers.
+    calibration: CalibrationLog = field(default_factory=CalibrationLog)
     # What operators may still ask about.
     ended: EndedRequests = field(default_factory=EndedRequests)
     # Of every new sequence; None but in a simulation.
@@ -77,13 +85,24 @@ class RouterState:
     _attempts: Iterator[int] = field(default_factory=lambda: count(1))
 
     @property
+    def max_backlog_tokens(self) -> int:
+        """A mixed worker gets new prompts while its backlog is below this."""
+        is_limited = not self.policy.is_queued_on_workers
+        return self.settings.max_backlog_tokens if is_limited else _NO_LIMIT
+
+    @property
     def is_anything_waiting(self) -> bool:
         """A prompt, an answer's KV on a prefill worker, or in host memory."""
         return (
             not self.prompt_queue.is_empty
-            or not self.generation_queue.is_empty
+            or self.num_waiting_answers > 0
             or self.fleet.num_with_parked > 0
         )
+
+    @property
+    def num_waiting_answers(self) -> int:
+        """Computed prompts whose answers have no room yet."""
+        return len(self.generation_queue) + len(self.answer_lines)
 
     def new_task_id(self, request_id: RequestId, index: int) -> TaskId:
         """An id that was never used: what is still said of an earlier task cannot be mistaken.

@@ -2,28 +2,28 @@
 
 A stream is a log with readers: the router appends, a reader takes everything since its last look
 in one message. So a slow client costs its own request's tokens and nobody's time, and a repeated
-call with the same id and content replays the answer instead of computing it twice.
+call with the same id and content replays the answer instead of computing it twice. A log that grows
+too large loses what was sent first; where its reader leaves too much unread, the request ends.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from router.events import EmitFailed, EmitFinished, EmitPromptLogprobs, EmitTokens
-from router.stream_log import Emission, StreamLog
+from router.prompt_room import Hold
+from router.stream_log import Emission, Starts, StreamLog
 from router.write_turns import WriteTurns
-from scheduling.errors import DuplicateRequest
+from scheduling.errors import BeginningForgotten, DuplicateRequest, ReaderTooSlow
 from scheduling.ids import RequestId
 
-# How many tokens of each answer are not in a log, or need not be sent; None for an answer that has
-# ended. Empty: all answers from their beginning.
-Starts = tuple[int | None, ...]
 # Whether a reader has asked for its turn to write.
 _NOT_ASKED, _ASKED, _ASKED_URGENTLY = 0, 1, 2
 # Emissions in one message: with all logprobs, 64 KiB. A reader who was away for long gets several.
 _MAX_BATCH = 128
+# Of a log without end; of it so large a part is dropped at a time.
+_MAX_BYTES, _DROPPED_FRACTION = 32 * 1024 * 1024, 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class AcceptedInfo:
 
 
 class RequestStream:
-    """The log of one request. Bounded by its n * max_tokens, and its prompt where scored."""
+    """The log of one request, of `max_bytes` and one emission; twice that after a take-over."""
 
     def __init__(
         self,
@@ -52,15 +52,22 @@ class RequestStream:
         self.fingerprint = fingerprint
         self.info = info
         self.failure: EmitFailed | None = None
+        # Room that its callers have for the prompt; given back when the stream is over.
+        self.holds: set[Hold] = set()
         # Shared by all streams of a router; by itself, a stream waits for nobody.
         self.turns = WriteTurns()
-        self._log = StreamLog(request_id)
-        # Where the log of each answer begins: another router may have sent the tokens before.
-        self._starts = starts
+        self.max_bytes = _MAX_BYTES
+        # Streams whose reader leaves too much unread; whoever appends ends their requests.
+        self.overfull: list[RequestStream] = []
+        # Another router may have sent the tokens before.
+        self._log = StreamLog(request_id, starts)
+        self._num_choices = num_choices
         self._num_open_choices = num_choices - starts.count(None)
         self._reader = 0
-        # Emissions that the present reader has taken.
+        # Emissions in the log that the present reader has taken.
         self._num_taken = 0
+        # What the log held when it came: it is to be read again first.
+        self._num_bytes_found = 0
         # What the reader waits on; None while it writes, or where there is none.
         self._turn: asyncio.Future[None] | None = None
         self._asked = _NOT_ASKED
@@ -73,40 +80,63 @@ class RequestStream:
     @property
     def num_bytes(self) -> int:
         """Memory that the log takes, as an upper bound."""
-        log = self._log
-        num_plain_bytes = (_BYTES_PER_EMISSION + _BYTES_PER_TOKEN) * log.num_plain
-        return num_plain_bytes + 4 * log.num_plain_chars + sum(map(_num_bytes, log.others))
+        return self._log.num_bytes
+
+    @property
+    def forgotten(self) -> BeginningForgotten | None:
+        """Why nobody can have the answers from their first token; None where one can."""
+        if not self._log.num_dropped:
+            return None
+        begins = {index: self._log.begins.get(index, 0) for index in range(self._num_choices)}
+        return BeginningForgotten(self.request_id, begins)
 
     def can_serve(self, starts: Starts) -> bool:
         """Whether a caller who has so many tokens of each answer gets all others from the log."""
-        return all(
-            wanted is None or (own is not None and own <= wanted)
-            for own, wanted in zip_longest(self._starts, starts, fillvalue=0)
-        )
+        return self._log.can_serve(starts)
 
     def append(self, emission: Emission) -> None:
         """Log what the core emitted; the reader takes it when its turn comes."""
+        # Before it is there: nobody could have taken it.
+        if self._log.num_bytes > self.max_bytes:
+            self._make_room()
         self._log.append(emission)
         if type(emission) is EmitFinished:
             self._num_open_choices -= 1
+            self._give_room_back()
         if self._turn is not None:
             self._ask()
 
     def fail(self, failure: EmitFailed) -> None:
         """End with an error."""
         self.failure = failure
+        if isinstance(failure.error, ReaderTooSlow):
+            self._log.clear()  # it would stay for as long as the reader stands still
+            self._num_taken = 0
+        self._give_room_back()
         self.start_writing()
 
     def take_over(self) -> int:
         """Become the reader; an earlier one is sent away."""
         self._reader += 1
         self._num_taken = 0
+        self._num_bytes_found = min(self._log.num_bytes, self.max_bytes)
         self.start_writing()
         return self._reader
 
     def is_reader(self, reader: int) -> bool:
         """Whether nobody took over since."""
         return self._reader == reader
+
+    async def has_begun(self, patience_s: float) -> bool:
+        """Whether the present reader has something to take, now or soon."""
+        if not len(self._log) and not self.is_over:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(patience_s, self.start_writing)
+            try:
+                await self._my_turn()
+            finally:
+                timer.cancel()
+        return len(self._log) > 0
 
     async def follow(
         self, reader: int, starts: Starts = ()
@@ -142,6 +172,19 @@ class RequestStream:
         if turn is not None and not turn.done():
             turn.set_result(None)
 
+    def _make_room(self) -> None:
+        """Drop what was sent. A reader that left too much for that has its request ended."""
+        wanted_bytes = int(self.max_bytes * (1 - _DROPPED_FRACTION))
+        self._num_taken -= self._log.drop(self._num_taken, wanted_bytes)
+        is_too_much = self._log.num_bytes > self.max_bytes + self._num_bytes_found
+        if is_too_much and self not in self.overfull:
+            self.overfull.append(self)
+
+    def _give_room_back(self) -> None:
+        if self.is_over:
+            while self.holds:
+                self.holds.pop().release()
+
     def _batch_end(self, position: int) -> int:
         """As much as makes one message of a size that any client takes."""
         if self._log.is_prompt(position):
@@ -156,7 +199,8 @@ class RequestStream:
 
     def _ask(self) -> None:
         # Somebody waits for the first token, and the last one ends the call.
-        is_urgent = self._num_taken == 0 or self.is_over
+        is_first = self._num_taken == 0 and not self._log.num_dropped
+        is_urgent = is_first or self.is_over
         wish = _ASKED_URGENTLY if is_urgent else _ASKED
         if wish > self._asked:
             self._asked = wish
@@ -166,13 +210,8 @@ class RequestStream:
 class _Passed:
     """What a caller has already. Text cannot be cut at a token, so emissions are whole or not."""
 
-    def __init__(self, log: Iterable[Emission], starts: Starts) -> None:
-        borders = {
-            (emission.index, border)
-            for emission in log
-            if isinstance(emission, EmitTokens)
-            for border in (_first(emission), _first(emission) + len(emission.tokens.token_ids))
-        }
+    def __init__(self, log: StreamLog, starts: Starts) -> None:
+        borders = log.borders()
         # None: the caller has the whole answer. An answer whose border is unknown is sent whole.
         self._starts: dict[int, int | None] = {
             index: start
@@ -190,30 +229,6 @@ class _Passed:
         return isinstance(emission, EmitTokens) and _first(emission) < start
 
 
-# Measured on CPython 3.11, rounded up.
-_BYTES_PER_EMISSION, _BYTES_PER_TOKEN = 700, 40
-_BYTES_PER_LOGPROB, _BYTES_PER_ALTERNATIVE = 200, 120
-
-
-def _num_bytes(emission: Emission) -> int:
-    match emission:
-        case EmitTokens(tokens=tokens):
-            # All tokens of a request have equally many alternatives.
-            num_top = len(tokens.logprobs[0].top) if tokens.logprobs else 0
-            return (
-                _BYTES_PER_EMISSION
-                + _BYTES_PER_TOKEN * len(tokens.token_ids)
-                # Four bytes where one character of the text is a rare one.
-                + 4 * len(tokens.text)
-                + (_BYTES_PER_LOGPROB + _BYTES_PER_ALTERNATIVE * num_top) * len(tokens.logprobs)
-            )
-        case EmitPromptLogprobs(logprobs=scored):
-            num_numbers = len(scored.logprobs) + 2 * len(scored.top_token_ids)
-            return _BYTES_PER_EMISSION + 4 * num_numbers
-        case EmitFinished():
-            return _BYTES_PER_EMISSION
-
-
 def _first(emission: EmitTokens) -> int:
     return emission.tokens.first_token_index
 
@@ -226,8 +241,12 @@ class StreamBook:
         max_finished: int = 256,
         max_finished_bytes: int = 64 * 1024 * 1024,
         turns: WriteTurns | None = None,
+        max_stream_bytes: int = _MAX_BYTES,
     ) -> None:
         self._turns = turns or WriteTurns()
+        self._max_stream_bytes = max_stream_bytes
+        # Running ones that are to be ended with `ReaderTooSlow`.
+        self.overfull: list[RequestStream] = []
         self._stream_by_id: dict[RequestId, RequestStream] = {}
         self._finished: OrderedDict[RequestId, int] = OrderedDict()
         self._max_finished = max_finished
@@ -258,7 +277,8 @@ class StreamBook:
 
     def open(self, stream: RequestStream) -> None:
         """A new request was accepted."""
-        stream.turns = self._turns
+        stream.turns, stream.overfull = self._turns, self.overfull
+        stream.max_bytes = self._max_stream_bytes
         self._stream_by_id[stream.request_id] = stream
 
     def closed(self, stream: RequestStream) -> None:

@@ -22,14 +22,19 @@ def park(state: RouterState, sequence: Sequence, now: float) -> list[Action]:
     leg = sequence.decode
     assert leg is not None
     if leg.parked_at_s is None:
-        sequence.num_preemptions += 1
-        sequence.num_swaps += 1
-        state.counters.num_preemptions += 1
+        note_swap(state, sequence)
         sequence.reserve_all = True
         leg.parked_at_s = now
         sequence.move(Change.SWAPPED_OUT, now)
     key = state.policy.ordering.generation_key(sequence.as_waiting())
     return state.legs.park(leg, key)
+
+
+def note_swap(state: RouterState, sequence: Sequence) -> None:
+    """Its KV moved to host memory; where the worker sees to the rest, that is all."""
+    sequence.num_preemptions += 1
+    sequence.num_swaps += 1
+    state.counters.num_preemptions += 1
 
 
 def resume_parked(state: RouterState, now: float) -> list[Action]:

@@ -44,7 +44,7 @@ from scheduling.placement import (
     mixed_preferences,
     prefill_preferences,
 )
-from scheduling.policy import growth_reserve_blocks, policy_named
+from scheduling.policy import Policy, growth_reserve_blocks, policy_named
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.sampling import SamplingParams, StopParams
 
@@ -105,13 +105,15 @@ class CoreUnderTest:
 
     workers: Iterable[WorkerHello] = (hello_of("prefill-0"), hello_of("decode-0"))
     settings: RouterSettings = field(default_factory=RouterSettings)
-    policy: str = "default"
+    policy: str | Policy = "default"
     answers_reserves: bool = True
     now: float = 0.0
     actions: list[Action] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        policy = policy_named(self.policy, 0.5, 4)
+        policy = self.policy
+        if isinstance(policy, str):
+            policy = policy_named(policy, 0.5, 4)
         self.core = RouterCore(policy, OnlineQuantiles(), self.settings)
         for worker in self.workers:
             self.tell(WorkerConnected(worker))
@@ -173,7 +175,14 @@ def through_prefill(core: CoreUnderTest, num_blocks: int = 4) -> TaskId:
 
 
 class GoneCaller:
-    """The gRPC context of a call that is over: no status can be sent any more."""
+    """The gRPC context of a call that ends with its request: no status can be sent any more."""
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+
+    async def read(self) -> bytes:
+        """The request, as it travels."""
+        return self._message
 
     def time_remaining(self) -> float | None:
         """The caller set no deadline."""

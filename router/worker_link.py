@@ -218,7 +218,8 @@ class WorkerLink:
             raise IncompatibleWorker(f"speaks protocol {hello.protocol_version}")
         if hello.model_fingerprint != self._settings.model_fingerprint:
             raise IncompatibleWorker(
-                "serves another model than the router; start both with the same --model"
+                "serves another model than the router; start both with the same --model and "
+                "--max-model-len"
             )
         if hello.max_message_bytes < self._settings.max_message_bytes:
             raise IncompatibleWorker(
@@ -237,6 +238,7 @@ class WorkerLink:
                 self.incarnation,
                 next(_session_numbers),
                 settings.heartbeat_timeout_s,
+                reads_openings=True,
             )
         )
         async for frame in frames(self._outbox, settings.max_message_bytes):

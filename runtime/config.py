@@ -40,6 +40,13 @@ class ProcessConfig(BaseModel):
     model: Path = Field(
         description="model folder in the Hugging Face layout", examples=["/models/llama-3-8b"]
     )
+    max_model_len: int | None = Field(
+        None,
+        ge=2,
+        le=2**31 - 1,
+        description="longest prompt plus answer, in tokens; default: the model's context. Routers "
+        "and workers need the same where it decides how positions are rotated",
+    )
     redis_url: str | None = Field(
         None,
         pattern=r"^(redis|rediss|unix)://",
@@ -90,11 +97,19 @@ class RouterConfig(ProcessConfig):
     max_prompt_queue: int = Field(
         1024, ge=1, le=1_000_000, description="prompt tasks that may wait; more are refused"
     )
-    max_model_len: int | None = Field(
-        None,
-        ge=2,
-        le=2**31 - 1,
-        description="longest prompt plus answer, in tokens; default: the model's context",
+    max_prompt_mib: int = Field(
+        1024,
+        ge=1,
+        le=16_777_216,
+        description="memory for prompts above 16 KiB that wait or run, 14 bytes for each byte that "
+        "arrived; more are refused",
+    )
+    max_stream_mib: int = Field(
+        32,
+        ge=1,
+        le=65536,
+        description="memory for the tokens of one running request; of what was sent the first are "
+        "dropped beyond it, a request of which as much is unread is ended",
     )
     deadline_bucket_ms: Milliseconds = Field(
         200.0, description="deadlines closer together than this count as equal"
@@ -135,6 +150,15 @@ class RouterConfig(ProcessConfig):
         description="how long a busy router gathers tokens of a stream; an idle one never does",
     )
     tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise prompts")
+    record_dir: Path | None = Field(
+        None,
+        description="folder for a recording of all that the router decides, one file for each of "
+        "its lives, to be replayed with `tandem replay`; it holds prompts and answers as token ids",
+        examples=["/var/log/tandem"],
+    )
+    record_max_mib: int = Field(
+        256, ge=1, le=1_048_576, description="size at which such a recording ends"
+    )
     tls_cert: Path | None = Field(None, description="PEM file: certificate chain of the server")
     tls_key: Path | None = Field(None, description="PEM file: private key of tls_cert")
     tls_client_ca: Path | None = Field(
@@ -300,13 +324,22 @@ class DecodeConfig(WorkerConfig):
         description="what an iteration of a mixed worker holds; give it the router's policy",
         examples=["sarathi"],
     )
-    preemption: Literal["auto", "swap", "recompute"] = Field(
+    preemption: Literal["auto", "cheaper", "first", "swap", "recompute"] = Field(
         "auto",
-        description="how a sequence makes room when none can grow: its KV moves to host memory "
-        "(auto: where that has room for the cheapest; swap: for any), or is computed again",
+        description="how a sequence makes room: its KV moves to host memory or is computed again, "
+        "as the policy has it (auto), whichever costs less by measurement (cheaper), to host "
+        "memory where that has room for the policy's first choice (first) or for any (swap), or "
+        "always again",
     )
     swap_mib: int = Field(
         256, ge=0, le=16_777_216, description="host memory for KV of such sequences; 0: none"
+    )
+    swap_bytes_per_s: int = Field(
+        4_000_000_000,
+        ge=1,
+        le=2**63 - 1,
+        description="how fast KV is copied to host memory and back, assumed before the first copy",
+        examples=[25_000_000_000],
     )
     growth_reserve: float = Field(
         0.0625,

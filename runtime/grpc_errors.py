@@ -18,6 +18,8 @@ ERROR_DOMAIN = "tandemserve"
 DETAILS_KEY = "grpc-status-details-bin"
 # A status travels in headers, which peers limit to a few kilobytes.
 _MAX_MESSAGE_CHARS = 1000
+# Errors that led to one another; a chain may be a circle.
+_MAX_CHAIN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ STATUS_BY_CODE: dict[str, StatusRule] = {
     "last_worker": StatusRule(grpc.StatusCode.FAILED_PRECONDITION),
     "deadline_exceeded": StatusRule(grpc.StatusCode.DEADLINE_EXCEEDED),
     "cancelled": StatusRule(grpc.StatusCode.CANCELLED),
+    "reader_too_slow": StatusRule(grpc.StatusCode.RESOURCE_EXHAUSTED),
+    "beginning_forgotten": StatusRule(grpc.StatusCode.OUT_OF_RANGE),
     "worker_failed": StatusRule(grpc.StatusCode.UNAVAILABLE, retry_after_s=1.0),
     "kv_corrupted": StatusRule(grpc.StatusCode.DATA_LOSS, retry_after_s=1.0),
     "stale_incarnation": StatusRule(grpc.StatusCode.ABORTED, retry_after_s=0.5),
@@ -60,6 +64,7 @@ async def abort_with(
     Raises: always, what `context.abort` raises.
     """
     status = status_of(error, gpu_work_spent=gpu_work_spent)
+    _forget_frames(error)
     code = STATUS_BY_CODE[_code_of(error)].status
     await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
@@ -91,6 +96,15 @@ def status_of(error: Exception, *, gpu_work_spent: bool = False) -> status_pb2.S
         details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     number: int = rule.status.value[0]
     return status_pb2.Status(code=number, message=message[:_MAX_MESSAGE_CHARS], details=details)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """gRPC keeps what ended a call, and that keeps `error`: its frames would keep the prompt."""
+    for _ in range(_MAX_CHAIN):
+        if error is None:
+            return
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _code_of(error: Exception) -> str:

@@ -15,6 +15,8 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 _SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 # From a slow network to shared memory on a large machine.
 _BYTES_PER_SECOND = (1e6, 1e7, 3e7, 1e8, 3e8, 1e9, 2e9, 3e9, 5e9, 1e10, 2e10, 5e10, 1e11)
+# Errors as shares of the truth: from a model that fits well to a guess.
+_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
 
 
 class Metrics:
@@ -74,6 +76,22 @@ class Metrics:
         self._migrations = meter.create_counter(
             "tandem_migrations_total", description="Sequences that went on at another worker"
         )
+        self._length_error = meter.create_histogram(
+            "tandem_length_prediction_error_ratio",
+            unit="1",
+            description="Tokens between the predicted mean and an answer, as a share of the answer",
+            explicit_bucket_boundaries_advisory=_RATIOS,
+        )
+        self._length_bounds = meter.create_counter(
+            "tandem_length_predictions_total",
+            description="Ended answers, by whether they were no longer than predicted as a bound",
+        )
+        self._pass_time_error = meter.create_histogram(
+            "tandem_pass_time_error_ratio",
+            unit="1",
+            description="Relative error of a worker's model of its own passes over its last passes",
+            explicit_bucket_boundaries_advisory=_RATIOS,
+        )
 
     def prefix_looked_up(self, num_prompt_tokens: int, num_cached_tokens: int) -> None:
         """One answer's prompt, and what of it no worker had to compute."""
@@ -115,3 +133,13 @@ class Metrics:
     def sequence_migrated(self) -> None:
         """A sequence goes on elsewhere because its worker was lost or failed."""
         self._migrations.add(1)
+
+    def length_predicted(self, mean: int, bound: int, num_output_tokens: int) -> None:
+        """One answer of at least one token has ended, for which this had been predicted."""
+        self._length_error.record(abs(num_output_tokens - mean) / num_output_tokens)
+        self._length_bounds.add(1, {"within_bound": num_output_tokens <= bound})
+
+    def passes_timed(self, role: str, median_error: float, p90_error: float) -> None:
+        """A worker has fitted its model anew; its errors so far, as shares of the measured time."""
+        self._pass_time_error.record(median_error, {"role": role, "statistic": "median"})
+        self._pass_time_error.record(p90_error, {"role": role, "statistic": "p90"})

@@ -6,6 +6,7 @@ Nothing leaves the process unless a reader or exporter is given.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
@@ -41,7 +42,7 @@ def start_telemetry(
     metric_readers: Sequence[MetricReader] = (),
     span_processors: Sequence[SpanProcessor] = (),
 ) -> Telemetry:
-    """Create the providers; spans are not even recorded while nobody would receive them."""
+    """Create the providers; nothing is recorded that nobody would receive."""
     resource = Resource.create(
         {
             "service.namespace": "tandem",
@@ -55,5 +56,7 @@ def start_telemetry(
     tracers = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
     for processor in span_processors:
         tracers.add_span_processor(processor)
-    metrics = Metrics(meters.get_meter(_SCOPE, version))
+    # Recording what nobody reads took 20 us a request.
+    meter_provider = meters if metric_readers else NoOpMeterProvider()
+    metrics = Metrics(meter_provider.get_meter(_SCOPE, version))
     return Telemetry(metrics, tracers.get_tracer(_SCOPE, version), meters, tracers)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scheduling.batch_time import BatchShape, BatchTime, features
-from scheduling.batch_time_fit import MeasuredBatch, NormalEquations, solve_non_negative
+from scheduling.batch_time_fit import FitError, MeasuredBatch, NormalEquations, solve_non_negative
 
 # A rough prior for a machine nobody has measured: only the proportions matter, the first
 # observations set the speed. Those of an 8B model on one large GPU.
@@ -36,7 +36,7 @@ class OnlineFitSettings:
     refit_every: int = 64
     # How strongly coefficients stay with the prior where the passes do not tell them apart.
     prior_strength: float = 1e-3
-    # Passes over which the reported error is the mean.
+    # Passes over which the error is reported.
     error_window: int = 256
 
     def __post_init__(self) -> None:
@@ -44,6 +44,19 @@ class OnlineFitSettings:
             raise ValueError(f"windows and counts must be at least 1, got {self}")
         if self.prior_strength <= 0:
             raise ValueError(f"prior_strength must be > 0, got {self.prior_strength}")
+
+
+@dataclass(frozen=True, slots=True)
+class PassTimeError:
+    """How far predictions of single passes were off: |predicted - measured| / measured.
+
+    Over the last passes of a window, each predicted before it was learnt from.
+    """
+
+    # Timed so far, in the window or not.
+    num_passes: int
+    median: float
+    p90: float
 
 
 @dataclass(slots=True)
@@ -77,6 +90,7 @@ class OnlineBatchTime:
         self._model = prior
         self._rows_by_kind: OrderedDict[tuple[int, ...], deque[MeasuredBatch]] = OrderedDict()
         self._errors = _RecentErrors(self._settings.error_window)
+        self._error: PassTimeError | None = None
         self._num_observed = 0
         self._next_refit = 1
 
@@ -103,6 +117,11 @@ class OnlineBatchTime:
         errors = self._errors
         return max(0.0, errors.total) / len(errors.errors) if errors.errors else None
 
+    @property
+    def error(self) -> PassTimeError | None:
+        """As of the latest fit, so that asking costs nothing; None before the first pass."""
+        return self._error
+
     def seconds(self, shape: BatchShape) -> float:
         return self._model.seconds(shape)
 
@@ -118,6 +137,8 @@ class OnlineBatchTime:
         self._remember(MeasuredBatch(shape, seconds))
         if self._num_observed >= self._next_refit:
             self._model = self._fitted()
+            errors = FitError.of(self._errors.errors)
+            self._error = PassTimeError(self._num_observed, errors.median, errors.p90)
             # At 1, 2, 4 ... passes first: the prior may be far off.
             self._next_refit += min(self._num_observed, self._settings.refit_every)
 

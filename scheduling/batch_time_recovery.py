@@ -1,10 +1,11 @@
 """Swap a victim's KV out, or drop it and compute it again? The cheaper by measured cost.
 
 CacheOPT's rule per victim: long ones are swapped, short ones recomputed. The crossover follows from
-the model, the GPU and its link, so it is computed from the batch-time and swap models.
+the model, the GPU and its link, so it is computed from the batch-time and swap models. A worker
+feeds them with what it measures (`recovery_costs`).
 """
 
-from enum import Enum
+from enum import Enum, StrEnum
 
 from scheduling.batch_time import BatchShape, BatchTimeModel, SwapTimeModel
 
@@ -15,6 +16,19 @@ class Recovery(Enum):
     """How a preempted sequence comes back."""
 
     SWAP = "swap"
+    RECOMPUTE = "recompute"
+
+
+class Preemption(StrEnum):
+    """What a worker does where a sequence has to make room; the policy has said which is first."""
+
+    # What costs the first one less by measured cost; it gives its KV up where host memory is full.
+    CHEAPER = "cheaper"
+    # The first one moves to host memory, and gives its KV up where that is full.
+    FIRST = "first"
+    # Look for one that host memory has room for.
+    SWAP = "swap"
+    # The first one gives its KV up.
     RECOMPUTE = "recompute"
 
 

@@ -10,10 +10,12 @@ last gap.
 import heapq
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from scheduling.batch_time import BatchShape, BatchTimeModel
 from scheduling.batch_time_limits import max_prompt_tokens
 from scheduling.batching import IterationChoice, IterationState
+from scheduling.triage import LATE_SHARE
 
 # Of a goal for gaps: what passes are planned for. Predictions are a few percent off.
 _MARGIN = 0.95
@@ -22,6 +24,9 @@ _GENTLE_SHARE = 0.5
 # Answers may fall behind only where a pass of their own costs little more than their part of a
 # common one: else the weights that are read once more are time that nobody has.
 _CHEAP_SHARE = 0.8
+
+# Indices of prompts: those with which the most first tokens are in time, and the others.
+Order: TypeAlias = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +48,11 @@ class DeadlineFill:
 
     def choose(self, state: IterationState) -> IterationChoice:
         """Every gap within its goal if prompts allow it; else prompts alone if answers do."""
-        timely, others = self.order(state)
-        order = timely + others
+        order = self.order(state)
         if not state.num_decode:
             return IterationChoice(True, self._filled(state, order, BatchShape(), math.inf))
         running = BatchShape(state.num_decode, state.decode_context)
-        if not self._is_pressed(state, timely, running):
+        if not self._is_pressed(state, order[0], running):
             limit_s = _MARGIN * state.tightest_tpot_s
             chunks = self._filled(state, order, running, limit_s)
             return IterationChoice(True, chunks)
@@ -64,30 +68,39 @@ class DeadlineFill:
         return IterationChoice(True, self._filled(state, order, running, limit_s))
 
     def _filled(
-        self, state: IterationState, order: list[int], shape: BatchShape, limit_s: float
+        self, state: IterationState, order: Order, shape: BatchShape, limit_s: float
     ) -> tuple[tuple[int, int], ...]:
         """Chunks beside what is there already: no pass is so long that a first token which it
         brings, and which could be in time, is late."""
-        chunks: list[tuple[int, int]] = []
+        timely, others = order
+        chunks: dict[int, int] = {}
         budget = self.target_tokens - shape.num_decode
-        for index in order:
-            work = state.prompts[index]
-            start, wanted = work.num_computed_tokens, min(work.num_missing_tokens, budget)
+        # The one that has been late for longest moves on in every pass: nobody waits for ever.
+        turns = [(index, budget) for index in timely + others]
+        if timely and others:
+            most = max_prompt_tokens(self.model, shape, limit_s, budget)
+            turns.insert(0, (others[0], max(1, int(LATE_SHARE * most))))
+        for index, at_most in turns:
+            work, done = state.prompts[index], chunks.get(index, 0)
+            start, missing = work.num_computed_tokens + done, work.num_missing_tokens - done
+            if not missing:
+                continue  # its share was enough
+            wanted = min(missing, budget, at_most)
             num_tokens = max_prompt_tokens(self.model, shape, limit_s, wanted, start)
             if not chunks:
-                # The first moves on whatever it costs: nobody waits for ever.
+                # The first moves on whatever it costs.
                 num_tokens = max(num_tokens, min(wanted, self.min_prompt_tokens))
             if num_tokens <= 0:
                 break
-            chunks.append((index, num_tokens))
+            chunks[index] = done + num_tokens
             budget -= num_tokens
             shape = shape.with_chunk(start, num_tokens)
-            if num_tokens < work.num_missing_tokens:
+            if num_tokens < min(missing, at_most):
                 break
             due_in_s = work.due_at_s - state.now
-            if self.model.seconds(shape) <= due_in_s:
+            if num_tokens == missing and self.model.seconds(shape) <= due_in_s:
                 limit_s = min(limit_s, due_in_s)
-        return tuple(chunks)
+        return tuple(chunks.items())
 
     def _is_pressed(self, state: IterationState, timely: list[int], running: BatchShape) -> bool:
         """A first token would be late if no pass took longer than the goal of a gap."""
@@ -105,7 +118,7 @@ class DeadlineFill:
                 return True
         return False
 
-    def order(self, state: IterationState) -> tuple[list[int], list[int]]:
+    def order(self, state: IterationState) -> Order:
         """First those with which the most first tokens are in time, then the others; each by when
         they are due. Source: Moore (1968), the least number of late jobs on one machine."""
         by_due = sorted(range(state.num_choosable), key=lambda i: (state.prompts[i].due_at_s, i))

@@ -13,11 +13,14 @@ TandemError
 ├── StateUnavailable           the cluster's shared state gives no answer; serving goes on
 ├── DeadlineExceeded
 ├── RequestCancelled
+├── ReaderTooSlow             more of the answer waited to be read than is kept
+├── BeginningForgotten        the answer runs, its first tokens are not kept any more
 ├── WorkerFailed               a worker failed the request too often
 ├── KvCorrupted                moved KV did not pass its check; no token was produced from it
 └── StaleIncarnation           the message belongs to an earlier life of a process
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -117,6 +120,37 @@ class RequestCancelled(TandemError):
     """The caller left or cancelled; both legs were stopped."""
 
     code = "cancelled"
+
+
+class ReaderTooSlow(TandemError):
+    """More of the answer waited for the caller than the router keeps; both legs were stopped."""
+
+    code = "reader_too_slow"
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"{max_bytes} bytes of the answer were there and not read; read faster, ask for fewer "
+            "answers or logprobs, or raise max_stream_mib of the router"
+        )
+        self.max_bytes = max_bytes
+
+
+class BeginningForgotten(TandemError):
+    """The answer is running, and the tokens that the caller wants first are not kept any more."""
+
+    code = "beginning_forgotten"
+
+    def __init__(self, request_id: str, begins: Mapping[int, int | None]) -> None:
+        kept = ", ".join(
+            f"answer {index} " + ("has ended" if begin is None else f"from token {begin} on")
+            for index, begin in sorted(begins.items())
+        )
+        super().__init__(
+            f"request {request_id!r} is running and was read too far to be told again; kept are "
+            f"{kept}; send the tokens that you have as its resume, or choose another id"
+        )
+        # Of each answer: its first token that is kept; None where not even its end is.
+        self.begins = dict(begins)
 
 
 class WorkerFailed(TandemError):

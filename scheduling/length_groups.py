@@ -10,27 +10,14 @@ Source: EcoServe, sections SyncDecoupled (steps 2 to 4) and Ordering.
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from scheduling.first_of_lines import Entry, FirstOfLines
+from scheduling.generation_queue import LengthGroup, Room
 from scheduling.ids import TaskId
 from scheduling.task_queue import Key
 
 # Lengths looked at for one that fits a gap, after those that did not for the sake of their prompt.
 _MAX_GAP_LOOKS = 8
-
-
-class Room(Protocol):
-    """Where a group is to be admitted."""
-
-    @property
-    def max_response_tokens(self) -> int:
-        """A longer response than this surely finds no room now; 0 where none does."""
-        ...
-
-    def admit(self, task_id: TaskId) -> bool:
-        """Make room for the task; False, and nothing has changed, where there is too little."""
-        ...
 
 
 class BlockRoom:
@@ -55,14 +42,6 @@ class BlockRoom:
             return False
         self.num_free_blocks -= num_blocks
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class LengthGroup:
-    """Tasks that start together and, by prediction, end together; at least one."""
-
-    num_response_tokens: int
-    task_ids: tuple[TaskId, ...]
 
 
 @dataclass(slots=True)
@@ -119,6 +98,11 @@ class LengthGroups:
     def is_full(self) -> bool:
         """No new task may enter; tasks that come back may."""
         return len(self) >= self._max_tasks
+
+    @property
+    def is_empty(self) -> bool:
+        """Nobody waits."""
+        return not self._entry_by_task
 
     @property
     def num_lengths(self) -> int:

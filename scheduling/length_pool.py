@@ -211,14 +211,20 @@ def _unknown_mean(more_than: int, at_most: int) -> float:
 
 
 def _mass(parts: _Parts, bucket: int) -> float:
-    return sum(weight * window.up_to(bucket)[0] for weight, window in parts)
+    mass = 0.0
+    for weight, window in parts:
+        mass += weight * window.up_to(bucket)[0]
+    return mass
 
 
 def _descend(parts: _Parts, mass: float) -> int:
     """The first bucket up to which the windows together hold this weight."""
     position = 0
+    weighted = [(weight, window.counts) for weight, window in parts]
     for step in _DESCENT:
-        there = sum(weight * window.counts[position + step] for weight, window in parts)
+        index, there = position + step, 0.0
+        for weight, counts in weighted:
+            there += weight * counts[index]
         if there < mass:
             position += step
             mass -= there

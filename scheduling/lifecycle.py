@@ -70,7 +70,11 @@ def _ways_out(source: Phase) -> tuple[Transition, ...]:
             source, Change.GAVE_UP, Phase.FAILED, NOBODY, "refused, or failed once too often"
         ),
         Transition(
-            source, Change.CALLER_LEFT, Phase.CANCELLED, NOBODY, "client gone or deadline passed"
+            source,
+            Change.CALLER_LEFT,
+            Phase.CANCELLED,
+            NOBODY,
+            "client gone or far too slow, or deadline passed",
         ),
         Transition(
             source, Change.OPERATOR_CANCELLED, Phase.CANCELLED, NOBODY, "an operator ended it"
@@ -119,7 +123,7 @@ TRANSITIONS: tuple[Transition, ...] = (
         Change.PREFILL_FINISHED,
         Phase.GENERATION_QUEUED,
         PREFILL,
-        "first token emitted; KV parked on the prefill worker until a decode worker takes it",
+        "first token emitted; KV parked where it was computed until there is room to decode",
     ),
     Transition(
         Phase.PREFILLING,
@@ -163,7 +167,7 @@ TRANSITIONS: tuple[Transition, ...] = (
         Change.PREEMPTED,
         Phase.PROMPT_QUEUED,
         NOBODY,
-        "swapped out, and other workers have room first: recompute prompt and output so far",
+        "its place is needed, or others have room first: recompute prompt and output so far",
     ),
     *_lost(Phase.GENERATION_QUEUED),
     *_ways_out(Phase.GENERATION_QUEUED),

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from scheduling.batch_time_online import PassTimeError
 from scheduling.block_leases import BlocksInherited, LentPlace
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams, TokenLogprobs
 
 # Raised by one whenever an older peer could misread a message.
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,12 @@ class KvExport:
     block_bytes: int
     worker_id: WorkerId
     incarnation: Incarnation
-    # Identifies the machine; shared memory is refused across machines.
-    host: str
+    host: str  # identifies the machine; shared memory is refused across machines
     # A sender shows it to a transport that strangers can reach as well; 32 hex digits or none.
     token: str = field(default="", repr=False)
     # Other ways into the same pool; the sender takes the one it likes best.
     alternatives: tuple[KvDoor, ...] = ()
-    # The last so many of num_blocks never hold KV. Every sender may write them at any time, under
-    # SCRATCH_GENERATION, to measure its way; nobody reads them.
+    # The last so many never hold KV: senders write there, under SCRATCH_GENERATION, to measure.
     num_scratch_blocks: int = 0
 
     def by_transport(self) -> "dict[str, KvExport]":
@@ -167,6 +166,7 @@ class AdmitPrompt:
     age_s: float = 0.0
     # Where it borrows the rest. BlocksRefused is the answer if that is gone when it would begin.
     place: LentPlace | None = None
+    is_answer_held: bool = False  # with its blocks, until GrantGrowth and StartDecode
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,7 @@ class StartDecode:
     task_id: TaskId
     # All output so far; the last one has no KV yet.
     output_token_ids: tuple[int, ...]
+    place: LentPlace | None = None  # that it begins in, or it says BlocksRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +366,7 @@ class WorkerLoad:
     # Of the same size as KV blocks, in host memory, for parked tasks; 0 where there is none.
     num_swap_blocks: int = 0
     num_free_swap_blocks: int = 0
+    pass_time_error: PassTimeError | None = field(default=None, compare=False)  # None: no news
 
     @property
     def takes_new_tasks(self) -> bool:
@@ -390,9 +392,9 @@ class WorkerHello:
     model_fingerprint: str
     # The pool that others may push into; None on a prefill worker.
     export: KvExport | None = None
-    # When the session opened; from then on the load says it.
-    admission: Admission = Admission.OPEN
-    # The largest that it takes; gRPC ends the session for a larger one.
-    max_message_bytes: int = 64 * 1024 * 1024
+    admission: Admission = Admission.OPEN  # when the session opened; then the load says it
+    max_message_bytes: int = 64 * 1024 * 1024  # gRPC ends the session for a larger one
     # Of num_blocks, so many are for running answers that grow, not for new tasks.
     num_growth_blocks: int = 0
+    # Above 0: num_blocks counts host memory too, which the worker fills; no task may need more.
+    max_task_blocks: int = 0

@@ -7,7 +7,7 @@ blocks each job holds. Source: FastServe (Wu et al. 2023) and its released sched
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -25,8 +25,9 @@ class MlfqSettings:
     base_quantum_s: float = 0.010
     quantum_growth: float = 2.0
     num_queues: int = 24
-    # Blocks kept free for jobs to come, if that is more than max_num_seqs.
+    # Blocks kept free for jobs to come: one for each of max_num_seqs, within these limits.
     min_free_blocks: int = 0
+    max_free_blocks: int = 2**31 - 1
     # Iterations from one look for starving jobs to the next.
     promotion_period: int = 1000
     # A job without a token for so long is starving.
@@ -44,7 +45,7 @@ class MlfqSettings:
     @property
     def num_reserved_blocks(self) -> int:
         """Blocks that are kept free where that is possible."""
-        return max(self.max_num_seqs, self.min_free_blocks)
+        return max(min(self.max_num_seqs, self.max_free_blocks), self.min_free_blocks)
 
     def quantum_s(self, queue: int) -> float:
         """Time that a job may use in this queue."""
@@ -61,6 +62,10 @@ class JobNeeds:
     num_new_blocks: int
     # Of its prompt, still to be computed; 0 when it decodes.
     num_prompt_tokens: int
+    # False: it waits for something that no room would help it to.
+    can_run: bool = True
+    # False: its KV cannot go to host memory.
+    is_movable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class MlfqChoice:
     give_up: tuple[TaskId, ...] = ()
 
 
-class _Place(Enum):
+class KvPlace(Enum):
     """Where a job's KV is."""
 
     NOWHERE = auto()
@@ -104,14 +109,14 @@ class _Job:
     queue: int
     needs: JobNeeds
     last_run_at_s: float
-    place: _Place = _Place.NOWHERE
+    place: KvPlace = KvPlace.NOWHERE
     # Used of the quantum.
     service_s: float = 0.0
 
     @property
     def num_missing_blocks(self) -> int:
         """Free blocks of the device that its next iteration takes."""
-        held = self.needs.num_blocks if self.place is _Place.HOST else 0
+        held = self.needs.num_blocks if self.place is KvPlace.HOST else 0
         return held + self.needs.num_new_blocks
 
 
@@ -126,9 +131,11 @@ class _Room:
     def swap_out(self, job: _Job) -> bool:
         """Move its KV to host memory; False where there is no room, or nothing to move."""
         num_blocks = job.needs.num_blocks
-        if job.place is not _Place.DEVICE or not 0 < num_blocks <= self.num_free_host:
+        if job.place is not KvPlace.DEVICE or not 0 < num_blocks <= self.num_free_host:
             return False
-        job.place = _Place.HOST
+        if not job.needs.is_movable:
+            return False
+        job.place = KvPlace.HOST
         self.num_free += num_blocks
         self.num_free_host -= num_blocks
         self.swapped_out.append(job.task_id)
@@ -144,12 +151,20 @@ class SkipJoinMlfq:
             OrderedDict() for _ in range(settings.num_queues)
         ]
         self._job_by_id: dict[TaskId, _Job] = {}
-        # Of the present iteration, in order of priority.
-        self._batch: tuple[TaskId, ...] = ()
+        # Of the present iteration, in order of priority; those that are still here.
+        self._chosen: dict[TaskId, None] = {}
         self._num_iterations = 0
 
     def __len__(self) -> int:
         return len(self._job_by_id)
+
+    @property
+    def has_chosen_all(self) -> bool:
+        """Nobody is left out of the present iteration: it may be repeated as it is."""
+        return len(self._chosen) == len(self._job_by_id)
+
+    def __contains__(self, task_id: TaskId) -> bool:
+        return task_id in self._job_by_id
 
     def queue_of(self, task_id: TaskId) -> int:
         """0 is the highest."""
@@ -157,78 +172,93 @@ class SkipJoinMlfq:
 
     def is_on_device(self, task_id: TaskId) -> bool:
         """It has KV on the device, as far as the choices so far say."""
-        return self._job_by_id[task_id].place is _Place.DEVICE
+        return self._job_by_id[task_id].place is KvPlace.DEVICE
 
-    def add(self, task_id: TaskId, prefill_s: float, needs: JobNeeds, now: float) -> None:
+    def add(
+        self,
+        task_id: TaskId,
+        prefill_s: float,
+        needs: JobNeeds,
+        now: float,
+        place: KvPlace = KvPlace.NOWHERE,
+    ) -> None:
         """A new job joins behind others, in the first queue whose quantum covers its prompt."""
         last = self._settings.num_queues - 1
         queue = next((q for q in range(last) if self._settings.quantum_s(q) >= prefill_s), last)
-        job = _Job(task_id, queue, needs, last_run_at_s=now)
+        job = _Job(task_id, queue, needs, last_run_at_s=now, place=place)
         self._job_by_id[task_id] = self._queues[queue][task_id] = job
 
     def update(self, task_id: TaskId, needs: JobNeeds) -> None:
         """What the job has and takes has changed: after each of its iterations."""
         self._job_by_id[task_id].needs = needs
 
+    def put(self, task_id: TaskId, place: KvPlace) -> None:
+        """Its KV is there, whatever the latest choice said: that could not be done."""
+        self._job_by_id[task_id].place = place
+
     def remove(self, task_id: TaskId) -> None:
         """It is over; harmless for one that is not here."""
         job = self._job_by_id.pop(task_id, None)
         if job is not None:
             del self._queues[job.queue][task_id]
+            self._chosen.pop(task_id, None)
 
-    def choose(self, room: KvRoom) -> MlfqChoice:
-        """Who gets a token in the next iteration, and whose KV moves before it."""
+    def choose(self, room: KvRoom, *, may_give_up: bool = True) -> MlfqChoice:
+        """Who gets a token in the next iteration, and whose KV moves before it.
+
+        Without `may_give_up`, the choice is empty where nobody can go on.
+        """
         left = _Room(room.num_free_blocks, room.num_free_host_blocks)
         batch = self._highest(room)
         num_needed = sum(job.num_missing_blocks for job in batch)
         is_short = num_needed + self._settings.num_reserved_blocks > left.num_free
         if is_short:
-            self._make_room(batch, left)
-        if left.swapped_out:  # nothing comes back in the same step
-            batch = [job for job in batch if job.place is not _Place.HOST]
-        elif not batch:
+            batch = _fitting(self._make_room(batch, left), left)
+        if not batch and not left.swapped_out:
             batch = self._first_that_fits(left)
-        swap_in = [job for job in batch if job.place is _Place.HOST]
+        swap_in = [job for job in batch if job.place is KvPlace.HOST]
         if not is_short:
             swap_in += self._to_bring_back(batch, left.num_free - num_needed)
         give_up: tuple[TaskId, ...] = ()
-        if not batch and not left.swapped_out:
+        if may_give_up and not batch and not left.swapped_out:
             give_up = self._give_up_one()
-        self._batch = tuple(job.task_id for job in batch)
+        self._chosen = {job.task_id: None for job in batch}
         choice = MlfqChoice(
-            self._batch, tuple(left.swapped_out), tuple(job.task_id for job in swap_in), give_up
+            tuple(self._chosen),
+            tuple(left.swapped_out),
+            tuple(job.task_id for job in swap_in),
+            give_up,
         )
         for job in [*swap_in, *batch]:
-            job.place = _Place.DEVICE
+            job.place = KvPlace.DEVICE
         for job in batch:
-            needs = job.needs
-            num_blocks = needs.num_blocks + needs.num_new_blocks
-            job.needs = JobNeeds(num_blocks, 0, needs.num_prompt_tokens)
+            if job.needs.num_new_blocks:
+                num_blocks = job.needs.num_blocks + job.needs.num_new_blocks
+                job.needs = JobNeeds(num_blocks, 0, job.needs.num_prompt_tokens)
         return choice
 
-    def step_finished(self, step_s: float, now: float) -> None:
-        """The chosen jobs ran for so long: demote who used a quantum up, promote who starves."""
-        for task_id in reversed(self._batch):
-            job = self._job_by_id.get(task_id)
-            if job is None:
-                continue
-            job.service_s += step_s
+    def step_finished(self, step_s: float, now: float, num_steps: int = 1) -> None:
+        """The chosen jobs ran, so many iterations of that length: demote who used a quantum up,
+        promote who starves."""
+        for task_id in reversed(self._chosen):
+            job = self._job_by_id[task_id]
             job.last_run_at_s = now
-            if job.service_s > self._settings.quantum_s(job.queue):
-                self._move(job, min(job.queue + 1, self._settings.num_queues - 1))
+            self._serve(job, step_s, num_steps)
             # Ahead of those of its queue that did not run.
             self._queues[job.queue].move_to_end(task_id, last=False)
-        self._batch = ()
-        self._num_iterations += 1
-        if self._num_iterations % self._settings.promotion_period == 0:
+        period = self._settings.promotion_period
+        num_looks = self._num_iterations // period
+        self._num_iterations += num_steps
+        if self._num_iterations // period > num_looks:
             self._promote(now)
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every job is in its queue, and there only."""
         assert sum(map(len, self._queues)) == len(self._job_by_id)
+        assert self._chosen.keys() <= self._job_by_id.keys()
         for task_id, job in self._job_by_id.items():
             assert self._queues[job.queue][task_id] is job
-            assert job.place is not _Place.NOWHERE or not job.needs.num_blocks
+            assert job.place is not KvPlace.NOWHERE or not job.needs.num_blocks
 
     def _in_order(self) -> Iterator[_Job]:
         for queue in self._queues:
@@ -239,46 +269,60 @@ class SkipJoinMlfq:
             yield from reversed(queue.values())
 
     def _highest(self, room: KvRoom) -> list[_Job]:
-        """Jobs from the top, up to both caps; the first that does not fit ends it."""
+        """Jobs from the top, up to both caps. The first prompt that does not fit its cap is
+        overtaken by those that decode, not by other prompts."""
         least_host = self._settings.min_free_host_fraction * room.num_host_blocks
         is_host_full = room.num_free_host_blocks < least_host
+        max_tokens = self._settings.max_prompt_tokens
         batch: list[_Job] = []
         num_tokens = 0
         for job in self._in_order():
-            if job.place is _Place.NOWHERE and is_host_full:
-                continue
-            num_tokens += min(job.needs.num_prompt_tokens, self._settings.max_prompt_tokens)
-            is_over = num_tokens > self._settings.max_prompt_tokens
-            if is_over or len(batch) == self._settings.max_num_seqs:
+            if len(batch) == self._settings.max_num_seqs:
                 break
+            needs = job.needs
+            if not needs.can_run or (is_host_full and job.place is KvPlace.NOWHERE):
+                continue
+            if needs.num_prompt_tokens:
+                if num_tokens > max_tokens:
+                    continue
+                num_tokens += min(needs.num_prompt_tokens, max_tokens)
+                if num_tokens > max_tokens:
+                    continue
             batch.append(job)
         return batch
 
-    def _make_room(self, batch: list[_Job], left: _Room) -> None:
-        """Swap out from below, then shorten the batch from its end; the first may use the reserve.
+    def _make_room(self, batch: list[_Job], left: _Room) -> list[_Job]:
+        """Swap out from below; return who of the batch is still here then.
 
-        `batch` keeps who can go on with what is free then.
+        Those of the batch make room for each other only, not for what is to stay free. Nothing
+        comes back in the step in which something leaves.
         """
         chosen = {job.task_id for job in batch}
         num_needed = sum(job.num_missing_blocks for job in batch)
         num_reserved = self._settings.num_reserved_blocks
         for job in self._from_below():
             if num_needed + num_reserved <= left.num_free:
-                return
+                break
             if job.task_id not in chosen:
                 left.swap_out(job)
-        while len(batch) > 1 and num_needed + num_reserved > left.num_free:
-            job = batch.pop()
-            num_needed -= job.num_missing_blocks
-            if num_needed + num_reserved > left.num_free:
-                left.swap_out(job)
-        if num_needed > left.num_free:
-            batch.clear()
+        stay = list(batch)
+        spared: list[_Job] = []
+        while len(stay) > 1 and num_needed > left.num_free:
+            job = stay.pop()
+            num_missing = job.num_missing_blocks
+            num_needed -= num_missing
+            is_short = num_needed > left.num_free
+            if is_short and not left.swap_out(job) and not num_missing:
+                spared.append(job)  # it takes nothing, and cannot give anything
+        stay += reversed(spared)
+        if left.swapped_out:
+            stay = [job for job in stay if job.place is not KvPlace.HOST]
+        return stay
 
     def _first_that_fits(self, left: _Room) -> list[_Job]:
         """Host memory is full and the highest job has no room: whoever can go on, goes on."""
         for job in self._in_order():
-            if job.num_missing_blocks <= left.num_free:
+            if job.needs.can_run and job.num_missing_blocks <= left.num_free:
                 return [job]
         return []
 
@@ -289,19 +333,34 @@ class SkipJoinMlfq:
         others = (job for job in self._in_order() if job.task_id not in chosen)
         found: list[_Job] = []
         for _, job in zip(range(self._settings.max_num_seqs), others, strict=False):
-            if job.place is _Place.HOST and job.needs.num_blocks <= num_free:
+            if job.place is KvPlace.HOST and job.needs.num_blocks <= num_free:
                 num_free -= job.needs.num_blocks
                 found.append(job)
         return found
 
     def _give_up_one(self) -> tuple[TaskId, ...]:
         for job in self._from_below():
-            if job.place is _Place.DEVICE and job.needs.num_blocks:
-                job.place = _Place.NOWHERE
-                lost = job.needs.num_blocks + job.needs.num_new_blocks
-                job.needs = JobNeeds(0, lost, job.needs.num_prompt_tokens)
+            needs = job.needs
+            is_begun_prompt = needs.num_prompt_tokens > 0 and not needs.is_movable
+            if job.place is KvPlace.DEVICE and needs.num_blocks and not is_begun_prompt:
+                job.place = KvPlace.NOWHERE
+                job.needs = JobNeeds(
+                    0, needs.num_blocks + needs.num_new_blocks, needs.num_prompt_tokens
+                )
                 return (job.task_id,)
         return ()
+
+    def _serve(self, job: _Job, step_s: float, num_steps: int) -> None:
+        """It ran so many iterations: down where it has used a quantum up, each time afresh."""
+        last = self._settings.num_queues - 1
+        while num_steps and step_s > 0 and job.queue < last:
+            rest_s = self._settings.quantum_s(job.queue) - job.service_s
+            num_until_over = max(1, int(rest_s / step_s) + 1)
+            if num_until_over > num_steps:
+                job.service_s += num_steps * step_s
+                return
+            num_steps -= num_until_over
+            self._move(job, job.queue + 1)
 
     def _promote(self, now: float) -> None:
         starving = [
@@ -316,3 +375,13 @@ class SkipJoinMlfq:
         del self._queues[job.queue][job.task_id]
         job.queue, job.service_s = queue, 0.0
         self._queues[queue][job.task_id] = job
+
+
+def _fitting(batch: Iterable[_Job], left: _Room) -> list[_Job]:
+    """Of those, in order, who has room."""
+    num_free, found = left.num_free, []
+    for job in batch:
+        if job.num_missing_blocks <= num_free:
+            num_free -= job.num_missing_blocks
+            found.append(job)
+    return found

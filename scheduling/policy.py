@@ -10,6 +10,7 @@ from typing import Protocol
 
 from scheduling.admission import Admission, FuturePeak, WhatIsReserved
 from scheduling.batch_time_online import OnlineBatchTime
+from scheduling.batch_time_recovery import Preemption
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import (
     Filling,
@@ -21,7 +22,11 @@ from scheduling.batching_rules import (
 from scheduling.block_pool import num_blocks_for
 from scheduling.deadline_fill import DeadlineFill
 from scheduling.dynamic_chunk import DynamicChunk
+from scheduling.feedback_queues import FeedbackQueues
+from scheduling.generation_queue import GenerationQueue, OneByOne
 from scheduling.length_choice import length_predictor_named
+from scheduling.length_groups import LengthGroups
+from scheduling.mlfq import MlfqSettings
 from scheduling.prediction import LengthPredictor
 from scheduling.task_queue import Key
 from scheduling.victims import (
@@ -143,6 +148,8 @@ class Batching(StrEnum):
     BY_DEADLINE = "by-deadline"
     # As many prompt tokens as the tightest goal of this iteration allows.
     DYNAMIC = "dynamic"
+    # By the queues of the worker, which preempt at every token.
+    FEEDBACK = "feedback"
 
 
 class Sharing(StrEnum):
@@ -179,11 +186,21 @@ class Policy:
     # Who makes room, and whether as soon as anybody lacks a block or only when nobody can go on.
     victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
     is_preempting_eagerly: bool = False
+    # What becomes of the KV of those who make room.
+    preemption: Preemption = Preemption.CHEAPER
     # A sequence that made room comes back with all that it can ever need: it makes room once.
     # Without this only a rule whose first never makes room gets everybody to an end.
     reserves_all_again: bool = True
     # A prompt whose first token cannot be in time any more goes behind those that can be.
     late_yields: bool = False
+    # Answers of equal predicted length that wait for room get it together, a gap too small for the
+    # next in order goes to others (EcoServe, SyncDecoupled); otherwise one by one.
+    is_grouping: bool = False
+    # On a mixed worker a prompt gets room for itself only; its answer waits there for its own when
+    # the prompt is computed (EcoServe, decoupled allocation); otherwise it gets all at once.
+    is_decoupled: bool = False
+    # Mixed workers get every prompt that they have room for, in host memory too, and order them.
+    is_queued_on_workers: bool = False
     # Made for prefill and decode on separate workers; others are made for mixed ones.
     is_disaggregated: bool = False
 
@@ -195,6 +212,12 @@ class Policy:
     def new_predictor(self) -> LengthPredictor:
         """A predictor that knows nothing yet."""
         return length_predictor_named(self.predictor, self.bound)
+
+    def new_generation_queue(self, max_tasks: int, length_quantum: int) -> GenerationQueue:
+        """An empty queue for answers that wait for room."""
+        if self.is_grouping:
+            return LengthGroups(max_tasks, length_quantum=length_quantum)
+        return OneByOne(max_tasks)
 
     def batching_rule(self, max_tokens: int, max_seqs: int) -> BatchingRule:
         """The rule of its mixed workers, within the limits of one iteration."""
@@ -213,6 +236,8 @@ class Policy:
                 return DeadlineFill(OnlineBatchTime(), max_tokens)
             case Batching.DYNAMIC:
                 return DynamicChunk(OnlineBatchTime(), max_tokens)
+            case Batching.FEEDBACK:
+                return FeedbackQueues(OnlineBatchTime(), MlfqSettings(max_seqs, max_tokens))
 
 
 _ECOSERVE = Policy(
@@ -221,6 +246,8 @@ _ECOSERVE = Policy(
     ExactAllocation(),
     Batching.FIT,
     sharing=Sharing.PIPELINE,
+    is_grouping=True,
+    is_decoupled=True,
 )
 
 _ALL = (
@@ -255,9 +282,10 @@ _ALL = (
         growth_reserve=0.01,
         victims=LastArrived(),
         is_preempting_eagerly=True,
+        preemption=Preemption.RECOMPUTE,
         reserves_all_again=False,
     ),
-    # Orca reserves the longest answer that the caller allows.
+    # Orca reserves the longest answer that the caller allows, so nobody ever makes room.
     Policy(
         "orca",
         ArrivalOrder(),
@@ -265,6 +293,7 @@ _ALL = (
         Batching.WHOLE_MIXED,
         predictor="max-tokens",
         growth_reserve=0.0,
+        preemption=Preemption.RECOMPUTE,
     ),
     Policy(
         "sarathi",
@@ -273,6 +302,7 @@ _ALL = (
         growth_reserve=0.01,
         victims=LastArrived(),
         is_preempting_eagerly=True,
+        preemption=Preemption.RECOMPUTE,
         reserves_all_again=False,
     ),
     Policy(
@@ -282,13 +312,25 @@ _ALL = (
         Batching.WAITING_RATIO,
         predictor="max-tokens",
         growth_reserve=0.0,
+        preemption=Preemption.RECOMPUTE,
     ),
     Policy(
         "distserve",
         ArrivalOrder(),
         BlockAllocation(),
         growth_reserve=0.01,
+        preemption=Preemption.FIRST,
         is_disaggregated=True,
+    ),
+    # FastServe: what differs from it as published is told in decode_worker/turn_taking.py.
+    Policy(
+        "fastserve",
+        ArrivalOrder(),
+        BlockAllocation(),
+        Batching.FEEDBACK,
+        growth_reserve=0.01,
+        preemption=Preemption.SWAP,
+        is_queued_on_workers=True,
     ),
     # AccelGen: chunks as large as the tightest goal allows, in order of slack.
     Policy(

@@ -2,8 +2,8 @@
 
 Under overload, first-come order and earliest-deadline order alike spend the machine on tasks that
 have missed their goal already, until every task misses it. Here a task whose time has run out steps
-aside. It is served when nobody else waits, and in a share of all turns besides, so that it never
-waits for ever.
+aside. It is served when nobody else waits, and besides in a share of all work, so that it never
+waits for ever: short ones hardly at all, since they cost hardly anything.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from scheduling.ids import TaskId
 from scheduling.task_queue import Key, TaskQueue
 
-# Of the turns, while both kinds wait.
+# Of the work, while both kinds wait.
 LATE_SHARE = 0.1
 
 
@@ -27,7 +27,8 @@ class TriagedQueue:
         self._late = TaskQueue(max_tasks)
         self._late_at_s: dict[TaskId, float] = {}
         self._late_share = late_share
-        # Turns that late tasks are owed; at least 1: the next one is theirs.
+        self._cost: dict[TaskId, float] = {}
+        # Work that late tasks are owed; as much as the first of them costs: the next turn is its.
         self._credit = 0.0
 
     def __len__(self) -> int:
@@ -51,9 +52,12 @@ class TriagedQueue:
         """Tasks that stepped aside."""
         return len(self._late)
 
-    def push(self, task_id: TaskId, key: Key, late_at_s: float = math.inf) -> None:
-        """Enter or move a task; from `late_at_s` on it yields."""
+    def push(
+        self, task_id: TaskId, key: Key, late_at_s: float = math.inf, cost: float = 1.0
+    ) -> None:
+        """Enter or move a task; from `late_at_s` on it yields. `cost`: in tokens, or any unit."""
         self._late.remove(task_id)
+        self._cost[task_id] = cost
         self._late_at_s.pop(task_id, None)
         if late_at_s < math.inf:
             self._late_at_s[task_id] = late_at_s
@@ -68,19 +72,23 @@ class TriagedQueue:
             self._timely.remove(head)
             self._late.push(head, (late_at_s,))
         late = self._late.peek()
-        return late if head is None or (late is not None and self._credit >= 1) else head
+        if late is None or head is None:
+            return head or late
+        return late if self._credit >= self._cost[late] else head
 
     def take(self, task_id: TaskId) -> None:
         """It had its turn."""
+        cost = self._cost.get(task_id, 0.0)
         if task_id in self._late:
-            self._credit = max(0.0, self._credit - 1)
-        elif len(self._late):
-            self._credit = min(1.0, self._credit + self._late_share)
+            self._credit = max(0.0, self._credit - cost)
+        elif (first := self._late.peek()) is not None:
+            self._credit = min(self._cost[first], self._credit + self._late_share * cost)
         self.remove(task_id)
 
     def remove(self, task_id: TaskId) -> bool:
         """Take a task out wherever it stands; False when it does not wait here."""
         self._late_at_s.pop(task_id, None)
+        self._cost.pop(task_id, None)
         was_timely, was_late = self._timely.remove(task_id), self._late.remove(task_id)
         return was_timely or was_late
 

@@ -120,6 +120,15 @@ class QuarantineCleared:
     task_id: TaskId
 
 
+@dataclass(frozen=True, slots=True)
+class KvSwapped:
+    """Blocks were copied to host memory or back, and so long the engine waited."""
+
+    num_blocks: int
+    copy_s: float
+    is_out: bool
+
+
 WorkerEvent = (
     CommandArrived
     | SessionLost
@@ -129,6 +138,7 @@ WorkerEvent = (
     | KvArrived
     | KvRefused
     | QuarantineCleared
+    | KvSwapped
 )
 
 # --- actions ----------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""python -m simulator simulate|plan ...: behind `tandem simulate` and `tandem plan`."""
+"""python -m simulator simulate|plan|replay ...: behind the commands of `tandem` of these names."""
 
 import sys
 from collections.abc import Sequence
 
-from simulator import command, plan_command
+from simulator import command, plan_command, replay_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -11,6 +11,8 @@ def main(argv: Sequence[str]) -> int:
     match argv:
         case ["plan", *rest]:
             return plan_command.main(rest)
+        case ["replay", *rest]:
+            return replay_command.main(rest)
         case ["simulate", *rest]:
             return command.main(rest)
         case _:

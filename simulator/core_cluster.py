@@ -116,7 +116,7 @@ class CoreCluster:
         core = spec.new_core(hello)
         shares = Shares(growth_reserve=hello.num_growth_blocks)
         book = WorkerLife(hello.worker_id, life)
-        run_now(self.ledger.set_capacity(book, spec.num_blocks, shares))
+        run_now(self.ledger.set_capacity(book, hello.num_blocks, shares))
         self.worker_by_id[hello.worker_id] = SimulatedWorker(hello, core, engine, SessionId(life))
         self.tell(WorkerConnected(hello))
 
@@ -235,8 +235,7 @@ class CoreCluster:
                 case SendReport(_, report):
                     reports.append(report)
                 case SwapOut() | SwapIn():
-                    worker.engine.swap(action)
-                    worker.swap_s += self._timing.swap_s(worker.hello, action)
+                    worker.swap(action, self._timing.swap_s(worker.hello, action))
                 case TellPrefixes(changes):
                     worker.untold_prefixes.extend(changes)
                 case LoadSequence(start, stop):
@@ -356,13 +355,13 @@ class CoreCluster:
             self._audience.planned(worker, self.now)
             return
         times = self._timing.steps(worker.hello, plan)
-        run = StepRun(plan, self.now, self.now + worker.swap_s, times)
+        run = StepRun(plan, self.now, self.now + worker.take_wait_s(times), times)
         if plan.counted is None:
             run.outputs = worker.engine.compute(plan, 1)
         else:
             run.num_steps = worker.engine.num_steps_until_end(plan)
         self._audience.planned(worker, self.now)
-        worker.run, worker.swap_s = run, 0.0
+        worker.run = run
         if run.num_steps > 1 and (worker.load != worker.told_load or worker.untold_prefixes):
             # What the router does not know yet, it would know after one step.
             self._await_news(worker, run, 1)

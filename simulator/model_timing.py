@@ -15,6 +15,9 @@ from scheduling.messages import WorkerHello
 from scheduling.step import StepPlan
 from scheduling.worker_events import Push, SwapIn, SwapOut
 
+LINK_LATENCY_S = 0.0002
+LEDGER_LATENCY_S = 0.0002
+
 
 @dataclass(frozen=True, slots=True)
 class LinearSteps:
@@ -63,9 +66,9 @@ class ModelTiming:
     swap: SwapTimeModel
     block_bytes: int
     # One way, a frame between router and worker.
-    link_latency_s: float = 0.0002
+    link_latency_s: float = LINK_LATENCY_S
     # One script of the ledger: there and back.
-    ledger_latency_s: float = 0.0002
+    ledger_latency_s: float = LEDGER_LATENCY_S
 
     def link_s(self) -> float:
         """See `Timing`."""

@@ -14,6 +14,7 @@ from scheduling.sampling import StopParams
 from scheduling.step import SequenceStart, StepPlan
 from scheduling.worker_events import (
     AwaitKv,
+    KvSwapped,
     SampledOutput,
     SessionId,
     SwapIn,
@@ -21,6 +22,7 @@ from scheduling.worker_events import (
     WorkerEvent,
 )
 from simulator.step_log import StepLog, StepRun
+from simulator.timing import StepTimes
 
 
 class SimulatedEngine(Protocol):
@@ -87,3 +89,21 @@ class SimulatedWorker:
 
     def __post_init__(self) -> None:
         self.load = self.core.load
+
+    def take_wait_s(self, times: StepTimes) -> float:
+        """How long the next iteration waits for copies.
+
+        A worker that moves KV by itself does so ahead of need (FastServe): beside that iteration,
+        which is longer only where the copies are.
+        """
+        wait_s, self.swap_s = self.swap_s, 0.0
+        if wait_s and self.hello.max_task_blocks:
+            return max(0.0, wait_s - times.end_s(1))
+        return wait_s
+
+    def swap(self, action: SwapOut | SwapIn, copy_s: float) -> None:
+        """Blocks move to host memory or back; the next iteration waits for it."""
+        self.engine.swap(action)
+        self.swap_s += copy_s
+        is_out = isinstance(action, SwapOut)
+        self.core.handle(KvSwapped(len(action.block_ids), copy_s, is_out))

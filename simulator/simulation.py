@@ -6,15 +6,17 @@ iterations take as long as the hardware's model says; all else is the router's a
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.memory_ledger import MemoryLedger
+from decode_worker.core import DecodeCore
 from router.core import RouterCore
 from router.events import EmitFailed, EmitFinished, EmitTokens, RequestArrived, RequestSpec
 from router.state import RouterSettings
 from runtime.clock import ManualClock
 from scheduling.batch_time import shape_of
+from scheduling.batch_time_online import PassTimeError
 from scheduling.errors import TandemError
 from scheduling.ids import RequestId
 from scheduling.lifecycle import TERMINAL
@@ -31,7 +33,7 @@ from simulator.metrics.recorder import RunRecorder
 from simulator.metrics.request_outcome import Status
 from simulator.metrics.role_tally import Iteration, WorkerSample
 from simulator.metrics.run_record import RunRecord
-from simulator.model_timing import ModelTiming
+from simulator.model_timing import LEDGER_LATENCY_S, LINK_LATENCY_S, ModelTiming
 from simulator.prompts import PromptTokens
 from simulator.simulated_worker import SimulatedWorker
 from simulator.slo import RequestSlo
@@ -63,6 +65,11 @@ class Scenario:
     swap_bytes: int = 0
     # 1: each step and each token is an event of its own. The outcome is the same, later.
     max_untold_tokens: int = MAX_UNTOLD_TOKENS
+    # Callers allow each answer exactly what it takes, instead of max_tokens.
+    are_lengths_allowed: bool = False
+    # A frame between router and worker, one way, and a question to the ledger with its answer.
+    link_latency_s: float = LINK_LATENCY_S
+    ledger_latency_s: float = LEDGER_LATENCY_S
 
 
 @dataclass(slots=True)
@@ -102,6 +109,8 @@ class Simulation:
             transfer=hardware.transfer.model(),
             swap=hardware.swap_model(),
             block_bytes=hardware.kv.bytes_per_token * hardware.kv.block_size,
+            link_latency_s=scenario.link_latency_s,
+            ledger_latency_s=scenario.ledger_latency_s,
         )
         clock = ManualClock()
         self._cluster = CoreCluster(router, MemoryLedger(clock), timing, self, clock)
@@ -126,12 +135,24 @@ class Simulation:
         while not self._cluster.run_some(_EVENTS_AT_ONCE):
             if not goes_on(self._cluster.now):
                 break
-        return self._recorder.finish(self._cluster.now)
+        return replace(
+            self._recorder.finish(self._cluster.now),
+            length_calibration=self._cluster.router.state.calibration.report(),
+            pass_time_error_by_role=self._pass_time_errors(),
+        )
 
     @property
     def now(self) -> float:
         """Virtual seconds since the beginning."""
         return self._cluster.now
+
+    def _pass_time_errors(self) -> dict[str, PassTimeError]:
+        worst: dict[str, PassTimeError] = {}
+        for worker in self._cluster.worker_by_id.values():
+            role, error = worker.hello.role, worker.core.load.pass_time_error
+            if error is not None and (role not in worst or error.p90 > worst[role].p90):
+                worst[role] = error
+        return worst
 
     # --- what callers do ----------------------------------------------------------------------
 
@@ -179,12 +200,16 @@ class Simulation:
 
     def _spec_of(self, number: int, request: TraceRequest, slo: RequestSlo) -> RequestSpec:
         is_cached = self._scenario.prefix_caching
+        num_output_tokens = min(request.num_output_tokens, self._scenario.max_tokens)
+        are_lengths_allowed = self._scenario.are_lengths_allowed
         return RequestSpec(
             request_id=RequestId(str(number)),
             prompt_token_ids=self._prompts.of(number, request),
             # The engine knows by the seed whose answer it counts.
             sampling=SamplingParams(temperature=0.0, seed=number),
-            stop=StopParams(self._scenario.max_tokens),
+            stop=StopParams(
+                num_output_tokens if are_lengths_allowed else self._scenario.max_tokens
+            ),
             num_choices=1,
             tenant=request.tenant,
             session=request.session,
@@ -194,7 +219,7 @@ class Simulation:
             deadline_s=None,
             # None: the router hashes the prompt's blocks itself.
             prefix=None if is_cached else PromptPrefix((), ""),
-            known_output_tokens=min(request.num_output_tokens, self._scenario.max_tokens),
+            known_output_tokens=num_output_tokens,
         )
 
     # --- what they hear: an `Audience` ----------------------------------------------------------
@@ -232,7 +257,10 @@ class Simulation:
         """See `Audience`."""
         pool, load, engine = worker.core.pool, worker.load, worker.engine
         assert isinstance(engine, CountingEngine)
-        num_written = engine.num_written_tokens / worker.hello.block_size
+        num_written_tokens = engine.num_written_tokens
+        if isinstance(worker.core, DecodeCore):
+            num_written_tokens += worker.core.held.num_kv_tokens
+        num_written = num_written_tokens / worker.hello.block_size
         num_allocated = pool.num_blocks - pool.num_free_blocks
         if self._scenario.prefix_caching:
             # The engine counts what sequences share once for each of them.
@@ -241,7 +269,7 @@ class Simulation:
         sample = WorkerSample(num_allocated, num_written, load.num_running, load.num_waiting)
         self._recorder.sampled(worker.hello.worker_id, now, sample)
         state = self._cluster.router.state
-        waiting = len(state.prompt_queue), len(state.generation_queue)
+        waiting = len(state.prompt_queue), state.num_waiting_answers
         if waiting != self._num_waiting:
             self._num_waiting = waiting
             self._recorder.queued(now, *waiting)
@@ -278,6 +306,8 @@ def worker_spec(role: str, scenario: Scenario, policy: Policy) -> WorkerSpec:
         victims=policy.victims,
         is_preempting_eagerly=policy.is_preempting_eagerly,
         num_swap_blocks=0 if role == "prefill" else scenario.swap_bytes // block_bytes,
+        preemption=policy.preemption,
+        swap_bytes_per_s=hardware.swap_model().out.bytes_per_s,
         prefix_caching=scenario.prefix_caching,
         max_untold_tokens=scenario.max_untold_tokens,
         batching=policy.batching_rule(limits.max_num_batched_tokens, limits.max_num_seqs),

@@ -2,7 +2,9 @@
 
 import random
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from cluster.ledger import Ledger, WorkerBook
 from cluster.memory_ledger import MemoryLedger
@@ -17,6 +19,7 @@ from router.events import (
 )
 from router.state import RouterSettings
 from runtime.clock import ManualClock
+from scheduling.batch_time_recovery import Preemption
 from scheduling.ids import RequestId, WorkerId
 from scheduling.length_quantiles import OnlineQuantiles
 from scheduling.policy import GROWTH_RESERVE, Policy, policy_named
@@ -96,6 +99,7 @@ class CheckedCluster(CoreCluster):
         growth_reserve: float = GROWTH_RESERVE,
         policy: Policy | None = None,
         max_untold_tokens: int = 1,
+        preemption: Preemption = Preemption.FIRST,
     ) -> None:
         self.heard = Heard()
         self.is_counting = max_untold_tokens > 1
@@ -112,6 +116,9 @@ class CheckedCluster(CoreCluster):
             num_swap_blocks=num_swap_blocks,
             growth_reserve=growth_reserve,
             max_untold_tokens=max_untold_tokens,
+            preemption=preemption,
+            # A block is a byte: where costs decide, both ways cost about the same.
+            swap_bytes_per_s=800.0,
         )
         if policy is not None:
             self._spec = replace(
@@ -119,6 +126,9 @@ class CheckedCluster(CoreCluster):
                 victims=policy.victims,
                 is_preempting_eagerly=policy.is_preempting_eagerly,
             )
+        if policy is not None and policy.is_queued_on_workers:
+            limits = self._spec.max_num_batched_tokens, max_num_seqs
+            self._spec = replace(self._spec, batching=policy.batching_rule(*limits))
 
     def start_worker(
         self, worker_id: str, role: str, num_blocks: int, compatibility: str = "same"
@@ -127,6 +137,18 @@ class CheckedCluster(CoreCluster):
         spec = replace(self._spec, role=role, num_blocks=num_blocks, compatibility=compatibility)
         engine = CheckedEngine(worker_id, spec.block_size, is_counting=self.is_counting)
         self.add_worker(worker_id, spec, engine)
+
+    def restart_worker(self, worker_id: str) -> None:
+        """It dies, and a new life of it, as large as it was, connects at once."""
+        hello = self.worker_by_id[WorkerId(worker_id)].hello
+        self.kill_worker(worker_id)
+        num_blocks = hello.max_task_blocks or hello.num_blocks
+        self.start_worker(worker_id, hello.role, num_blocks, hello.compatibility)
+
+    def restart_workers(self, deaths: Iterable[tuple[str, float]]) -> None:
+        """Each of them after so many seconds."""
+        for worker_id, after_s in deaths:
+            self.at(after_s, partial(self.restart_worker, worker_id))
 
     def engine_of(self, worker_id: str) -> CheckedEngine:
         """Its engine and KV memory."""
@@ -155,6 +177,7 @@ class Swapping:
 
     num_blocks: int
     max_parked_s: float = 1.0
+    preemption: Preemption = Preemption.FIRST
 
 
 NO_SWAPPING = Swapping(0)
@@ -209,6 +232,7 @@ def new_cluster(
         num_swap_blocks=swapping.num_blocks,
         policy=chosen,
         max_untold_tokens=max_untold_tokens,
+        preemption=swapping.preemption,
     )
     if worker_ids is None:
         worker_ids = ("prefill-0", *(f"decode-{number}" for number in range(num_decode)))
@@ -223,6 +247,20 @@ def start(cluster: CheckedCluster, number: int, ask: Ask) -> None:
     cluster.tell(RequestArrived(spec))
     if ask.cancel_after_s is not None:
         cluster.at(ask.cancel_after_s, lambda: cluster.tell(CallerLeft(spec.request_id)))
+
+
+def asks_at_once(num_asks: int) -> list[Ask]:
+    """Prompts of 10 tokens, answers of exactly 16; no two begin alike."""
+    return [Ask(tuple(range(n, n + 10)), 16, 1, 0.0, None, None, 0) for n in range(num_asks)]
+
+
+def run_and_check(cluster: CheckedCluster, wanted: list[Ask]) -> None:
+    """Send each request at its time; in the end every answer is right and nothing is left."""
+    for number, ask in enumerate(wanted):
+        cluster.at(ask.at_s, partial(start, cluster, number, ask))
+    cluster.run()
+    check_answers(cluster, wanted)
+    check_empty(cluster)
 
 
 def check_answers(cluster: CheckedCluster, wanted: list[Ask]) -> None:

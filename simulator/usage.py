@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from router.recording.file import RecordingUnreadable
 from simulator.cluster_spec import ClusterSpecInvalid
 from simulator.hardware.description import HardwareUnreadable
 from simulator.report.canvas import PlotsUnavailable
@@ -16,7 +17,7 @@ from simulator.traces.errors import TraceError, TraceOptionInvalid, TraceRateMis
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 _WRONG_USAGE = (ClusterSpecInvalid, SloTextInvalid, TraceOptionInvalid, TraceRateMissing)
-_FAILED = (TraceError, HardwareUnreadable, PlotsUnavailable, OSError)
+_FAILED = (TraceError, HardwareUnreadable, PlotsUnavailable, RecordingUnreadable, OSError)
 MAX_RATE = 1e9
 MAX_COUNT = 1_000_000_000
 

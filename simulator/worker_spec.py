@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from decode_worker.core import DecodeCore
-from decode_worker.kv_swapping import Preemption
-from decode_worker.settings import DecodeSettings
+from decode_worker.settings import ROOMY_GROWTH_BLOCKS, DecodeSettings
+from decode_worker.turn_taking import new_core
 from prefill_worker.core import PrefillCore, PrefillSettings
+from scheduling.batch_time_recovery import Preemption
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import FillToTarget
 from scheduling.ids import Incarnation, WorkerId
@@ -27,7 +28,9 @@ class WorkerSpec:
     num_swap_blocks: int = 0
     # Share of the pool of a decode or mixed worker.
     growth_reserve: float = GROWTH_RESERVE
-    preemption: Preemption = Preemption.AUTO
+    preemption: Preemption = Preemption.FIRST
+    # Assumed of copies to host memory and back before the first.
+    swap_bytes_per_s: float = 4e9
     prefix_caching: bool = True
     # None: decode tokens first, prompts up to max_num_batched_tokens.
     batching: BatchingRule | None = None
@@ -41,17 +44,19 @@ class WorkerSpec:
     def hello(self, worker_id: WorkerId, life: Incarnation) -> WorkerHello:
         """What it says of itself."""
         reserve = growth_reserve_blocks(self.num_blocks, self.growth_reserve)
+        num_host_blocks = None if self.role == "prefill" else self._settings.num_host_blocks
         return WorkerHello(
             protocol_version=PROTOCOL_VERSION,
             worker_id=worker_id,
             incarnation=life,
             role=self.role,
-            num_blocks=self.num_blocks,
+            num_blocks=self.num_blocks + (num_host_blocks or 0),
             block_size=self.block_size,
             max_num_seqs=self.max_num_seqs,
             compatibility=self.compatibility,
             model_fingerprint="model",
             num_growth_blocks=0 if self.role == "prefill" else reserve,
+            max_task_blocks=0 if num_host_blocks is None else self.num_blocks,
         )
 
     def new_core(self, hello: WorkerHello) -> PrefillCore | DecodeCore:
@@ -75,16 +80,23 @@ class WorkerSpec:
             hello.incarnation,
             "here",
         )
-        settings = DecodeSettings(
+        return new_core(self._settings, export)
+
+    @property
+    def _settings(self) -> DecodeSettings:
+        return DecodeSettings(
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             max_num_seqs=self.max_num_seqs,
+            roomy_growth_blocks=ROOMY_GROWTH_BLOCKS,
             prefix_caching=self.prefix_caching,
             num_swap_blocks=self.num_swap_blocks,
             preemption=self.preemption,
+            swap_bytes_per_s=self.swap_bytes_per_s,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            is_mixed=self.role == "mixed",
             batching=self.batching or FillToTarget(self.max_num_batched_tokens),
             victims=self.victims,
             is_eager=self.is_preempting_eagerly,
             max_untold_tokens=self.max_untold_tokens,
         )
-        return DecodeCore(settings, export)

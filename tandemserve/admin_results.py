@@ -7,6 +7,7 @@ __all__ = [
     "CancelOutcome",
     "ClusterStatus",
     "Holding",
+    "LengthCalibration",
     "QueuedTask",
     "Queues",
     "RequestFilter",
@@ -19,6 +20,24 @@ __all__ = [
     "WorkerReservations",
     "WorkerView",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthCalibration:
+    """What became of one router's latest predictions of response lengths."""
+
+    # Empty: over all of them.
+    tenant: str
+    num_answers: int
+    # Of these, cut at max_tokens.
+    num_cut: int
+    # Share of the answers that were no longer than the bound.
+    covered_share: float
+    # Between the predicted mean and the answer: tokens, and a share of the answer.
+    mean_absolute_error: float
+    mean_relative_error: float
+    # Tokens of all bounds for each token of all answers.
+    allocation_factor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +64,8 @@ class ClusterStatus:
     num_output_tokens: int
     num_preemptions: int
     num_migrations: int
+    # Over all tenants first, then of each that had an answer lately; empty before the first answer.
+    length_calibration: tuple[LengthCalibration, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +95,11 @@ class WorkerView:
     # Blocks of host memory for KV that had to leave the device; both 0 where there are none.
     num_swap_blocks: int = 0
     num_free_swap_blocks: int = 0
+    # Passes that were timed since the worker started, and how far its model of them was off over
+    # the last ones: |predicted - measured| / measured.
+    num_timed_passes: int = 0
+    pass_error_median: float = 0.0
+    pass_error_p90: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

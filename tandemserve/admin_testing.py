@@ -27,7 +27,12 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.GetStatusResponse:
         self.arrived(request, context)
         return admin_pb2.GetStatusResponse(
-            router_id="router-0", version="0.1.0", uptime_s=1.5, model="fake", policy="default"
+            router_id="router-0",
+            version="0.1.0",
+            uptime_s=1.5,
+            model="fake",
+            policy="default",
+            length_calibration=[_calibration(""), _calibration("acme")],
         )
 
     def ListWorkers(  # noqa: N802
@@ -107,6 +112,21 @@ def _worker_view() -> admin_pb2.WorkerView:
         num_tasks=2,
         num_swap_blocks=32,
         num_free_swap_blocks=31,
+        num_timed_passes=640,
+        pass_error_median=0.031,
+        pass_error_p90=0.12,
+    )
+
+
+def _calibration(tenant: str) -> admin_pb2.LengthCalibration:
+    return admin_pb2.LengthCalibration(
+        tenant=tenant,
+        num_answers=40,
+        num_cut=3,
+        covered_share=0.9,
+        mean_absolute_error=21.5,
+        mean_relative_error=0.4,
+        allocation_factor=1.75,
     )
 
 

@@ -1,7 +1,7 @@
 """The events of one generation, for asyncio. The decisions are in `generation.py`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +33,8 @@ class AsyncStream(AsyncIterator[Event]):
         self._failure: TandemError | None = None
         self._call: AsyncResponseStream
         self._responses: AsyncIterator[inference_pb2.GenerateResponse]
+        # Of the newest message, what was not taken yet.
+        self._news: Iterator[Event] = iter(())
         self._start()
 
     @property
@@ -54,6 +56,7 @@ class AsyncStream(AsyncIterator[Event]):
     def cancel(self) -> None:
         """Stop the request; the reader gets RequestCancelled. Harmless when it has ended."""
         self._cancelled.set()
+        self._news = iter(())
         self._call.cancel()
 
     def __aiter__(self) -> Self:
@@ -92,6 +95,9 @@ class AsyncStream(AsyncIterator[Event]):
     async def _advance(self) -> Event | None:
         """The next event; None at the end."""
         while True:
+            event = next(self._news, None)
+            if event is not None:
+                return event
             try:
                 response = await anext(self._responses)
             except StopAsyncIteration:
@@ -107,9 +113,7 @@ class AsyncStream(AsyncIterator[Event]):
                 if not await self._recover(failure):
                     return None
                 continue
-            event = self._generation.receive(response)
-            if event is not None:
-                return event
+            self._news = self._generation.receive(response)
 
     async def _recover(self, failure: aio.AioRpcError) -> bool:
         """Wait and start another attempt; False when none is needed. Raises: TandemError."""

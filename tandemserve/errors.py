@@ -13,6 +13,8 @@ TandemError
 ├── StateUnavailable           the cluster's shared state gives no answer; serving goes on
 ├── DeadlineExceeded
 ├── RequestCancelled
+├── ReaderTooSlow             more of the answer waited to be read than is kept
+├── BeginningForgotten        the answer runs, its first tokens are not kept any more
 ├── WorkerFailed               a worker failed the request too often
 ├── KvCorrupted                moved KV did not pass its check; no token was produced from it
 ├── StaleIncarnation           the message belongs to an earlier life of a process
@@ -30,6 +32,7 @@ TandemError
 from typing import ClassVar
 
 __all__ = [
+    "BeginningForgotten",
     "CanNeverFit",
     "ClientClosed",
     "ClientError",
@@ -47,6 +50,7 @@ __all__ = [
     "PermissionDenied",
     "ProtocolViolation",
     "QueueFull",
+    "ReaderTooSlow",
     "RequestCancelled",
     "StaleIncarnation",
     "StateUnavailable",
@@ -163,6 +167,18 @@ class RequestCancelled(TandemError):
     """The request was cancelled, here or by an operator."""
 
     code = "cancelled"
+
+
+class ReaderTooSlow(TandemError):
+    """More of the answer waited to be read than the router keeps; the cluster stopped."""
+
+    code = "reader_too_slow"
+
+
+class BeginningForgotten(TandemError):
+    """The answer runs, and its first tokens are not kept any more; the message says from where."""
+
+    code = "beginning_forgotten"
 
 
 class WorkerFailed(TandemError):

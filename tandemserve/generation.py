@@ -4,13 +4,15 @@
 for a clean one. Time arrives as an argument, waiting is left to the caller.
 """
 
+from collections.abc import Iterator
+
 from tandemserve.api.v1 import inference_pb2
 from tandemserve.errors import RequestCancelled
 from tandemserve.replay import Replay
 from tandemserve.results import Accepted, Completion, Event
 from tandemserve.retry import Attempts
 from tandemserve.rpc_errors import RpcFailure, error_from_rpc
-from tandemserve.wire import event_from
+from tandemserve.wire import events_from
 
 
 class Generation:
@@ -60,18 +62,16 @@ class Generation:
                 resume.choices.add(index=index, token_ids=token_ids, is_finished=is_finished)
         return resume
 
-    def receive(self, response: inference_pb2.GenerateResponse) -> Event | None:
-        """The news in a message, None where there are none.
+    def receive(self, response: inference_pb2.GenerateResponse) -> Iterator[Event]:
+        """The news in a message, to be taken before the next message.
 
-        Raises: ProtocolViolation.
+        Raises: ProtocolViolation, behind the news that came before it.
         """
-        event = event_from(response)
-        if event is None:
-            return None
-        news = self._replay.receive(response.request_id, event)
-        if news is not None:
-            self._attempts.progressed()
-        return news
+        for event in events_from(response):
+            news = self._replay.receive(response.request_id, event)
+            if news is not None:
+                self._attempts.progressed()
+                yield news
 
     def fail(self, failure: RpcFailure, now: float) -> float | None:
         """Seconds to wait before the next attempt; None when nothing is missing any more.

@@ -8,7 +8,7 @@ threads without threading.Thread, whose `start` waits for the new thread with a 
 
 import _thread
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -95,6 +95,8 @@ class Pump:
         self._generation = generation
         self._waiter = Waiter(connection.sleep)
         self._call: ResponseStream | None = None
+        # Of the newest message, what was not taken yet.
+        self._news: Iterator[Event] = iter(())
         self._pid = os.getpid()
         # None is the end. One credit is one event that may be made ready.
         self._events: SimpleQueue[Event | _Raised | None] = SimpleQueue()
@@ -146,6 +148,9 @@ class Pump:
     def _advance(self) -> Event | None:
         """The next event; None at the end."""
         while True:
+            event = next(self._news, None)
+            if event is not None:
+                return event
             try:
                 response = next(cast("ResponseStream", self._call))
             except StopIteration:
@@ -155,9 +160,7 @@ class Pump:
                 if not self._recover(cast(RpcFailure, failure)):
                     return None
                 continue
-            event = self._generation.receive(response)
-            if event is not None:
-                return event
+            self._news = self._generation.receive(response)
 
     def _recover(self, failure: RpcFailure) -> bool:
         """Wait and start another attempt; False when none is needed. Raises: TandemError."""

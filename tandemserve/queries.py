@@ -16,6 +16,7 @@ from tandemserve.admin_results import (
     CancelOutcome,
     ClusterStatus,
     Holding,
+    LengthCalibration,
     QueuedTask,
     Queues,
     RequestFilter,
@@ -99,7 +100,11 @@ def status() -> Query[ClusterStatus]:
         _admin("GetStatus"),
         admin_pb2.GetStatusRequest(),
         admin_pb2.GetStatusResponse,
-        lambda response: wire.mirrored(ClusterStatus, response),
+        lambda response: wire.mirrored(
+            ClusterStatus,
+            response,
+            length_calibration=_all_mirrored(LengthCalibration, response.length_calibration),
+        ),
     )
 
 

@@ -22,7 +22,17 @@ from tandemserve.admin_testing import FakeAdmin
 from tandemserve.api.v1 import admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from tandemserve.rpc_errors import ERROR_DOMAIN
 
-__all__ = ["Fail", "FakeInferenceServer", "Hold", "Script", "accept", "answer", "finish", "say"]
+__all__ = [
+    "Fail",
+    "FakeInferenceServer",
+    "Hold",
+    "Script",
+    "accept",
+    "answer",
+    "finish",
+    "joined",
+    "say",
+]
 
 # Longer than any test; a handler that waits longer is a test that hangs.
 _PATIENCE_S = 30.0
@@ -87,6 +97,16 @@ def finish(num_output_tokens: int, index: int = 0) -> inference_pb2.GenerateResp
         ),
     )
     return inference_pb2.GenerateResponse(finished=finished)
+
+
+def joined(
+    first: inference_pb2.GenerateResponse, *others: inference_pb2.GenerateResponse
+) -> inference_pb2.GenerateResponse:
+    """Several events in one message."""
+    response = inference_pb2.GenerateResponse()
+    response.CopyFrom(first)
+    response.following.extend(others)
+    return response
 
 
 def answer(text: str, index: int = 0) -> Script:

@@ -2,7 +2,7 @@
 field cannot hold at all, are judged here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar
@@ -157,6 +157,7 @@ def generate_request(
         tenant=read.text("tenant"),
         session=read.text("session"),
         cache_salt=read.text("cache_salt"),
+        joins_events=True,
     )
     ttft_ms, tpot_ms = read.number("ttft_ms"), read.number("tpot_ms")
     if ttft_ms is not None or tpot_ms is not None:
@@ -258,8 +259,16 @@ def mirrored(result_class: "type[D]", message: Message, **overrides: object) -> 
     return result_class(**values)
 
 
+def events_from(response: inference_pb2.GenerateResponse) -> Iterator[Accepted | Event]:
+    """The events of a message in order; none of a kind that a later version may add."""
+    for part in (response, *response.following):
+        event = event_from(part)
+        if event is not None:
+            yield event
+
+
 def event_from(response: inference_pb2.GenerateResponse) -> Accepted | Event | None:
-    """The event of a message; None for a kind that a later version may add."""
+    """A message's own event; None for a kind that a later version may add."""
     match response.WhichOneof("event"):
         case "accepted":
             return mirrored(Accepted, response.accepted)

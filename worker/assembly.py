@@ -80,6 +80,8 @@ class RoleParts:
     prepare_peer: Callable[[KvExport], None] = _push_to_nobody
     # Blocks that only running answers may take, where the role has such.
     num_growth_blocks: int = 0
+    # Of host memory, that count as room beside the pool; None where they do not.
+    num_host_blocks: int | None = None
 
 
 BuildRole = Callable[[Workplace], RoleParts]
@@ -134,14 +136,14 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
     num_threads = resolve_num_threads(config.num_threads)
     torch.set_num_threads(num_threads)
     with engine_errors_in_one_line():
-        folder = open_model_folder(config.model)
+        folder = open_model_folder(config.model, config.max_model_len)
         dtype = _resolve_dtype(config, folder)
         # The kernels are for CPUs, FlashInfer is not.
         kernels = "torch" if config.attention == "flashinfer" else config.attention
         model = load_model(folder, dtype, config.device, kernels)
         tokenizer = Tokenizer.from_folder(config.model)
         weights = weights_fingerprint(folder)
-        fingerprint = model_fingerprint(config.model)
+        fingerprint = model_fingerprint(config.model, folder.config.rope_choice)
     if config.device != "cpu":
         raise StartupError(
             "KV transfer between GPU pools is not available yet; start the worker with --device cpu"
@@ -168,7 +170,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         worker_id=WorkerId(config.worker_id),
         incarnation=incarnation,
         role=config.role,
-        num_blocks=num_blocks,
+        num_blocks=num_blocks + (parts.num_host_blocks or 0),
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         compatibility=_compatibility(weights, layout, runner.arithmetic),
@@ -176,6 +178,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         export=parts.export,
         max_message_bytes=config.max_message_bytes,
         num_growth_blocks=parts.num_growth_blocks,
+        max_task_blocks=0 if parts.num_host_blocks is None else num_blocks,
     )
     log.info(
         "engine_ready",

@@ -5,6 +5,7 @@ reports leave through a callback that must not block. It waits when there is not
 when other engines of the machine have the cores, and then for the next event or the next look.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Protocol, assert_never
 from engine.runner import InvalidSequence, LogitsNotFinite, Runner
 from runtime.clock import Clock, MonotonicClock
 from runtime.logging import get_logger
+from scheduling.batch_time import shape_of_plan
 from scheduling.messages import WorkerLoad
 from scheduling.prefix_index import PrefixChanges
 from scheduling.sampling import StopParams
@@ -115,6 +117,9 @@ class EngineLoop:
         # Slots of sequences that the engine did not take; the core drops them at once.
         self._refused: set[int] = set()
         self._is_stopping = False
+        # Where debug lines are wanted: when the latest pass was planned, and what it holds.
+        self._tells_passes = log.is_enabled_for(logging.DEBUG)
+        self._computed: tuple[float, StepPlan] | None = None
         self.pulse = EnginePulse()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         # Set when the thread ended by itself: a defect, the worker cannot go on.
@@ -149,6 +154,7 @@ class EngineLoop:
             self._prepare_thread()
             has_work = False
             while not self._is_stopping:
+                follows_at_once = has_work
                 events = self._take_events(has_work)
                 self.pulse.begin()
                 for event in events:
@@ -157,6 +163,7 @@ class EngineLoop:
                     self._perform(self._core.handle(event))
                 has_work = self._take_turn()
                 self._flush()
+                self._tell_pass(follows_at_once)
                 self.pulse.end()
         except BaseException as error:
             # A defect in the core or its bookkeeping: nothing after it can be trusted.
@@ -199,7 +206,8 @@ class EngineLoop:
         return has_work
 
     def _iterate(self) -> bool:
-        actions, plan = self._core.plan(self._clock.now())
+        began_at_s = self._clock.now()
+        actions, plan = self._core.plan(began_at_s)
         self._perform(actions)
         if self._refused:
             message = "a token id or a block is none of this model's; see the worker's log"
@@ -219,7 +227,26 @@ class EngineLoop:
             self._perform(self._core.handle(StepFailed(message, slots)))
             return True
         self._perform(self._core.handle(StepFinished(outputs, result.prompt_logprobs)))
+        if self._tells_passes:
+            self._computed = began_at_s, plan
         return True
+
+    def _tell_pass(self, follows_at_once: bool) -> None:
+        """`follows_at_once`: the engine did not wait for anything since the pass before."""
+        if self._computed is None:
+            return
+        (began_at_s, plan), self._computed = self._computed, None
+        shape = shape_of_plan(plan)
+        log.debug(
+            "pass_computed",
+            began_at_s=began_at_s,
+            ended_at_s=self._clock.now(),
+            follows_at_once=follows_at_once,
+            num_decode=shape.num_decode,
+            decode_context=shape.decode_context,
+            num_prompt_tokens=shape.num_prompt_tokens,
+            prompt_attention=shape.prompt_attention,
+        )
 
     def _perform(self, actions: list[WorkerAction]) -> None:
         for action in actions:

@@ -16,6 +16,7 @@ from scheduling.worker_events import (
     KvAction,
     KvArrived,
     KvRefused,
+    KvSwapped,
     Push,
     QuarantineCleared,
     RevokeKv,
@@ -59,6 +60,8 @@ class KvReceive:
         self._clock = clock
         self._awaited: dict[TaskId, _Awaited] = {}
         self._quarantined: dict[TaskId, tuple[BlockId, ...]] = {}
+        # Not told yet; at most those of one turn of the engine.
+        self._swapped: list[KvSwapped] = []
 
     @property
     def is_polling(self) -> bool:
@@ -81,18 +84,19 @@ class KvReceive:
                 assert self._swap is not None
                 started_s = self._clock.now()
                 num_copies = self._swap.take_out(block_ids, swap_block_ids)
-                self._log_copies("kv_swapped_out", len(block_ids), num_copies, started_s)
+                self._note_copies(len(block_ids), num_copies, started_s, is_out=True)
             case SwapIn(swap_block_ids, block_ids):
                 assert self._swap is not None
                 started_s = self._clock.now()
                 num_copies = self._swap.bring_back(swap_block_ids, block_ids)
-                self._log_copies("kv_swapped_in", len(block_ids), num_copies, started_s)
+                self._note_copies(len(block_ids), num_copies, started_s, is_out=False)
             case Push() | CancelPush():
                 raise ValueError(f"a decode worker pushes no KV: {action}")
 
     def poll(self) -> list[WorkerEvent]:
-        """What arrived, failed or was cleared since the last look."""
-        events: list[WorkerEvent] = []
+        """What arrived, failed, was cleared or swapped since the last look."""
+        events: list[WorkerEvent] = [*self._swapped]
+        self._swapped.clear()
         for task_id, awaited in list(self._awaited.items()):
             event = self._look_at(task_id, awaited)
             if event is not None:
@@ -104,9 +108,13 @@ class KvReceive:
                 events.append(QuarantineCleared(task_id))
         return events
 
-    def _log_copies(self, event: str, num_blocks: int, num_copies: int, started_s: float) -> None:
-        copy_ms = round(1000 * (self._clock.now() - started_s), 3)
+    def _note_copies(
+        self, num_blocks: int, num_copies: int, started_s: float, *, is_out: bool
+    ) -> None:
+        copy_s = self._clock.now() - started_s
+        event, copy_ms = "kv_swapped_out" if is_out else "kv_swapped_in", round(1000 * copy_s, 3)
         log.info(event, num_blocks=num_blocks, num_copies=num_copies, copy_ms=copy_ms)
+        self._swapped.append(KvSwapped(num_blocks, copy_s, is_out))
 
     def _look_at(self, task_id: TaskId, awaited: _Awaited) -> WorkerEvent | None:
         arrival = self._receiver.poll(awaited.block_ids, awaited.generations)

@@ -307,8 +307,17 @@ class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
             # Its tasks end now: its writer may be stuck in a frame that is never taken.
             self._cut(session, *_READS_TOO_SLOWLY)
             return
+        is_known = session.told is not None and session.told.pass_time_error is load.pass_time_error
         session.told = load
-        for frame in encode_reports(reports, load, self._prefixes.take(session.session_id)):
+        prefixes = self._prefixes.take(session.session_id)
+        frames = encode_reports(
+            reports,
+            load,
+            prefixes,
+            has_openings=session.hello.reads_openings,
+            tells_pass_times=not is_known,
+        )
+        for frame in frames:
             session.outbox.put_nowait(frame)
 
     def _forget(self, session: _Session) -> None:

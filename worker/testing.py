@@ -4,7 +4,7 @@ They show what a router does under loads that no engine of a test machine could 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from scheduling.messages import (
     PrefillStarted,
     PushTo,
     Report,
+    SequenceSpec,
     StartDecode,
     StartPrefill,
     TaskReleased,
@@ -52,6 +53,7 @@ _TTL_S = 600.0
 @dataclass(slots=True)
 class _Task:
     session_id: SessionId
+    token_id: int = TOKEN_ID
     max_tokens: int = 0
     num_output: int = 0
     is_running: bool = False
@@ -69,6 +71,8 @@ class FakeWorker:
     # New prompts are taken and not answered.
     holds_prompts: bool = False
     max_message_bytes: int = 64 * 1024 * 1024
+    # Every token of an answer, by what is asked.
+    token_of: Callable[[SequenceSpec], int] = lambda _: TOKEN_ID
     sessions: WorkerSessions = field(init=False)
     export: KvExport = field(init=False)
     # How many tokens each running answer gets in one turn, and the pause after it.
@@ -128,7 +132,8 @@ class FakeWorker:
             case StartPrefill():
                 self.num_prompts += 1
                 spec = command.sequence
-                task = _Task(session_id, spec.stop.max_tokens, len(spec.output_token_ids))
+                token_id, num_output = self.token_of(spec), len(spec.output_token_ids)
+                task = _Task(session_id, token_id, spec.stop.max_tokens, num_output)
                 self._task_by_id[task_id] = task
                 self._say(session_id, PrefillStarted(task_id))
                 if not self.holds_prompts:
@@ -140,7 +145,8 @@ class FakeWorker:
                     self._push(task_id, task)
             case AdmitGeneration():
                 spec = command.sequence
-                self._task_by_id[task_id] = _Task(session_id, spec.stop.max_tokens)
+                task = _Task(session_id, self.token_of(spec), spec.stop.max_tokens)
+                self._task_by_id[task_id] = task
                 blocks = tuple(BlockId(number) for number in range(command.num_blocks))
                 generations = tuple(Generation(1) for _ in blocks)
                 target = KvTarget(command.transfer_id, self.export, blocks, generations)
@@ -171,7 +177,7 @@ class FakeWorker:
     def _tokens(self, task_id: TaskId, task: _Task, count: int) -> None:
         first, task.num_output = task.num_output, task.num_output + count
         is_last = task.num_output >= task.max_tokens
-        ids = (TOKEN_ID,) * count
+        ids = (task.token_id,) * count
         finish = "length" if is_last else None
         report = TokensEmitted(task_id, first, ids, self.text * count, finish_reason=finish)
         self._say(task.session_id, report)

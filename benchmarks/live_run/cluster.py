@@ -1,14 +1,16 @@
 """A local cluster under a drawn load at real time: router recorded, workers logging passes."""
 
 import asyncio
+import json
 import random
+import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local.cluster import LocalCluster
-from deploy.local.settings import ClusterSettings
 from simulator.cluster_spec import ClusterSpec
 from simulator.traces.workload import TraceRequest, Workload
 from tandemserve import AsyncClient, Delta
@@ -20,6 +22,10 @@ BLOCK_SIZE = 16
 NUM_BLOCKS = 4096
 TTFT_GOAL_S, TPOT_GOAL_S = 5.0, 0.2
 _TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 240.0
+_STOP_TIMEOUT_S = 60.0
+# Between two loads.
+_PAUSE_S = 0.5
 _MAX_PROMPT, _MAX_OUTPUT = 768, 256
 # Ids of prompt tokens; none of them ends an answer.
 _TOKEN_IDS = range(10, 300)
@@ -53,41 +59,55 @@ def drawn(name: str, seed: int, rate_rps: float, seconds: float, mean_tokens: in
     return Workload(name, tuple(requests))
 
 
-def settings_of(spec: ClusterSpec, model: Path, policy: str, folder: Path) -> ClusterSettings:
-    """Workers with one thread each, that do not wait for each other's turn."""
+@asynccontextmanager
+async def cluster(
+    spec: ClusterSpec, model: Path, policy: str, folder: Path
+) -> AsyncIterator[AsyncClient]:
+    """Started by the launcher of `tandem up`. Workers have one thread each, so that they do not
+    wait for each other's turn. What is left lies in `folder`: records/ and logs/."""
     worker = {
-        "num_threads": "1",
-        "block_size": str(BLOCK_SIZE),
-        "num_blocks": str(NUM_BLOCKS),
-        "max_num_seqs": str(MAX_NUM_SEQS),
-        "max_num_batched_tokens": str(MAX_NUM_BATCHED_TOKENS),
+        "num_threads": 1,
+        "block_size": BLOCK_SIZE,
+        "num_blocks": NUM_BLOCKS,
+        "max_num_seqs": MAX_NUM_SEQS,
+        "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
         "log_level": "debug",
         "log_format": "json",
     }
-    return ClusterSettings(
-        model=model,
-        num_prefill=spec.num_prefill,
-        num_decode=spec.num_decode,
-        num_mixed=spec.num_mixed,
-        router={"policy": policy, "record_dir": str(folder / "records")},
-        prefill_worker=worker,
-        decode_worker=worker | {"policy": policy},
-        log_dir=folder / "logs",
-    )
+    command = [
+        *(sys.executable, "-m", "deploy.local", "up", "--json", "--port", "0"),
+        *("--model", str(model), "--policy", policy, "--log-dir", str(folder / "logs")),
+        *("--prefill", str(spec.num_prefill), "--decode", str(spec.num_decode)),
+        *("--mixed", str(spec.num_mixed), f"--router.record_dir={folder / 'records'}"),
+        *(f"--prefill-worker.{name}={value}" for name, value in worker.items()),
+        *(f"--decode-worker.{name}={value}" for name, value in worker.items()),
+    ]
+    with (folder / "launcher.log").open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=errors
+        )
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT_S)
+        if not line:
+            raise SystemExit(f"no cluster: {(folder / 'launcher.log').read_text('utf-8')}")
+        async with AsyncClient(json.loads(line)["endpoint"]) as client:
+            yield client
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
 
 
-async def run(
-    settings: ClusterSettings, workloads: Sequence[Workload], pause_s: float = 1.0
-) -> dict[str, list[Heard]]:
-    """One load after the other; request ids are NAME-NUMBER. What callers heard, by name."""
-    async with LocalCluster(settings) as cluster, cluster.client() as client:
-        # The very first requests find cold caches and unmapped memory.
-        await _send(client, drawn("warm-up", 1, 20.0, 1.0, 32))
-        heard = {}
-        for workload in workloads:
-            heard[workload.name] = await _send(client, workload)
-            await asyncio.sleep(pause_s)
-        return heard
+async def send_all(client: AsyncClient, workloads: Sequence[Workload]) -> list[list[Heard]]:
+    """One load after the other; request ids are NAME-NUMBER. What callers heard of each."""
+    # The very first requests find cold caches and unmapped memory.
+    await _send(client, drawn("warm-up.0", 1, 20.0, 1.0, 32))
+    heard = []
+    for workload in workloads:
+        heard.append(await _send(client, workload))
+        await asyncio.sleep(_PAUSE_S)
+    return heard
 
 
 async def _send(client: AsyncClient, workload: Workload) -> list[Heard]:

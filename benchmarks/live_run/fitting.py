@@ -37,18 +37,20 @@ def fit(
     kv_bytes_per_token: int,
 ) -> Fitted:
     """From what happened under that load only."""
-    first = recorded.requests(load)
-    begin_s = first[0].arrived_at_s
-    end_s = max(one.arrived_at_s + one.total_s for one in first)
-    rows = [row for each in passes.values() for row in measured(each, begin_s, end_s)]
+    spans = recorded.spans(load)
+    rows = [row for each in passes.values() for row in measured(each, spans)]
     model = unbiased_fit(rows)
     kinds = {kind: [row for row in rows if _kind(row) == kind] for kind in _KINDS}
-    measured_on = recorded.within(begin_s, end_s)
+    measured_on = recorded.within(spans)
     cpu = load_hardware("cpu")
+    # Prompts here are so small that what they take to send is all latency.
+    push_s = [took for _, took in measured_on.push_s] or [cpu.transfer.latency_s]
+    transfer = cpu.transfer.model_copy(update={"latency_s": statistics.fmean(push_s)})
     hardware = cpu.model_copy(
         update={
             "name": "this machine",
             "batch_time": BatchTimePart.of(model),
+            "transfer": transfer,
             "kv": cpu.kv.model_copy(
                 update={
                     "capacity_tokens": NUM_BLOCKS * BLOCK_SIZE,
@@ -82,7 +84,9 @@ def unbiased_fit(rows: Sequence[MeasuredBatch]) -> BatchTime:
     """The mean of passes, kind by kind: least relative errors alone would believe the quick ones,
     and what is compared in the end are means."""
     counts = {kind: sum(_kind(row) == kind for row in rows) for kind in _KINDS}
-    balanced = [replace(row, weight=1 / counts[_kind(row)]) for row in rows]
+    # A few passes of a kind that hardly occurs are not to outweigh all others.
+    weights = {kind: 1 / max(count, len(rows) / 20) for kind, count in counts.items()}
+    balanced = [replace(row, weight=weights[_kind(row)]) for row in rows]
     model = fit_chosen(balanced)
     for _ in range(3):
         # Errors relative to what is expected, not to what was measured.

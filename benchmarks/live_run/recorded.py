@@ -1,10 +1,11 @@
 """What a recording tells of its run: requests as the router saw them, times of messages."""
 
 import json
+import re
 import statistics
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,19 +21,25 @@ from router.recording.entries import Handled
 from router.recording.file import Recording
 from scheduling.batch_time import BatchShape
 from scheduling.batch_time_fit import MeasuredBatch
+from scheduling.messages import KvPushed
 from simulator.traces.workload import TraceRequest, Workload
 
-# Passes that follow each other at once: the engine had nothing to wait for in between.
-_MAX_GAP_S = 0.002
 # What takes longer is on the way to or from something else.
 _MAX_WAY_S = 0.05
 _OVERTAKEN_S = 0.0003
+
+
+_REQUEST_ID = re.compile(r"(?P<load>[^.]+)\.(?P<piece>\d+)-\d+")
+# Begin and end, seconds of the router's clock.
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
     """One request by the clock of the router, seconds."""
 
+    load: str
+    piece: int
     arrived_at_s: float
     num_prompt_tokens: int
     num_output_tokens: int
@@ -48,6 +55,8 @@ class LoggedPass:
 
     began_at_s: float
     ended_at_s: float
+    # The engine waited for nothing since the pass before.
+    follows_at_once: bool
     shape: BatchShape
 
 
@@ -59,6 +68,8 @@ class RecordedRun:
     answered: dict[str, Answered] = field(default_factory=dict)
     # When the ledger answered, and how long after the question.
     ledger_s: list[tuple[float, float]] = field(default_factory=list)
+    # When a prefill worker told that the KV of a prompt had been sent, and for how long it sent.
+    push_s: list[tuple[float, float]] = field(default_factory=list)
     # By worker: when it was sent a prompt, and when frames with reports came from it.
     prompts_sent_at_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     reports_at_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -73,25 +84,34 @@ class RecordedRun:
             run._note(handled)
         return run
 
-    def requests(self, name: str) -> list[Answered]:
-        """Those whose ids are NAME-NUMBER, in the order in which they arrived."""
-        found = (one for key, one in self.answered.items() if key.startswith(f"{name}-"))
+    def requests(self, load: str) -> list[Answered]:
+        """Of all pieces of that load, in the order in which they arrived."""
+        found = (one for one in self.answered.values() if one.load == load)
         return sorted(found, key=lambda one: one.arrived_at_s)
 
-    def within(self, begin_s: float, end_s: float) -> "RecordedRun":
+    def spans(self, load: str) -> list[Span]:
+        """Of each piece, from the first arrival to the last end."""
+        pieces: dict[int, Span] = {}
+        for one in self.requests(load):
+            begin_s, end_s = pieces.get(one.piece, (one.arrived_at_s, one.arrived_at_s))
+            pieces[one.piece] = begin_s, max(end_s, one.arrived_at_s + one.total_s)
+        return list(pieces.values())
+
+    def within(self, spans: Sequence[Span]) -> "RecordedRun":
         """How long messages took in that time; without requests."""
         return RecordedRun(
-            ledger_s=[(at_s, took) for at_s, took in self.ledger_s if begin_s <= at_s < end_s],
-            prompts_sent_at_s=_within(self.prompts_sent_at_s, begin_s, end_s),
-            reports_at_s=_within(self.reports_at_s, begin_s, end_s),
+            ledger_s=[(at_s, took) for at_s, took in self.ledger_s if is_in(at_s, spans)],
+            push_s=[(at_s, took) for at_s, took in self.push_s if is_in(at_s, spans)],
+            prompts_sent_at_s=_within(self.prompts_sent_at_s, spans),
+            reports_at_s=_within(self.reports_at_s, spans),
         )
 
-    def workload(self, name: str) -> Workload:
-        """The same, for the simulator."""
-        requests = self.requests(name)
+    def workload(self, load: str) -> Workload:
+        """The same requests, for the simulator; between two pieces nothing happens."""
+        requests = self.requests(load)
         first_s = requests[0].arrived_at_s
         return Workload(
-            name,
+            load,
             tuple(
                 TraceRequest(
                     one.arrived_at_s - first_s, one.num_prompt_tokens, one.num_output_tokens
@@ -109,6 +129,8 @@ class RecordedRun:
                 self.ledger_s.append((now, now - self._asked_at_s.pop(claim)))
             case ReportsArrived(worker_id, reports) if reports:
                 self.reports_at_s[worker_id].append(now)
+                pushed = (report for report in reports if isinstance(report, KvPushed))
+                self.push_s += [(now, report.copy_s) for report in pushed]
             case _:
                 pass
         if type(handled.outcome) is list:
@@ -126,7 +148,10 @@ class RecordedRun:
             case "EmitFinished":
                 arrived_at_s, num_prompt = self._arrived.pop(action["request_id"])
                 timings = action["timings"]
+                place = _REQUEST_ID.fullmatch(action["request_id"])
                 self.answered[action["request_id"]] = Answered(
+                    place["load"] if place else "",
+                    int(place["piece"]) if place else 0,
                     arrived_at_s,
                     num_prompt,
                     action["num_output_tokens"],
@@ -136,10 +161,15 @@ class RecordedRun:
                 )
 
 
+def is_in(at_s: float, spans: Sequence[Span]) -> bool:
+    """Within one of them."""
+    return any(begin_s <= at_s <= end_s for begin_s, end_s in spans)
+
+
 def _within(
-    instants: Mapping[str, Sequence[float]], begin_s: float, end_s: float
+    instants: Mapping[str, Sequence[float]], spans: Sequence[Span]
 ) -> dict[str, list[float]]:
-    return {key: [at for at in found if begin_s <= at < end_s] for key, found in instants.items()}
+    return {key: [at_s for at_s in found if is_in(at_s, spans)] for key, found in instants.items()}
 
 
 def passes_of(log: Path) -> list[LoggedPass]:
@@ -154,23 +184,26 @@ def passes_of(log: Path) -> list[LoggedPass]:
                 told["num_prompt_tokens"],
                 told["prompt_attention"],
             )
-            found.append(LoggedPass(told["began_at_s"], told["ended_at_s"], shape))
+            found.append(
+                LoggedPass(told["began_at_s"], told["ended_at_s"], told["follows_at_once"], shape)
+            )
     return found
 
 
-def measured(passes: Iterable[LoggedPass], begin_s: float, end_s: float) -> list[MeasuredBatch]:
+def measured(passes: Sequence[LoggedPass], spans: Sequence[Span]) -> list[MeasuredBatch]:
     """Passes of that time, each until the next could begin: what an engine does between two of
     them is part of how fast it is."""
-    listed = list(passes)
-    pauses = [b.began_at_s - a.ended_at_s for a, b in pairwise(listed)]
-    at_once = [pause for pause in pauses if pause < _MAX_GAP_S]
-    usual_s = statistics.fmean(at_once) if at_once else 0.0
-    found = []
-    for one, pause in zip(listed, [*pauses, usual_s], strict=True):
-        if begin_s <= one.began_at_s < end_s:
-            after_s = pause if pause < _MAX_GAP_S else usual_s
-            found.append(MeasuredBatch(one.shape, one.ended_at_s - one.began_at_s + after_s))
-    return found
+    pauses = [
+        after.began_at_s - one.ended_at_s if after.follows_at_once else None
+        for one, after in pairwise(passes)
+    ]
+    known = [pause for pause in pauses if pause is not None]
+    usual_s = statistics.fmean(known) if known else 0.0
+    return [
+        MeasuredBatch(one.shape, one.ended_at_s - one.began_at_s + (usual_s if p is None else p))
+        for one, p in zip(passes, [*pauses, None], strict=False)
+        if is_in(one.began_at_s, spans)
+    ]
 
 
 def link_s(run: RecordedRun, passes: Mapping[str, Sequence[LoggedPass]]) -> float:

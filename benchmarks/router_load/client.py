@@ -133,6 +133,7 @@ class LoadClient:
         request.stop.max_tokens = self._load.num_tokens
         request.stop.ignore_eos = True
         request.sampling.temperature = 0.0
+        request.joins_events = True  # as our own clients do
         return request.SerializeToString()
 
     def _connect(self, port: int, calls: dict[int, _Call]) -> Connection:
@@ -140,14 +141,17 @@ class LoadClient:
         parse: Callable[[bytes], Any] = response.ParseFromString
 
         def on_message(stream_id: int, message: bytes) -> None:
-            call, tally = calls[stream_id], self.tally
             parse(message)
-            tally.num_messages += 1
-            kind = response.WhichOneof("event")
+            self.tally.num_messages += 1
+            for part in (response, *response.following):
+                on_event(calls[stream_id], part)
+
+        def on_event(call: _Call, part: pb.GenerateResponse) -> None:
+            tally, kind = self.tally, part.WhichOneof("event")
             if kind == "delta":
                 now = time.perf_counter()
-                num_tokens = len(response.delta.token_ids)
-                if response.delta.first_token_index != call.num_tokens:
+                num_tokens = len(part.delta.token_ids)
+                if part.delta.first_token_index != call.num_tokens:
                     raise AssertionError("the router lost or repeated a token")
                 if call.num_tokens == 0:
                     tally.ttft_s.append(now - call.began_at_s)

@@ -88,6 +88,8 @@ class FakeWorker:
     computed: set[TaskId] = field(default_factory=set)
     # Signs of life that routers wait for.
     heartbeats: list[int] = field(default_factory=list)
+    # As the router says of itself.
+    has_openings: bool = False
     has_work: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -159,8 +161,9 @@ class FakeWorker:
         answers = [encode_heartbeat_answer(HeartbeatAnswer(n, 0, 0.0)) for n in self.heartbeats]
         self.heartbeats.clear()
         reports, self.reports = self.reports, []
-        # The token of a prompt follows PrefillStarted, so one frame may become two.
-        frames = encode_reports(reports, self.load()) if reports else []
+        frames = []
+        if reports:
+            frames = encode_reports(reports, self.load(), has_openings=self.has_openings)
         return [frame.SerializeToString() for frame in (*answers, *frames)]
 
     def load(self) -> WorkerLoad:
@@ -225,8 +228,11 @@ class FakeSessions:
         return grpc.method_handlers_generic_handler(SERVICE, {"Session": session})
 
     async def _session(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[bytes]:
-        if not isinstance(decode_request(await anext(requests)), RouterHello):
+        hello = decode_request(await anext(requests))
+        if not isinstance(hello, RouterHello):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first frame is no hello")
+            return
+        self._worker.has_openings = hello.reads_openings
         yield encode_worker_hello(self._worker.hello(self._fingerprint)).SerializeToString()
         reader = asyncio.create_task(self._read(requests))
         try:

@@ -38,6 +38,8 @@ _MAX_PROMPT, _MAX_OUTPUT = 160, 80
 _NIXL_FRACTION = 0.3
 # Of the rounds: decode workers compute prompts as well.
 _MIXED_FRACTION = 0.4
+# Of these: answers take turns.
+_TURNS_FRACTION = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ def draw_plan(seed: int, size: Size, *, has_nixl: bool = False) -> ChaosPlan:
     if dice.random() < _MIXED_FRACTION:
         policy = dice.choice((setting.policy, "ecoserve", "sarathi", "tgi", "accelgen", "cacheopt"))
         setting = replace(setting, decode_role="mixed", policy=policy)
+        if random.Random(f"chaos turns {seed}").random() < _TURNS_FRACTION:
+            setting = replace(setting, policy="fastserve")
     stems = [_draw_tokens(rng, rng.randint(20, 120)) for _ in range(5)]
     asks = tuple(_draw_ask(rng, number, stems) for number in range(size.num_requests))
     strikes = _draw_strikes(rng, setting, size.num_strikes)

@@ -79,7 +79,8 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
         sections["prefill-worker"].setdefault("num-blocks", _DEMO_PREFILL_BLOCKS)
         sections["decode-worker"].setdefault("num-blocks", _DEMO_DECODE_BLOCKS)
     if parsed.max_model_len is not None:
-        sections["router"].setdefault("max-model-len", parsed.max_model_len)
+        for section in _SECTIONS:
+            sections[section].setdefault("max-model-len", parsed.max_model_len)
     if parsed.policy is not None:
         for section in ("router", "decode-worker"):
             sections[section].setdefault("policy", parsed.policy)

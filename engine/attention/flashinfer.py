@@ -1,7 +1,8 @@
 """Attention by FlashInfer's kernels, on CUDA.
 
-Written from FlashInfer 0.6.6 (signatures of `plan` and `run`, HND pages, page strides) and tested
-against a fake of that contract; nothing here has been measured on a GPU.
+Written from FlashInfer 0.6.6 (HND pages, page strides) and tested against a fake of that contract,
+its calls against the signatures of 0.6.6 (engine/attention/flashinfer_calls.py); nothing here has
+been measured on a GPU.
 
 Determinism: left to itself FlashInfer cuts long KV by how full the GPU is, so a token's bits would
 depend on its batch. Here the cut is fixed (`fixed_split_size`, FA2 kernels, and for single tokens
@@ -12,12 +13,20 @@ bitwise equality is promised on the CPU only. FA3, faster on Hopper, has no fixe
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBatch
+from engine.attention.flashinfer_calls import (
+    DecodePlan,
+    DecodeWrapper,
+    FlashInferPackage,
+    PrefillPlan,
+    PrefillWrapper,
+    SharedPlan,
+)
 from engine.attention.kv_write import write_new, write_rows
 from engine.attention.paged_plan import Int32Array, PagedPlan, plan_pages
 from engine.kv_pool import KvLayout, KvPool
@@ -30,24 +39,15 @@ SPLIT_TOKENS = 512
 _HND = "HND"
 
 
-class PagedWrapper(Protocol):
-    """A wrapper of FlashInfer for paged KV, of decode or of prefill."""
-
-    # The real ones also take what we leave out; by keyword, since positions move between versions.
-    def plan(self, **arguments: Any) -> None: ...
-
-    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor: ...
-
-
 class FlashInferKernels(Protocol):
     """Makes wrappers over one workspace."""
 
     @property
     def version(self) -> str: ...
 
-    def decode_wrapper(self) -> PagedWrapper: ...
+    def decode_wrapper(self) -> DecodeWrapper: ...
 
-    def prefill_wrapper(self) -> PagedWrapper: ...
+    def prefill_wrapper(self) -> PrefillWrapper: ...
 
 
 class InstalledKernels:
@@ -56,24 +56,22 @@ class InstalledKernels:
     def __init__(self, device: torch.device) -> None:
         import flashinfer
 
-        self._package: Any = flashinfer
+        self._package: FlashInferPackage = flashinfer
         self._workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
 
     @property
     def version(self) -> str:
         return str(self._package.__version__)
 
-    def decode_wrapper(self) -> PagedWrapper:
-        wrapper: PagedWrapper = self._package.BatchDecodeWithPagedKVCacheWrapper(
+    def decode_wrapper(self) -> DecodeWrapper:
+        return self._package.BatchDecodeWithPagedKVCacheWrapper(
             self._workspace, kv_layout=_HND, use_tensor_cores=True, backend="fa2"
         )
-        return wrapper
 
-    def prefill_wrapper(self) -> PagedWrapper:
-        wrapper: PagedWrapper = self._package.BatchPrefillWithPagedKVCacheWrapper(
+    def prefill_wrapper(self) -> PrefillWrapper:
+        return self._package.BatchPrefillWithPagedKVCacheWrapper(
             self._workspace, kv_layout=_HND, backend="fa2"
         )
-        return wrapper
 
 
 class FlashInferAttention:
@@ -122,16 +120,18 @@ class FlashInferAttention:
         by_layer = tuple(self._wrappers[layer] for layer in self._layers)
         return FlashInferStep(by_layer, num_single, write_rows(batch, kv_pool), kv_pool)
 
-    def _decode_arguments(self, pages: PagedPlan, layer: LayerAttention) -> dict[str, Any]:
-        return self._shared_arguments(layer) | {
+    def _decode_arguments(self, pages: PagedPlan, layer: LayerAttention) -> DecodePlan:
+        return {
+            **self._shared_arguments(layer),
             "indptr": _tensor(pages.indptr),
             "indices": _tensor(pages.indices),
             "last_page_len": _tensor(pages.last_page_len),
             "head_dim": self._layout.head_dim,
         }
 
-    def _prefill_arguments(self, pages: PagedPlan, layer: LayerAttention) -> dict[str, Any]:
-        return self._shared_arguments(layer) | {
+    def _prefill_arguments(self, pages: PagedPlan, layer: LayerAttention) -> PrefillPlan:
+        return {
+            **self._shared_arguments(layer),
             "qo_indptr": _tensor(pages.qo_indptr),
             "paged_kv_indptr": _tensor(pages.indptr),
             "paged_kv_indices": _tensor(pages.indices),
@@ -140,7 +140,7 @@ class FlashInferAttention:
             "causal": True,
         }
 
-    def _shared_arguments(self, layer: LayerAttention) -> dict[str, Any]:
+    def _shared_arguments(self, layer: LayerAttention) -> SharedPlan:
         window = layer.sliding_window
         return {
             "num_qo_heads": self._num_heads,
@@ -160,8 +160,8 @@ class FlashInferAttention:
 class _Wrappers:
     """The kernels of one kind of layer: single tokens, and prompt chunks."""
 
-    decode: PagedWrapper
-    prefill: PagedWrapper
+    decode: DecodeWrapper
+    prefill: PrefillWrapper
 
 
 class FlashInferStep:

@@ -1,11 +1,17 @@
 """A fake of FlashInfer's paged wrappers: their documented contract, in plain torch."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from engine.attention.flashinfer import PagedWrapper
+from engine.attention.flashinfer_calls import (
+    DecodePlan,
+    DecodeWrapper,
+    PrefillPlan,
+    PrefillWrapper,
+    SharedPlan,
+)
 
 
 class FakeFlashInferKernels:
@@ -13,10 +19,10 @@ class FakeFlashInferKernels:
 
     version = "fake"
 
-    def decode_wrapper(self) -> PagedWrapper:
+    def decode_wrapper(self) -> DecodeWrapper:
         return _FakeDecodeWrapper()
 
-    def prefill_wrapper(self) -> PagedWrapper:
+    def prefill_wrapper(self) -> PrefillWrapper:
         return _FakePrefillWrapper()
 
 
@@ -24,13 +30,14 @@ class _FakeDecodeWrapper:
     """One query token a request, which is the last of its KV."""
 
     def __init__(self) -> None:
-        self._planned: dict[str, Any] = {}
+        self._planned: DecodePlan | None = None
 
-    def plan(self, **arguments: Any) -> None:
+    def plan(self, **arguments: Unpack[DecodePlan]) -> None:
         self._planned = arguments
 
     def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
         planned = self._planned
+        assert planned is not None
         pages = (planned["indptr"], planned["indices"], planned["last_page_len"])
         ones = torch.arange(len(q) + 1)
         return _attend(q, paged_kv_cache, (ones, *pages), planned)
@@ -40,20 +47,25 @@ class _FakePrefillWrapper:
     """Some query tokens a request, the last of its KV, each seeing no later one."""
 
     def __init__(self) -> None:
-        self._planned: dict[str, Any] = {}
+        self._planned: PrefillPlan | None = None
 
-    def plan(self, **arguments: Any) -> None:
+    def plan(self, **arguments: Unpack[PrefillPlan]) -> None:
         assert arguments["causal"]
         self._planned = arguments
 
     def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
         planned = self._planned
-        names = ("qo_indptr", "paged_kv_indptr", "paged_kv_indices", "paged_kv_last_page_len")
-        return _attend(q, paged_kv_cache, tuple(planned[name] for name in names), planned)
+        assert planned is not None
+        pages = (
+            planned["paged_kv_indptr"],
+            planned["paged_kv_indices"],
+            planned["paged_kv_last_page_len"],
+        )
+        return _attend(q, paged_kv_cache, (planned["qo_indptr"], *pages), planned)
 
 
 def _attend(
-    q: Tensor, cache: tuple[Tensor, Tensor], pages: tuple[Tensor, ...], planned: dict[str, Any]
+    q: Tensor, cache: tuple[Tensor, Tensor], pages: tuple[Tensor, ...], planned: SharedPlan
 ) -> Tensor:
     """Softmax attention of every request, in float64, rounded to the type of the query."""
     qo_indptr, indptr, indices, last_page_len = pages

@@ -11,6 +11,7 @@ from cluster.errors import ClusterError
 from router.admin.name_lookup import NameLookup
 from router.admin.requests import cancel_requests, matching_requests, one_request
 from router.admin.wire import (
+    calibration_to_proto,
     filter_of,
     history_to_proto,
     outcomes_to_proto,
@@ -108,6 +109,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             num_output_tokens=counters.num_output_tokens,
             num_preemptions=counters.num_preemptions,
             num_migrations=counters.num_migrations,
+            length_calibration=calibration_to_proto(state.calibration),
         )
 
     async def ListWorkers(  # noqa: N802 - the name is given by the protocol

@@ -1,7 +1,7 @@
 """What operators are shown: the router's records as messages of the Admin service."""
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from router.admin.requests import CancelOutcome, RequestFilter
 from router.ended_requests import AnswerRecord, RequestRecord
@@ -11,6 +11,7 @@ from router.state import RouterState
 from router.timeline import Entry, Timeline
 from router.worker_link import WorkerLink
 from scheduling.ids import TaskId
+from scheduling.length_calibration import Calibration, CalibrationLog
 from scheduling.lifecycle import Phase
 from tandemserve.api.v1 import admin_pb2 as pb
 
@@ -43,7 +44,21 @@ def worker_to_proto(link: WorkerLink, view: WorkerView | None) -> pb.WorkerView:
         message.num_swap_blocks = load.num_swap_blocks
         message.num_free_swap_blocks = load.num_free_swap_blocks
         message.admission = "leaving" if load.is_draining else load.admission.value
+        error = view.pass_time_error
+        if error is not None:
+            message.num_timed_passes = error.num_passes
+            message.pass_error_median = error.median
+            message.pass_error_p90 = error.p90
     return message
+
+
+def calibration_to_proto(log: CalibrationLog) -> list[pb.LengthCalibration]:
+    """Over all tenants first, then of each; nothing before the first answer."""
+    in_all = log.report()
+    if not in_all.num_answers:
+        return []
+    by_tenant = log.report_by_tenant()
+    return [_calibration("", in_all), *(_calibration(*item) for item in sorted(by_tenant.items()))]
 
 
 def queues_to_proto(state: RouterState, most: int, now: float) -> pb.ListQueuesResponse:
@@ -55,10 +70,12 @@ def queues_to_proto(state: RouterState, most: int, now: float) -> pb.ListQueuesR
 
     return pb.ListQueuesResponse(
         num_prompt_tasks=len(state.prompt_queue),
-        num_generation_tasks=len(state.generation_queue),
+        num_generation_tasks=state.num_waiting_answers,
         num_stranded_tasks=len(state.stranded),
         prompt_tasks=tasks(state.prompt_queue.in_order()),
-        generation_tasks=tasks(state.generation_queue.in_order()),
+        generation_tasks=tasks(
+            chain(state.generation_queue.in_order(), state.answer_lines.in_order())
+        ),
         stranded_tasks=tasks(state.stranded),
     )
 
@@ -195,6 +212,18 @@ def waiting_for(state: RouterState, sequence: Answer) -> str:
             return "" if worker is None or not worker.is_starving else "blocks to grow into"
         case _:
             return ""
+
+
+def _calibration(tenant: str, found: Calibration) -> pb.LengthCalibration:
+    return pb.LengthCalibration(
+        tenant=tenant,
+        num_answers=found.num_answers,
+        num_cut=found.num_cut,
+        covered_share=found.covered_share,
+        mean_absolute_error=found.mean_absolute_error,
+        mean_relative_error=found.mean_relative_error,
+        allocation_factor=found.allocation_factor,
+    )
 
 
 def _queued(state: RouterState, sequence: Answer, now: float) -> pb.QueuedTask:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from router.events import EmitFinished, EmitPromptLogprobs, EmitTokens, PhaseTimings
 from router.resuming import ResumeWishes, ToldAnswer, resume_wishes
 from router.stream_log import Emission
@@ -46,12 +48,23 @@ class GenerateCall:
     stop: StopWishes
     resume: ResumeWishes
     num_choices: int
+    # Events that are ready together may be one message.
+    joins_events: bool
     ttft_s: float | None
     tpot_s: float | None
     request_class: str
     tenant: str
     session: str
     cache_salt: str
+
+
+def decode_generate(message: bytes) -> GenerateCall:
+    """A Generate request as it arrived. Raises: InvalidRequest, as `generate_call` does."""
+    try:
+        request = pb.GenerateRequest.FromString(message)
+    except DecodeError:
+        raise InvalidRequest("request", "is no GenerateRequest; use a client of this API") from None
+    return generate_call(request)
 
 
 def generate_call(request: pb.GenerateRequest) -> GenerateCall:
@@ -81,6 +94,7 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         stop=resume.limited(stop_wishes(request.stop)),
         resume=resume,
         num_choices=request.n or 1,
+        joins_events=request.joins_events,
         ttft_s=_goal_s("ttft_ms", level.ttft_ms) if level.HasField("ttft_ms") else None,
         tpot_s=_goal_s("tpot_ms", level.tpot_ms) if level.HasField("tpot_ms") else None,
         request_class=_CLASS_NAMES[request.request_class],
@@ -114,30 +128,38 @@ def emissions_to_proto(
     batch: Sequence[Emission],
     info: AcceptedInfo,
     text_of: Callable[[int], str],
+    *,
+    joins: bool = False,
+    behind: pb.GenerateResponse | None = None,
 ) -> list[pb.GenerateResponse]:
     """As few messages as keep the order: tokens of one answer that wait together go together.
 
-    `text_of` spells the alternatives of logprobs.
+    `text_of` spells the alternatives of logprobs. Where the caller `joins` events, one message is
+    all; `behind` is one that was not sent yet, and goes first.
     """
-    responses: list[pb.GenerateResponse] = []
+    responses = [] if behind is None else [behind]
+
+    def next_response() -> pb.GenerateResponse:
+        if joins and responses:
+            return responses[0].following.add()
+        responses.append(pb.GenerateResponse(request_id=request_id))
+        return responses[-1]
+
     open_delta_by_index: dict[int, pb.Delta] = {}
     for emission in batch:
         if isinstance(emission, EmitTokens):
             delta = open_delta_by_index.get(emission.index)
             if delta is None:
-                response = pb.GenerateResponse(request_id=request_id)
-                delta = response.delta
+                delta = next_response().delta
                 delta.index = emission.index
                 delta.first_token_index = emission.tokens.first_token_index
                 open_delta_by_index[emission.index] = delta
-                responses.append(response)
             _add_tokens(delta, emission, text_of)
         elif isinstance(emission, EmitPromptLogprobs):
-            responses.append(_prompt_logprobs_to_proto(request_id, emission.logprobs, text_of))
+            _write_prompt_logprobs(next_response().prompt_logprobs, emission.logprobs, text_of)
         else:
             open_delta_by_index.pop(emission.index, None)
-            finished = _finished_to_proto(emission, info)
-            responses.append(pb.GenerateResponse(request_id=request_id, finished=finished))
+            next_response().finished.MergeFrom(_finished_to_proto(emission, info))
     return responses
 
 
@@ -151,11 +173,10 @@ def _add_tokens(delta: pb.Delta, emission: EmitTokens, text_of: Callable[[int], 
             logprobs.top.add(token_id=token_id, logprob=logprob, text=text_of(token_id))
 
 
-def _prompt_logprobs_to_proto(
-    request_id: str, logprobs: PromptLogprobs, text_of: Callable[[int], str]
-) -> pb.GenerateResponse:
-    response = pb.GenerateResponse(request_id=request_id)
-    message, num_top = response.prompt_logprobs, logprobs.num_top
+def _write_prompt_logprobs(
+    message: pb.PromptLogprobs, logprobs: PromptLogprobs, text_of: Callable[[int], str]
+) -> None:
+    num_top = logprobs.num_top
     message.first_token_index = logprobs.first_token_index
     for position, logprob in enumerate(logprobs.logprobs):
         entry = message.logprobs.add(logprob=logprob)
@@ -163,7 +184,6 @@ def _prompt_logprobs_to_proto(
             token_id = logprobs.top_token_ids[place]
             value = logprobs.top_logprobs[place]
             entry.top.add(token_id=token_id, logprob=value, text=text_of(token_id))
-    return response
 
 
 def _finished_to_proto(finished: EmitFinished, info: AcceptedInfo) -> pb.ChoiceFinished:
@@ -251,9 +271,11 @@ def _fingerprint(request: pb.GenerateRequest) -> bytes:
     resume.CopyFrom(request.resume)
     has_resume = request.HasField("resume")
     request.request_id = ""
-    # What the caller has of the answer is no part of the question.
+    # What the caller has of the answer, and how it reads it, are no part of the question.
+    joins_events, request.joins_events = request.joins_events, False
     request.ClearField("resume")
     content = request.SerializeToString(deterministic=True)
+    request.joins_events = joins_events
     request.request_id = request_id
     if has_resume:
         request.resume.CopyFrom(resume)

@@ -111,11 +111,11 @@ def sampling_wishes(request: pb.GenerateRequest) -> SamplingWishes:
     """Raises: InvalidRequest, naming the field and the legal values."""
     params = request.sampling
     return SamplingWishes(
-        temperature=_number(params, "temperature", _Range(0.0, _MAX_TEMPERATURE, " (0 is greedy)")),
+        temperature=_number(params, "temperature", _TEMPERATURES),
         top_k=_top_k(params),
-        top_p=_number(params, "top_p", _Range(0.0, 1.0, is_open=True)),
+        top_p=_number(params, "top_p", _TOP_P),
         seed=params.seed if params.HasField("seed") else None,
-        min_p=_number(params, "min_p", _Range(0.0, 1.0, " (0 keeps all tokens)")),
+        min_p=_number(params, "min_p", _MIN_P),
         repetition_penalty=_number(params, "repetition_penalty", _ABOVE_0),
         presence_penalty=_number(params, "presence_penalty", _PENALTIES) or 0.0,
         frequency_penalty=_number(params, "frequency_penalty", _PENALTIES) or 0.0,
@@ -168,6 +168,9 @@ class _Range:
         return f"use {first}{self.low:g} to {self.high:g}{self.remark}"
 
 
+_TEMPERATURES = _Range(0.0, _MAX_TEMPERATURE, " (0 is greedy)")
+_TOP_P = _Range(0.0, 1.0, is_open=True)
+_MIN_P = _Range(0.0, 1.0, " (0 keeps all tokens)")
 _PENALTIES = _Range(-_MAX_PENALTY, _MAX_PENALTY, " (0 changes nothing)")
 _ABOVE_0 = _Range(0.0, math.inf, " (1 changes nothing)", is_open=True)
 

@@ -4,10 +4,10 @@ A frame holds whatever is ready; the order of the messages of one task is kept. 
 is checked here, once; past this package it is trusted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from runtime.wire.commands import command_from_proto, command_to_proto
+from runtime.wire.commands import add_command, command_from_proto
 from runtime.wire.prefixes import in_parts, prefixes_from_proto, prefixes_to_proto
 from runtime.wire.reports import (
     report_from_proto,
@@ -26,6 +26,7 @@ from runtime.wire.values import (
     export_to_proto,
     load_from_proto,
     load_to_proto,
+    write_pass_time_error,
 )
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
 from scheduling.messages import (
@@ -74,6 +75,8 @@ class RouterHello:
     session_number: int = 0
     # How long the router may be silent before the worker gives the session up; 0: for ever.
     heartbeat_timeout_s: float = 0.0
+    # Reports may come before the tokens of their frame as well.
+    reads_openings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,10 @@ class ReportBatch:
 
 def encode_commands(commands: Sequence[Command]) -> pb.SessionRequest:
     """One frame with all commands that are ready."""
-    frame = pb.CommandFrame(commands=[command_to_proto(command) for command in commands])
-    return pb.SessionRequest(commands=frame)
+    request = pb.SessionRequest(commands=pb.CommandFrame())
+    for command in commands:
+        add_command(request.commands, command)
+    return request
 
 
 def encode_heartbeat(heartbeat: Heartbeat) -> pb.SessionRequest:
@@ -156,20 +161,26 @@ def decode_request(
 
 
 def encode_reports(
-    reports: Sequence[Report], load: WorkerLoad, prefixes: PrefixChanges | None = None
+    reports: Sequence[Report],
+    load: WorkerLoad,
+    prefixes: PrefixChanges | None = None,
+    *,
+    has_openings: bool = False,
+    tells_pass_times: bool = True,
 ) -> list[pb.SessionResponse]:
     """As few frames as keep the order of each task's reports: nearly always one.
 
     Inside a frame tokens come before all other reports, so tokens that follow another report of
-    the same task go into the next frame, with those of all tasks that are so far. Each frame
-    carries the load; without reports, one does.
+    the same task go into the next frame, with those of all tasks that are so far, unless the router
+    reads openings. Each frame carries the load; without reports, one does.
     """
     responses = [pb.SessionResponse()]
     # The frame of the task's last report, and the first one that its next tokens may go into.
     # Where a task is in neither, it is the first frame.
     last_by_task: dict[TaskId, int] = {}
     next_by_task: dict[TaskId, int] = {}
-    for report in reports:
+    openings = set(_openings(reports)) if has_openings else ()
+    for position, report in enumerate(reports):
         if isinstance(report, TokensEmitted):
             number = next_by_task.get(report.task_id, 0)
             if number == len(responses):
@@ -177,11 +188,15 @@ def encode_reports(
             if number:
                 last_by_task[report.task_id] = number
             write_tokens(report, responses[number].reports.tokens.add())
+        elif position in openings:
+            responses[0].reports.openings.append(report_to_proto(report))
         else:
             number = last_by_task.get(report.task_id, 0)
             next_by_task[report.task_id] = number + 1
             responses[number].reports.reports.append(report_to_proto(report))
     load_message = load_to_proto(load)
+    if tells_pass_times:
+        write_pass_time_error(load, load_message)
     for response in responses:
         response.reports.load.CopyFrom(load_message)
     if prefixes is not None:
@@ -192,6 +207,21 @@ def encode_reports(
                 responses[-1].reports.load.CopyFrom(load_message)
             responses[number].reports.prefixes.CopyFrom(prefixes_to_proto(part))
     return responses
+
+
+def _openings(reports: Sequence[Report]) -> Iterator[int]:
+    """Positions of what is said of a task before its first tokens, where there are any."""
+    if all(isinstance(report, TokensEmitted) for report in reports):
+        return  # as in nearly all iterations
+    is_emitting: set[TaskId] = set()
+    before: dict[TaskId, list[int]] = {}
+    for position, report in enumerate(reports):
+        if not isinstance(report, TokensEmitted):
+            if report.task_id not in is_emitting:
+                before.setdefault(report.task_id, []).append(position)
+        elif report.task_id not in is_emitting:
+            is_emitting.add(report.task_id)
+            yield from before.pop(report.task_id, ())
 
 
 def decode_response(
@@ -211,10 +241,11 @@ def decode_response(
                 raise ProtocolError("load", "is missing")
             tokens = [tokens_from_proto(report) for report in frame.tokens]
             states = [report_from_proto(report) for report in frame.reports]
+            openings = [report_from_proto(report) for report in frame.openings]
             prefixes = None
             if frame.HasField("prefixes"):
                 prefixes = prefixes_from_proto(frame.prefixes)
-            return ReportBatch((*tokens, *states), load_from_proto(frame.load), prefixes)
+            return ReportBatch((*openings, *tokens, *states), load_from_proto(frame.load), prefixes)
         case _:
             raise ProtocolError("frame", "is missing or of an unknown kind")
 
@@ -229,6 +260,7 @@ def encode_router_hello(hello: RouterHello) -> pb.SessionRequest:
             worker_incarnation=hello.worker_incarnation,
             session_number=hello.session_number,
             heartbeat_timeout_s=hello.heartbeat_timeout_s,
+            reads_openings=hello.reads_openings,
         )
     )
 
@@ -243,6 +275,7 @@ def _router_hello_from_proto(message: pb.RouterHello) -> RouterHello:
         heartbeat_timeout_s=checked_float(
             "heartbeat_timeout_s", message.heartbeat_timeout_s, least=0.0
         ),
+        reads_openings=message.reads_openings,
     )
 
 
@@ -263,6 +296,7 @@ def encode_worker_hello(hello: WorkerHello) -> pb.SessionResponse:
             admission=admission_to_proto(hello.admission),
             max_message_bytes=hello.max_message_bytes,
             num_growth_blocks=hello.num_growth_blocks,
+            max_task_blocks=hello.max_task_blocks,
         )
     )
 
@@ -284,6 +318,9 @@ def _worker_hello_from_proto(message: pb.WorkerHello) -> WorkerHello:
         admission=admission_from_proto(message.admission),
         max_message_bytes=message.max_message_bytes,
         num_growth_blocks=_num_growth_blocks(message),
+        max_task_blocks=checked_count(
+            "max_task_blocks", message.max_task_blocks, most=message.num_blocks
+        ),
     )
 
 

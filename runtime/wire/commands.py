@@ -3,7 +3,7 @@
 import math
 from typing import assert_never
 
-from runtime.wire.sequences import sequence_from_proto, sequence_to_proto
+from runtime.wire.sequences import sequence_from_proto, sequence_to_proto, write_prompt
 from runtime.wire.values import (
     ProtocolError,
     checked_count,
@@ -37,8 +37,26 @@ _PROTO_BY_LEASE_KIND = {
 _LEASE_KIND_BY_PROTO = {number: kind for kind, number in _PROTO_BY_LEASE_KIND.items()}
 
 
-def command_to_proto(command: Command) -> pb.Command:
-    """One command, as it travels."""
+def add_command(frame: pb.CommandFrame, command: Command) -> None:
+    """Append a command to a frame.
+
+    A message that is put into another one is encoded and parsed again for that; so a prompt, which
+    may be long, is written only where it stays.
+    """
+    message = frame.commands.add()
+    message.MergeFrom(_without_prompt(command))
+    match command:
+        case StartPrefill():
+            write_prompt(command.sequence, message.start_prefill.sequence)
+        case AdmitGeneration():
+            write_prompt(command.sequence, message.admit_generation.sequence)
+        case AdmitPrompt():
+            write_prompt(command.sequence, message.admit_prompt.sequence)
+        case _:
+            pass
+
+
+def _without_prompt(command: Command) -> pb.Command:
     task_id = command.task_id
     match command:
         case StartPrefill():
@@ -64,10 +82,14 @@ def command_to_proto(command: Command) -> pb.Command:
                 due_in_s=finite_or_none(command.due_in_s),
                 age_s=command.age_s,
                 place=None if command.place is None else _place_to_proto(command.place),
+                is_answer_held=command.is_answer_held,
             )
             return pb.Command(task_id=task_id, admit_prompt=prompt)
         case StartDecode():
-            start = pb.StartDecode(output_token_ids=command.output_token_ids)
+            start = pb.StartDecode(
+                output_token_ids=command.output_token_ids,
+                place=None if command.place is None else _place_to_proto(command.place),
+            )
             return pb.Command(task_id=task_id, start_decode=start)
         case GrantGrowth():
             growth = pb.GrantGrowth(num_blocks=command.num_blocks)
@@ -82,7 +104,7 @@ def command_to_proto(command: Command) -> pb.Command:
 
 
 def command_from_proto(message: pb.Command) -> Command:
-    """Inverse of `command_to_proto`. Raises: ProtocolError."""
+    """Inverse of `add_command`. Raises: ProtocolError."""
     task_id = task_id_from_proto(message.task_id)
     match message.WhichOneof("command"):
         case "start_prefill":
@@ -113,12 +135,15 @@ def command_from_proto(message: pb.Command) -> Command:
                 due_in_s,
                 checked_float("age_s", prompt.age_s, least=0.0),
                 _place_from_proto(prompt.place) if prompt.HasField("place") else None,
+                prompt.is_answer_held,
             )
         case "start_decode":
-            token_ids = checked_token_ids("output_token_ids", message.start_decode.output_token_ids)
+            start = message.start_decode
+            token_ids = checked_token_ids("output_token_ids", start.output_token_ids)
             if not token_ids:
                 raise ProtocolError("start_decode.output_token_ids", "is empty")
-            return StartDecode(task_id, token_ids)
+            place = _place_from_proto(start.place) if start.HasField("place") else None
+            return StartDecode(task_id, token_ids, place)
         case "grant_growth":
             num_blocks = checked_count("num_blocks", message.grant_growth.num_blocks)
             return GrantGrowth(task_id, num_blocks)

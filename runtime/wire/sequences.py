@@ -28,10 +28,13 @@ _TOKENS_AT_ONCE: Final = 16_384
 
 
 def sequence_to_proto(sequence: SequenceSpec) -> pb.SequenceSpec:
-    """Sampling floats travel in 32 bits, as clients send them; what changes nothing, not at all."""
+    """All but the prompt: see `write_prompt`.
+
+    Sampling floats travel in 32 bits, as clients send them; what changes nothing, not at all.
+    """
     sampling, stop = sequence.sampling, sequence.stop
     penalty = sampling.repetition_penalty
-    message = pb.SequenceSpec(
+    return pb.SequenceSpec(
         output_token_ids=sequence.output_token_ids,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -52,11 +55,14 @@ def sequence_to_proto(sequence: SequenceSpec) -> pb.SequenceSpec:
         cache_salt=sequence.cache_salt,
         tpot_s=finite_or_none(sequence.tpot_s),
     )
+
+
+def write_prompt(sequence: SequenceSpec, message: pb.SequenceSpec) -> None:
+    """The prompt, into the message that is sent."""
     # One call holds the interpreter until its end: no thread could do anything meanwhile.
     for start in range(0, len(sequence.prompt_token_ids), _TOKENS_AT_ONCE):
         piece = sequence.prompt_token_ids[start : start + _TOKENS_AT_ONCE]
         message.prompt_token_ids.extend(piece)
-    return message
 
 
 def sequence_from_proto(owner: Any) -> SequenceSpec:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from scheduling.batch_time_online import PassTimeError
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
 from scheduling.messages import Admission, KvDoor, KvExport, KvTarget, WorkerLoad
 from tandemserve.internal.v1 import worker_pb2 as pb
@@ -173,7 +174,7 @@ def target_from_proto(message: pb.PushTo | pb.BlocksGranted) -> KvTarget:
 
 
 def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
-    """How full the worker is."""
+    """How full the worker is, but for `write_pass_time_error`."""
     return pb.WorkerLoad(
         num_free_blocks=load.num_free_blocks,
         num_running=load.num_running,
@@ -205,6 +206,26 @@ def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
         num_free_swap_blocks=checked_count(
             "load.num_free_swap_blocks", message.num_free_swap_blocks
         ),
+        pass_time_error=_pass_time_error_from_proto(message),
+    )
+
+
+def write_pass_time_error(load: WorkerLoad, message: pb.WorkerLoad) -> None:
+    """What changes seldom is not sent with every load."""
+    error = load.pass_time_error
+    if error is not None:
+        told = message.pass_time_error
+        told.num_passes, told.median, told.p90 = error.num_passes, error.median, error.p90
+
+
+def _pass_time_error_from_proto(load: pb.WorkerLoad) -> PassTimeError | None:
+    if not load.HasField("pass_time_error"):
+        return None
+    error = load.pass_time_error
+    return PassTimeError(
+        num_passes=checked_count("pass_time_error.num_passes", error.num_passes, most=2**63 - 1),
+        median=checked_float("pass_time_error.median", error.median, least=0.0),
+        p90=checked_float("pass_time_error.p90", error.p90, least=0.0),
     )
 
 

@@ -1,7 +1,10 @@
 """What is known of a run once it is over; `simulator/metrics/summary.py` puts it into words."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from scheduling.batch_time_online import PassTimeError
+from scheduling.length_calibration import Calibration
 from simulator.metrics.distribution import Distribution
 from simulator.metrics.role_tally import RoleTally
 from simulator.metrics.time_bins import Series
@@ -65,6 +68,10 @@ class RunRecord:
     kvc_allocated_share: Series
     kvc_written_share: Series
     trace: TraceLog | None = None
+    # Of the latest answers, by the router.
+    length_calibration: Calibration = Calibration()  # noqa: RUF009 - frozen
+    # Of the worker of each role whose model of its passes is furthest off, where there are models.
+    pass_time_error_by_role: Mapping[str, PassTimeError] = field(default_factory=dict)
 
     @property
     def duration_s(self) -> float:

@@ -16,7 +16,11 @@ Over the requests that arrive after the warm-up, which is 0 unless asked for:
 - `kvc_allocated_share`, `kvc_written_share`: blocks that a sequence owns, and the part of them that
   holds KV, over all blocks of all workers, in the mean over time;
 - `preemptions`, `swaps`: how often a sequence lost its place; those of one that kept its KV in
-  host memory count in both.
+  host memory count in both;
+- `length_prediction`: what was predicted at arrival against what came, over the latest answers, as
+  `scheduling/length_calibration.py` defines it;
+- `pass_time_error`: |predicted - taken| / taken of the model that workers fit to their passes, over
+  the latest ones; of the worker of a role that is furthest off, null where no worker has a model.
 
 No figure depends on how long the simulation itself took. Numbers have six significant digits.
 """
@@ -25,6 +29,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from scheduling.batch_time_online import PassTimeError
+from scheduling.length_calibration import Calibration
 from simulator.metrics.distribution import Distribution
 from simulator.metrics.quantiles import Figures
 from simulator.metrics.role_tally import RoleTally
@@ -136,13 +142,17 @@ def summary(result: RunResult) -> dict[str, Json]:
         },
         "preemptions": tally.num_preemptions,
         "swaps": tally.num_swaps,
+        "length_prediction": _length_prediction(record.length_calibration),
         "kvc_allocated_share": _share_of_blocks(record.roles, lambda role: role.allocated_block_s),
         "kvc_written_share": _share_of_blocks(record.roles, lambda role: role.written_block_s),
         "classes": {
             name: {"requests": one.num_requests, **_attained(one)}
             for name, one in sorted(tally.by_class.items())
         },
-        "roles": {role.role: _role(role) for role in record.roles},
+        "roles": {
+            role.role: _role(role, record.pass_time_error_by_role.get(role.role))
+            for role in record.roles
+        },
     }
 
 
@@ -160,7 +170,25 @@ def _attained(one: Attainment) -> dict[str, Json]:
     }
 
 
-def _role(role: RoleTally) -> dict[str, Json]:
+def _length_prediction(found: Calibration) -> dict[str, Json]:
+    return {
+        "answers": found.num_answers,
+        "cut": found.num_cut,
+        "covered_share": rounded(found.covered_share),
+        "mean_absolute_error": rounded(found.mean_absolute_error),
+        "mean_relative_error": rounded(found.mean_relative_error),
+        "allocation_factor": rounded(found.allocation_factor),
+    }
+
+
+def _pass_time_error(error: PassTimeError | None) -> dict[str, Json] | None:
+    if error is None:
+        return None
+    median, p90 = rounded(error.median), rounded(error.p90)
+    return {"passes": error.num_passes, "median": median, "p90": p90}
+
+
+def _role(role: RoleTally, pass_time_error: PassTimeError | None) -> dict[str, Json]:
     return {
         "workers": role.num_workers,
         "gpus": role.num_gpus,
@@ -173,6 +201,7 @@ def _role(role: RoleTally) -> dict[str, Json]:
         "decode_tokens": role.num_decode_tokens,
         "prompt_tokens": role.num_prompt_tokens,
         "iteration_tokens": _figures(role.iteration_tokens, 1),
+        "pass_time_error": _pass_time_error(pass_time_error),
     }
 
 

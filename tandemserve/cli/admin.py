@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tandemserve.admin_results import Holding, QueuedTask, WorkerReservations
+from tandemserve.admin_results import Holding, LengthCalibration, QueuedTask, WorkerReservations
 from tandemserve.cli import admin_requests, admin_workers
 from tandemserve.cli.durations import brief
 from tandemserve.cli.option_groups import AsJson, ConnectionOptions, expanded
@@ -28,7 +28,7 @@ admin.command()(admin_workers.drain)
 @admin.command()
 @expanded
 def status(connection: ConnectionOptions, as_json: AsJson = False) -> None:
-    """Show what the router knows: workers, requests by phase, totals.
+    """Show what the router knows: workers, requests by phase, totals, predictions of lengths.
 
     Examples:
 
@@ -41,8 +41,10 @@ def status(connection: ConnectionOptions, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [[field.name, getattr(found, field.name)] for field in fields(found)]
-    print_table("Status", ["", "value"], rows)
+    names = [field.name for field in fields(found) if field.name != "length_calibration"]
+    print_table("Status", ["", "value"], [[name, getattr(found, name)] for name in names])
+    if found.length_calibration:
+        _print_calibration(found.length_calibration)
     if not found.ledger_available:
         note("Redis cannot be reached: requests are admitted against the workers' own capacity")
 
@@ -103,6 +105,23 @@ def reservations(
     _print_all("Holdings", Holding, found.holdings)
     if found.truncated:
         note("more holdings exist; raise --max-holdings")
+
+
+def _print_calibration(found: tuple[LengthCalibration, ...]) -> None:
+    rows = [
+        [
+            one.tenant if position else "(all)",
+            one.num_answers,
+            one.num_cut,
+            f"{one.covered_share:.0%}",
+            one.mean_absolute_error,
+            f"{one.mean_relative_error:.0%}",
+            f"{one.allocation_factor:.2f}",
+        ]
+        for position, one in enumerate(found)
+    ]
+    columns = ["tenant", "answers", "cut", "in bound", "tokens off", "share off", "allocated"]
+    print_table("Predicted lengths of the latest answers", columns, rows)
 
 
 def _print_queue(title: str, tasks: tuple[QueuedTask, ...]) -> None:

@@ -149,6 +149,23 @@ def _print_workers(found: tuple[WorkerView, ...]) -> None:
     ]
     columns = ["worker", "role", "state", "running", "tasks", "free KV", "free swap", "address"]
     print_table("Workers", columns, rows)
+    timed = [view for view in found if view.num_timed_passes]
+    if timed:
+        _print_pass_times(timed)
     for view in found:
         if view.problem:
             note(f"{view.worker_id}: {view.problem}")
+
+
+def _print_pass_times(found: list[WorkerView]) -> None:
+    """By how much each worker's model of its own passes is off."""
+    rows = [
+        [
+            view.worker_id,
+            view.num_timed_passes,
+            f"{view.pass_error_median:.1%}",
+            f"{view.pass_error_p90:.1%}",
+        ]
+        for view in found
+    ]
+    print_table("Models of pass times", ["worker", "passes", "median error", "p90 error"], rows)

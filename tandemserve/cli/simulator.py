@@ -1,4 +1,4 @@
-"""`tandem simulate` and `tandem plan`: hand over to the simulator of a checkout.
+"""`tandem simulate`, `plan` and `replay`: hand over to the simulator of a checkout.
 
 The wheel holds no simulator. Where one can be imported, this process becomes
 `python -m simulator`, as `tandem up` becomes the launcher.
@@ -11,6 +11,7 @@ import typer
 
 from tandemserve.cli.cluster import become, module_command
 from tandemserve.cli.exit_codes import ExitCode
+from tandemserve.cli.option_groups import AsJson
 from tandemserve.cli.output import note
 
 # Also there in a foreign package of that name? Then it is not ours.
@@ -105,6 +106,33 @@ def plan(
     options = _shared(trace, policy, hardware, slo, seed, json_file, report)
     options |= {"--target-rps": target_rps, "--max-workers": max_workers}
     _hand_over("plan", options, context.args)
+
+
+def replay(
+    recording: Annotated[Path, typer.Argument(metavar="FILE", help="What a router wrote.")],
+    show: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Print this event and what came of it.")
+    ] = None,
+    is_checked: Annotated[
+        bool, typer.Option("--check", help="Check all that the core knows after each event.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask whether this version decides what a recorded router decided, event by event.
+
+    A router writes a recording where its setting record_dir names a folder. It holds prompts
+    and answers as token ids.
+
+    Examples:
+
+      tandem up --router.record_dir recordings
+
+      tandem replay recordings/router-0-1795304202327826.jsonl.gz
+
+      tandem replay recordings/router-0-1795304202327826.jsonl.gz --show 812
+    """
+    flags = [name for name, is_set in (("--check", is_checked), ("--json", as_json)) if is_set]
+    _hand_over("replay", {"--show": show}, [*flags, "--", str(recording)])
 
 
 def _shared(

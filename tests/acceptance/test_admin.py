@@ -118,6 +118,34 @@ async def stopped_while_decoding(
     raise AssertionError("every request was over before it could be stopped")
 
 
+async def test_operators_see_how_well_passes_and_lengths_are_foretold(
+    cluster: LocalCluster, until: Until
+) -> None:
+    async with cluster.client() as client:
+        before = (await client.admin.status()).length_calibration
+        num_before = before[0].num_answers if before else 0
+        # One pass in four is timed, and a prompt is one pass.
+        for seed in range(16):
+            await client.generate(PROMPT, seed=seed, tenant="acme", max_tokens=24, ignore_eos=True)
+
+        async def both_roles_have_timed_passes() -> bool:
+            views = await client.admin.workers()
+            return {view.role for view in views if view.num_timed_passes} == {"prefill", "decode"}
+
+        await until(both_roles_have_timed_passes)
+        code, out, _ = await tandem(cluster, "workers", "--json")
+        assert code == 0
+        for view in json.loads(out):
+            assert 0 <= view["pass_error_median"] <= view["pass_error_p90"]
+        code, out, _ = await tandem(cluster, "status", "--json")
+        assert code == 0
+        in_all, *by_tenant = json.loads(out)["length_calibration"]
+        assert in_all["num_answers"] == num_before + 16
+        (acme,) = (each for each in by_tenant if each["tenant"] == "acme")
+        assert acme["num_answers"] == 16
+        assert 0 <= acme["covered_share"] <= 1
+
+
 async def test_a_request_ends_on_both_workers_and_its_caller_is_told_who_did_it(
     cluster: LocalCluster, assert_empty: AssertEmpty, until: Until
 ) -> None:

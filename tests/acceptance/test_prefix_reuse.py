@@ -67,6 +67,8 @@ async def test_a_second_request_computes_and_moves_only_its_tail(
     assert [a.timings.num_blocks_moved for a in answers] == [38, 2, 1]
     assert [a.timings.num_blocks_skipped for a in answers] == [0, 37, 37]
     assert salted.usage.num_cached_tokens == 0, "another salt, nothing in common"
+    assert salted.timings.num_blocks_skipped == 0, "on the decode worker neither"
+    assert salted.timings.num_blocks_moved == 38
     await assert_empty(roomy)
 
 

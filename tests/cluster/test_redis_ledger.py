@@ -226,3 +226,19 @@ async def test_clusters_do_not_see_each_other(
     await open_books(mine)
     await mine.reserve(ROUTER, want("a"))
     assert (await read_whole(other)).workers == ()
+
+
+async def test_no_call_falls_behind_because_the_server_has_to_be_given_its_script(
+    own_server: RedisServer,
+) -> None:
+    opened = await connect(own_server.url)
+    ledger = RedisLedger(opened, timeout_s=20.0)
+    await ledger.set_capacity(WORKERS[0], 3)
+    await ledger.renew(ROUTER, 60.0)
+    assert isinstance(await ledger.reserve(ROUTER, want("a")), Grant)
+    # The first release of all; the script of the reservation behind it has run before.
+    releasing = asyncio.create_task(ledger.release(ROUTER, Release(TaskId("a"), 1)))
+    reserving = asyncio.create_task(ledger.reserve(ROUTER, want("b")))
+    assert await releasing == 3
+    assert isinstance(await reserving, Grant)
+    await opened.close()

@@ -1,8 +1,8 @@
 """What becomes of blocks that the ledger promised and the pool does not have yet."""
 
 from decode_worker.core import DecodeCore
-from decode_worker.kv_swapping import Preemption
 from decode_worker.settings import DecodeSettings
+from scheduling.batch_time_recovery import Preemption
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import (
     AdmitGeneration,
@@ -152,3 +152,17 @@ def test_a_sequence_that_makes_room_is_owed_nothing_more() -> None:
     assert core.pool.num_blocks_of(swapped[0].task_id) == 0
     send(core, CancelTask(other, "left"))
     assert core.pool.num_blocks_of(swapped[0].task_id) == 0
+
+
+def test_while_most_of_the_pool_is_free_an_answer_asks_for_more_at_a_time() -> None:
+    settings = DecodeSettings(20, 4, 4, growth_blocks=1, roomy_growth_blocks=6)
+    core = DecodeCore(settings, EXPORT)
+    run(core, GROWING, 1, max_tokens=60)
+    assert asked(step(core)) == [GrowthNeeded(GROWING, 6)]
+    send(core, GrantGrowth(GROWING, 6))
+    run(core, OTHER, 4, max_tokens=13)
+    assert 4 * core.pool.num_free_blocks < 3 * core.pool.num_blocks
+    more: list[Report] = []
+    while not more:
+        more = asked(step(core))
+    assert more == [GrowthNeeded(GROWING, 1)]

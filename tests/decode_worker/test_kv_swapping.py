@@ -3,8 +3,8 @@
 from typing import TypeVar
 
 from decode_worker.core import DecodeCore
-from decode_worker.kv_swapping import Preemption
 from decode_worker.settings import DecodeSettings
+from scheduling.batch_time_recovery import Preemption
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import (
     AdmitGeneration,
@@ -47,7 +47,7 @@ SHORT, LONG = TaskId("short/0"), TaskId("long/0")
 
 def new_core(
     num_swap_blocks: int,
-    preemption: Preemption = Preemption.AUTO,
+    preemption: Preemption = Preemption.FIRST,
     num_blocks: int = 6,
     *,
     prefix_caching: bool = True,
@@ -196,7 +196,7 @@ def test_what_host_memory_has_no_room_for_is_given_up() -> None:
     assert core.load.num_parked == 0
 
 
-def test_swap_looks_for_one_that_fits_where_auto_gives_the_cheapest_up() -> None:
+def test_swap_looks_for_one_that_fits_where_first_gives_the_cheapest_up() -> None:
     def who(preemption: Preemption) -> list[Report]:
         core = new_core(10, preemption)
         begin(core, LONG, tuple(range(100, 116)), max_tokens=8)
@@ -206,7 +206,7 @@ def test_swap_looks_for_one_that_fits_where_auto_gives_the_cheapest_up() -> None
         return [report for report in seen if isinstance(report, SwappedOut | Preempted)]
 
     assert who(Preemption.SWAP) == [SwappedOut(LONG, 4)]
-    assert who(Preemption.AUTO) == who(Preemption.RECOMPUTE) == [Preempted(SHORT)]
+    assert who(Preemption.FIRST) == who(Preemption.RECOMPUTE) == [Preempted(SHORT)]
 
 
 def test_a_parked_task_that_is_cancelled_or_whose_router_is_lost_frees_host_memory() -> None:

@@ -52,9 +52,10 @@ class Bench:
         output: tuple[int, ...] = (),
         source: str = "prefill-0",
         session: int = 1,
+        salt: str = "",
     ) -> KvTarget:
         """Room for the prompt and one block; returns where its KV is to go."""
-        spec = SequenceSpec(prompt, output, SamplingParams(), StopParams(20))
+        spec = SequenceSpec(prompt, output, SamplingParams(), StopParams(20), cache_salt=salt)
         # Of output that exists already the newest token has no KV.
         num_kv = -(-(len(prompt) + max(0, len(output) - 1)) // 4)
         command = AdmitGeneration(task_id, spec, num_kv + 1, num_kv, f"{task_id}@d", source)
@@ -107,6 +108,34 @@ def test_only_missing_blocks_are_granted_and_awaited() -> None:
     assert bench.begin(B).block_ids == target.block_ids
     assert bench.reports(KvArrived(B)) == [DecodeStarted(B)]
     assert bench.core.pool.blocks_of(B)[:3] == bench.core.pool.blocks_of(A)[:3]
+
+
+def test_requests_of_different_salts_share_nothing_on_the_worker() -> None:
+    bench = Bench()
+    bench.admit(A, salt="one")
+    # Neither what is on its way for another salt, nor what arrived, nor what decoding filled.
+    assert bench.admit(B, salt="two").first_block_index == 0
+    assert bench.admit(C).first_block_index == 0
+    bench.begin(A)
+    bench.handle(KvArrived(A))
+    bench.decode(4)
+    answered = (*PROMPT, 7, 50, 51, 52, 53, 1)
+    others = [("d/0", "two", 0), ("e/0", "", 0), ("f/0", "one", 4)]
+    for name, salt, num_shared in others:
+        target = bench.admit(TaskId(name), answered, salt=salt, source="prefill-1")
+        assert target.first_block_index == num_shared
+    assert not set(bench.core.pool.blocks_of(A)) & set(bench.core.pool.blocks_of(B))
+
+
+def test_an_answer_that_fills_the_first_block_keeps_it_to_its_salt() -> None:
+    bench = Bench()
+    bench.admit(A, PROMPT[:2], salt="one")
+    bench.begin(A)
+    bench.handle(KvArrived(A))
+    bench.decode(4)
+    answered = (*PROMPT[:2], 7, 50, 51, 52, 53)
+    assert bench.admit(B, answered).first_block_index == 0
+    assert bench.admit(C, answered, salt="one").first_block_index == 1
 
 
 def test_blocks_that_decoding_filled_are_shared_by_the_next_turn() -> None:

@@ -49,6 +49,12 @@ def test_a_cluster_name_is_given_to_every_process() -> None:
     assert names == {"blue"}
 
 
+def test_the_longest_context_is_told_to_every_process() -> None:
+    configs = effective_configs(parse_options(["up", "--max-model-len", "4096"]).settings)
+    lengths = {config.max_model_len for config in (configs.router, configs.prefill, configs.decode)}
+    assert lengths == {4096}
+
+
 def test_a_model_of_the_users_own_is_named_after_its_folder(tmp_path: Path) -> None:
     options = parse_options(["up", "--model", str(tmp_path / "qwen")])
     assert not options.is_bundled_model

@@ -14,6 +14,7 @@ import transformers
 
 from engine.kv_pool import KvLayout, KvPool
 from engine.loading import load_model
+from engine.model_folder import open_model_folder
 from engine.model_runner import ModelRunner
 from engine.testing import (
     FAMILIES,
@@ -55,7 +56,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         rope_scaling={"type": "linear", "factor": 2.0},
     ),
     "llama, wide heads, one of keys": family_fields("llama", head_dim=32, num_key_value_heads=1),
-    "llama, dynamic": family_fields("llama", rope_scaling={"type": "dynamic", "factor": 4.0}),
     "llama, yarn": family_fields("llama", rope_scaling=YARN),
     "llama, yarn, mscale": family_fields(
         "llama", rope_scaling=YARN | {"mscale": 1.0, "mscale_all_dim": 0.7, "truncate": False}
@@ -119,6 +119,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Prompts are longer than 16 tokens: transformers takes the long factors.
     "phi3, long": family_fields("phi3", rope_scaling=LONG, original_max_position_embeddings=16),
 }
+# Sequences are of 162 tokens, of which the file says 64; transformers is asked with 161.
+NUM_STRETCHED = 161
+TRAINED = 64
+STRETCHED: dict[str, dict[str, Any]] = {
+    "linear": {"type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "yarn": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED},
+    "yarn, no original length": {"rope_type": "yarn", "factor": 4.0},
+}
+# Of sequences within what the model was trained with, where a longer one would be rotated
+# otherwise.
+WITHIN: dict[str, dict[str, Any]] = {
+    "dynamic": family_fields("llama", rope_scaling={"type": "dynamic", "factor": 4.0}),
+    "phi3": family_fields("phi3", rope_scaling=LONG, original_max_position_embeddings=200),
+}
 MODELS = {**FAMILIES, **VARIANTS}
 LENGTHS = (17, 26, 64, 150)
 
@@ -143,8 +158,10 @@ def prompts(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [tuple(rng.randrange(3, VOCAB) for _ in range(length)) for length in lengths]
 
 
-def run(folder: Path, requests: list[TrialRequest]) -> list[TrialResult]:
-    model = load_model(folder)
+def run(
+    folder: Path, requests: list[TrialRequest], max_model_len: int | None = None
+) -> list[TrialResult]:
+    model = load_model(open_model_folder(folder, max_model_len))
     config = model.config
     layout = KvLayout(
         config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, "float32"
@@ -179,6 +196,35 @@ def test_a_mixed_batch_in_odd_chunks_gives_the_logprobs_of_transformers(folder: 
         assert_is_greedy_in(reference, prompt, result)
     # A model that repeats itself would prove little.
     assert len({token for result in results for token in result.token_ids}) > 20
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_a_sequence_beyond_the_old_length_is_what_transformers_computes(
+    name: str, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    fields = family_fields("llama", max_position_embeddings=TRAINED, rope_scaling=STRETCHED[name])
+    config = make_random_model_folder(tmp_path, fields=fields, seed=7)
+    assert config.max_position_embeddings == 4 * TRAINED
+    (prompt,) = prompts((NUM_STRETCHED + 1 - NUM_OUTPUT,))
+    request = TrialRequest(prompt, NUM_OUTPUT, ALL_LOGPROBS, chunk_tokens=50)
+    # For dynamic, transformers' base follows the sequence, ours the longest that is served.
+    (result,) = run(tmp_path, [request], max_model_len=NUM_STRETCHED)
+    assert_is_greedy_in(load_reference(tmp_path), prompt, result)
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_within_the_trained_length_a_context_of_that_length_is_what_transformers_computes(
+    name: str, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    make_random_model_folder(tmp_path, fields=WITHIN[name], seed=7)
+    asked = prompts((17, 150))
+    requests = [TrialRequest(prompt, NUM_OUTPUT, ALL_LOGPROBS) for prompt in asked]
+    results = run(tmp_path, requests, max_model_len=200)
+    for prompt, result in zip(asked, results, strict=True):
+        assert_is_greedy_in(load_reference(tmp_path), prompt, result)
+    assert run(tmp_path, requests) != results, "the whole context is rotated otherwise"
 
 
 def test_the_text_part_of_a_vision_model_computes_what_the_whole_model_says(tmp_path: Path) -> None:

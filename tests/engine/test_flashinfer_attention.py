@@ -1,18 +1,20 @@
-"""What can be known of the FlashInfer backend without a GPU; the contract suite runs its fake.
+"""What can be known of the FlashInfer backend without a GPU; the contract suite runs its fake."""
 
-The keywords are compared with the package where it is installed; two wheels are enough for that:
-pip install --no-deps flashinfer-python==0.6.6 apache-tvm-ffi einops tabulate tqdm ninja
-"""
-
-import inspect
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Sequence
+from typing import Unpack
 
 import pytest
 import torch
 
 from engine.attention.choice import AttentionShape, AttentionUnavailable, choose_attention
-from engine.attention.flashinfer import FlashInferAttention, PagedWrapper
+from engine.attention.flashinfer import FlashInferAttention
+from engine.attention.flashinfer_calls import (
+    DecodePlan,
+    DecodeWrapper,
+    PrefillPlan,
+    PrefillWrapper,
+    SharedPlan,
+)
 from engine.attention.flashinfer_testing import FakeFlashInferKernels
 from engine.attention.testing import scattered_batch
 from engine.kv_pool import KvLayout, KvPool
@@ -26,25 +28,41 @@ class RecordingKernels(FakeFlashInferKernels):
     """Keeps the arguments of every plan."""
 
     def __init__(self) -> None:
-        self.decode_plans: list[dict[str, Any]] = []
-        self.prefill_plans: list[dict[str, Any]] = []
+        self.decode_plans: list[DecodePlan] = []
+        self.prefill_plans: list[PrefillPlan] = []
 
-    def decode_wrapper(self) -> PagedWrapper:
-        return _Recording(super().decode_wrapper(), self.decode_plans)
+    def decode_wrapper(self) -> DecodeWrapper:
+        return _RecordingDecode(super().decode_wrapper(), self.decode_plans)
 
-    def prefill_wrapper(self) -> PagedWrapper:
-        return _Recording(super().prefill_wrapper(), self.prefill_plans)
+    def prefill_wrapper(self) -> PrefillWrapper:
+        return _RecordingPrefill(super().prefill_wrapper(), self.prefill_plans)
 
 
-class _Recording:
-    def __init__(self, inner: PagedWrapper, plans: list[dict[str, Any]]) -> None:
+class _RecordingDecode:
+    def __init__(self, inner: DecodeWrapper, plans: list[DecodePlan]) -> None:
         self._inner, self._plans = inner, plans
 
-    def plan(self, **arguments: Any) -> None:
+    def plan(self, **arguments: Unpack[DecodePlan]) -> None:
         self._plans.append(arguments)
         self._inner.plan(**arguments)
 
-    def run(self, q: torch.Tensor, paged_kv_cache: tuple[torch.Tensor, torch.Tensor]) -> Any:
+    def run(
+        self, q: torch.Tensor, paged_kv_cache: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        return self._inner.run(q, paged_kv_cache)
+
+
+class _RecordingPrefill:
+    def __init__(self, inner: PrefillWrapper, plans: list[PrefillPlan]) -> None:
+        self._inner, self._plans = inner, plans
+
+    def plan(self, **arguments: Unpack[PrefillPlan]) -> None:
+        self._plans.append(arguments)
+        self._inner.plan(**arguments)
+
+    def run(
+        self, q: torch.Tensor, paged_kv_cache: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
         return self._inner.run(q, paged_kv_cache)
 
 
@@ -58,7 +76,8 @@ def planned_step() -> RecordingKernels:
 
 def test_each_kind_of_layer_is_planned_once_a_step() -> None:
     kernels = planned_step()
-    for plans in (kernels.decode_plans, kernels.prefill_plans):
+    all_plans: tuple[Sequence[SharedPlan], ...] = (kernels.decode_plans, kernels.prefill_plans)
+    for plans in all_plans:
         assert [(plan["window_left"], plan["logits_soft_cap"]) for plan in plans] == [
             (-1, None),
             (39, 30.0),
@@ -83,29 +102,3 @@ def test_asking_for_flashinfer_on_a_cpu_says_what_it_needs() -> None:
     shape = AttentionShape(LAYOUT, 6, (FULL,) * 3, torch.device("cpu"))
     with pytest.raises(AttentionUnavailable, match="CUDA device; choose --attention auto"):
         choose_attention(shape, "flashinfer")
-
-
-@pytest.mark.skipif(find_spec("flashinfer") is None, reason="the package flashinfer is absent")
-def test_the_installed_flashinfer_knows_every_keyword_we_pass() -> None:
-    import flashinfer
-
-    kernels = planned_step()
-    for wrapper, plans in (
-        (flashinfer.BatchDecodeWithPagedKVCacheWrapper, kernels.decode_plans),
-        (flashinfer.BatchPrefillWithPagedKVCacheWrapper, kernels.prefill_plans),
-    ):
-        known = inspect.signature(wrapper.plan).parameters
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        # From 0.7 on decode takes **kwargs, and names them in its documentation.
-        named = inspect.getdoc(wrapper.plan) or "" if takes_any else " ".join(known)
-        assert all(name in named for name in plans[0])
-        required = {
-            name
-            for name, parameter in known.items()
-            if parameter.default is parameter.empty
-            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            and name != "self"
-        }
-        assert required <= set(plans[0])
-        assert {"kv_layout", "backend"} <= set(inspect.signature(wrapper.__init__).parameters)
-        assert {"q", "paged_kv_cache"} <= set(inspect.signature(wrapper.run).parameters)

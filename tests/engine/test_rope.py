@@ -28,12 +28,20 @@ LONG: dict[str, Any] = {
     "long_factor": [1.0 + 2.0 * i for i in range(8)],
 }
 SIZES = {"head_dim": 16, "max_position_embeddings": 512}
-# name -> (fields of a Llama, the length at which transformers is asked)
+# name -> (fields of a Llama, the length that is served, and at which transformers is asked)
 SCALINGS: dict[str, tuple[dict[str, Any], int]] = {
     "none": ({}, 512),
     "other base": ({"rope_theta": 5e5}, 512),
     "linear": ({"rope_scaling": {"type": "linear", "factor": 2.5}}, 512),
-    "dynamic": ({"rope_scaling": {"rope_type": "dynamic", "factor": 3.7}}, 512),
+    "dynamic, not stretched": ({"rope_scaling": {"rope_type": "dynamic", "factor": 3.7}}, 512),
+    "dynamic, by some": ({"rope_scaling": {"rope_type": "dynamic", "factor": 3.7}}, 1000),
+    "dynamic, whole": ({"rope_scaling": {"rope_type": "dynamic", "factor": 3.7}}, 1894),
+    "linear, whole": ({"rope_scaling": {"type": "linear", "factor": 2.5}}, 1280),
+    "yarn, whole": ({"rope_scaling": YARN | {"original_max_position_embeddings": 512}}, 2048),
+    "longrope, within the original length": (
+        {"rope_scaling": LONG | {"original_max_position_embeddings": 64}},
+        64,
+    ),
     "llama3": ({"rope_scaling": LLAMA3}, 512),
     "llama3, newer": ({"rope_theta": None, "rope_parameters": {**LLAMA3, "rope_theta": 5e5}}, 512),
     "llama3, original length beside": (
@@ -97,7 +105,8 @@ def assert_equal_tables(rope: Rope, expected: Any) -> None:
 def test_a_scaling_rotates_as_in_transformers(name: str) -> None:
     changes, length = SCALINGS[name]
     fields = family_fields("llama", **SIZES, **changes)
-    config = family_config("llama", **SIZES, **changes)
+    config = family_config("llama", max_model_len=length, **SIZES, **changes)
+    assert config.max_position_embeddings >= length
     assert_equal_tables(config.rope, tables_of_transformers(fields, length))
 
 
@@ -106,7 +115,7 @@ def test_a_scaling_rotates_as_in_transformers(name: str) -> None:
 def test_phi3_rotates_a_part_of_each_head_by_factors_of_its_own(
     spelling: str, original: int
 ) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "original_max_position_embeddings": original,
         "partial_rotary_factor": 0.5,
         "rope_scaling": {
@@ -160,6 +169,11 @@ def test_gemma3_has_a_rotation_for_each_kind_of_layer(changes: dict[str, Any]) -
         ("llama", {"rope_scaling": {"rope_type": "mrope"}}, "rope type 'mrope'"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 9.0}}, "alpha"),
         ("qwen2", {"rope_scaling": {"mrope_section": [2, 3, 3]}}, "mrope_section"),
+        ("phi3", {"rope_scaling": LONG | {"short_mscale": 1.2}}, "short_mscale"),
+        ("phi3", {"rope_scaling": LONG | {"long_mscale": 1.2}}, "long_mscale"),
+        ("mistral", {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_b"),
+        ("llama", {"rope_scaling": YARN | {"attn_factor": 0.5}}, "attn_factor"),
+        ("llama", {"rope_scaling": YARN | {"extrapolation_factor": 2.0}}, "extrapolation_factor"),
         ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ],
@@ -169,13 +183,22 @@ def test_a_rotation_that_is_not_known_is_refused_by_name(
 ) -> None:
     with pytest.raises(UnsupportedModelOption, match="use a model") as refused:
         family_config(family, **changes)
-    assert refused.value.option == option
+    assert refused.value.option.startswith(option)
+
+
+def test_factors_that_change_nothing_are_read_over() -> None:
+    more = {"attn_factor": 1, "extrapolation_factor": 1.0, "finetuned": True}
+    assert family_config("llama", rope_scaling=YARN | more) == family_config(
+        "llama", rope_scaling=YARN
+    )
 
 
 @pytest.mark.parametrize(
     ("family", "changes", "field"),
     [
         ("llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"),
+        ("llama", {"rope_scaling": {"factor": 4.0}}, "rope_scaling.rope_type"),
+        ("llama", {"rope_parameters": {"factor": 4.0}}, "rope_parameters.rope_type"),
         ("llama", {"rope_parameters": {"type": "dynamic"}}, "rope_parameters.factor"),
         ("llama", {"rope_scaling": {"type": "llama3", "factor": 2.0}}, "rope_scaling.low_freq"),
         ("llama", {"rope_scaling": {"type": "longrope"}}, "rope_scaling.short_factor"),

@@ -59,6 +59,18 @@ def test_ids_and_text_equal_those_of_transformers(pair: Any, text: str, adds: bo
         )
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(text=st.text(min_size=1, max_size=30) | st.just("<s> 👍🎉</s> "), adds=st.booleans())
+def test_the_ids_of_a_long_text_equal_those_of_transformers_too(
+    pair: Any, text: str, adds: bool
+) -> None:
+    """They are computed in another way."""
+    ours, theirs = pair
+    text *= 2000 // len(text) + 1
+    ids = ours.encode(text, add_special_tokens=adds)
+    assert ids == theirs.encode(text, add_special_tokens=adds)
+
+
 def test_the_special_tokens_equal_those_of_transformers(pair: Any) -> None:
     ours, theirs = pair
     assert ours.special_token_by_name == theirs.special_tokens_map
@@ -105,10 +117,11 @@ def test_a_text_beyond_the_limit_is_refused_before_any_work(tmp_path: Path) -> N
         tokenizer.encode("123456")
 
 
-def test_half_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_before", [1, 5000])
+def test_half_a_surrogate_pair_is_refused(tmp_path: Path, num_before: int) -> None:
     tokenizer = Tokenizer.from_folder(write_tokenizer(tmp_path, byte_level_backend()))
     with pytest.raises(InvalidRequest, match="surrogate"):
-        tokenizer.encode("a\ud800b")
+        tokenizer.encode("a" * num_before + "\ud800b")
 
 
 @pytest.mark.parametrize("token_id", [-1, 2**40])

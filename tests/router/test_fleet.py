@@ -6,6 +6,7 @@ from router.events import IntroducePeer
 from router.fleet import Fleet
 from router.preferences import Preferences
 from router.testing import BLOCK_SIZE, hello_of
+from scheduling.batch_time_online import PassTimeError
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import KvExport, WorkerLoad
@@ -131,3 +132,29 @@ def test_the_largest_new_task_is_one_of_a_worker_that_could_take_it() -> None:
     fleet.take_load(view, WorkerLoad(64, 0, 0, 0, is_draining=True))
     assert fleet.max_general_blocks("same") == 15
     assert fleet.max_general_blocks("nobody") == 0
+
+
+def test_what_a_worker_told_of_its_model_of_passes_is_kept_while_it_says_nothing_new() -> None:
+    fleet = fleet_of(decode_0=8)
+    view = fleet.get(WorkerId("decode-0"))
+    assert view is not None
+    error = PassTimeError(64, 0.02, 0.1)
+    fleet.take_load(view, WorkerLoad(8, 0, 0, 0, pass_time_error=error))
+    fleet.take_load(view, WorkerLoad(7, 1, 0, 0))
+    assert view.pass_time_error == error
+
+
+def test_of_a_large_fleet_some_are_looked_at_and_in_the_end_all() -> None:
+    fleet = fleet_of(decode_0=4, decode_1=4, decode_2=4, decode_3=4, decode_4=4)
+
+    def some(most: int) -> list[str]:
+        return [view.hello.worker_id.removeprefix("decode-") for view in fleet.some(most)]
+
+    assert some(5) == some(9) == ["0", "1", "2", "3", "4"], "a small one is looked at whole"
+    assert [some(3), some(3)] == [["0", "1", "2"], ["3", "4", "0"]]
+    fleet.remove(WorkerId("decode-1"))
+    assert [some(3), some(3)] == [["0", "2", "3"], ["4", "0", "2"]]
+    for view in fleet.some(2):  # who has seen enough stops; the next look goes on behind
+        assert view.hello.worker_id == "decode-3"
+        break
+    assert some(2) == ["4", "0"]

@@ -1,5 +1,7 @@
 """Prompts that wait for room begin in blocks of running answers; what is booked for whom."""
 
+from dataclasses import replace
+
 import pytest
 
 from router.events import EmitFinished, Extend, ExtensionAnswered, ReleaseHolding, Reserve
@@ -26,13 +28,18 @@ from scheduling.messages import (
     TaskReleased,
     WorkerLoad,
 )
+from scheduling.policy import POLICIES, Policy
 
 MIXED = "mixed-0"
 # Of 24 blocks of 4 tokens: 16 for the host, and 8 for whoever comes.
 HOST, BIG, SMALL = ("host", 4, 60), ("big", 8, 40), ("small", 5, 16)
 
 
-def new_core(policy: str = "ecoserve", num_blocks: int = 24) -> CoreUnderTest:
+# Prompts become guests however room is given to answers; here all of it is given at once.
+COUPLED = replace(POLICIES["ecoserve"], is_decoupled=False)
+
+
+def new_core(policy: str | Policy = COUPLED, num_blocks: int = 24) -> CoreUnderTest:
     settings = RouterSettings(length_quantum_tokens=4)
     return CoreUnderTest([hello_of(MIXED, num_blocks)], settings, policy)
 
@@ -83,6 +90,16 @@ def test_nobody_begins_inside_another_while_there_is_room_or_the_policy_lends_no
     core = new_core("orca")
     decoding_host(core)
     assert [*ask(core, BIG), *ask(core, SMALL)] == []
+
+
+def test_a_prompt_whose_answer_fits_into_its_own_last_block_borrows_nothing() -> None:
+    mixed = hello_of(MIXED, 24, block_size=8)
+    core = CoreUnderTest([mixed], RouterSettings(length_quantum_tokens=4), COUPLED)
+    (host,) = ask(core, ("host", 8, 120))
+    core.report(MIXED, PrefillStarted(host.task_id), tokens(host.task_id, 0, 9))
+    assert ask(core, ("big", 16, 80)) == []
+    (prompt,) = ask(core, ("small", 12, 4))
+    assert (prompt.num_blocks, prompt.place) == (2, None)
 
 
 def test_the_same_place_is_proposed_to_one_prompt_only() -> None:

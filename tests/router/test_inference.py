@@ -21,7 +21,7 @@ from router.events import (
     RequestArrived,
     RequestSpec,
 )
-from router.inference import InferenceService, ServiceGoals
+from router.inference import InferenceService, ServiceGoals, add_to_server
 from router.served_model import PromptEncoder, ServedModel, load_served_model
 from router.streams import RequestStream, StreamBook
 from router.testing import CoreUnderTest, GoneCaller
@@ -71,6 +71,13 @@ class Desk:
                 self.news.clear()
                 await self.news.wait()
 
+    async def told_of_a_request(self) -> None:
+        """Wait until the core is told of one."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not self.events:
+                self.news.clear()
+                await self.news.wait()
+
     def call(self, **fields: Any) -> Any:
         request: dict[str, Any] = {"request_id": ID, "tokens": pb.TokenPrompt(ids=[5, 6])} | fields
         return self.stub.Generate(pb.GenerateRequest(**request))
@@ -85,7 +92,7 @@ async def desk_of(model: ServedModel) -> AsyncIterator[Desk]:
     service = InferenceService(model, encoder, core, desk.streams, desk.apply, goals)
     desk.service = service
     server = grpc.aio.server()
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+    add_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -159,19 +166,78 @@ async def test_an_end_that_nobody_is_there_to_hear_of_is_no_error_of_ours(
     """gRPC raises into a handler that wants to end a call which is over."""
     async with desk_of(model) as desk:
         request = pb.GenerateRequest(request_id=ID, tokens=pb.TokenPrompt(ids=[5, 6]))
-        taken_over = desk.service.Generate(request, GoneCaller())
+        caller = GoneCaller(request.SerializeToString())
+        taken_over = desk.service.Generate(None, caller)
         await anext(taken_over)
         desk.stream().take_over()
         with pytest.raises(asyncio.CancelledError):
             await anext(taken_over)
-        failed = desk.service.Generate(request, GoneCaller())
+        failed = desk.service.Generate(None, caller)
         await anext(failed)
         desk.stream().fail(EmitFailed(ID, DeadlineExceeded("late"), gpu_work_spent=True))
         with pytest.raises(asyncio.CancelledError):
             await anext(failed)
-        refused = desk.service.Generate(pb.GenerateRequest(request_id="?"), GoneCaller())
+        odd = GoneCaller(pb.GenerateRequest(request_id="?").SerializeToString())
+        refused = desk.service.Generate(None, odd)
         with pytest.raises(asyncio.CancelledError):
             await anext(refused)
+
+
+async def test_what_is_ready_together_is_one_message_for_a_caller_who_joins_events(
+    model: ServedModel,
+) -> None:
+    async with desk_of(model) as desk:
+        first = desk.call(joins_events=True)
+        begun = await next_of(first)
+        assert begun.HasField("accepted"), "it does not wait for a token for long"
+        desk.stream().append(token(0))
+        desk.stream().append(token(1))
+        desk.stream().append(EmitFinished(ID, 0, "stop", None, 2, TIMINGS))
+        ended = await next_of(first)
+        assert list(ended.delta.token_ids) == [0, 1]
+        assert [each.WhichOneof("event") for each in ended.following] == ["finished"]
+        assert await code_of(first) is grpc.StatusCode.OK
+        replayed = await next_of(desk.call(joins_events=True))
+        assert replayed.accepted.attached
+        kinds = [each.WhichOneof("event") for each in replayed.following]
+        assert kinds == ["delta", "finished"]
+
+
+async def test_who_takes_a_call_over_sends_the_other_its_first_message(model: ServedModel) -> None:
+    async with desk_of(model) as desk:
+        request = pb.GenerateRequest(
+            request_id=ID, tokens=pb.TokenPrompt(ids=[5, 6]), joins_events=True
+        )
+        responses = desk.service.Generate(None, GoneCaller(request.SerializeToString()))
+        opening = asyncio.create_task(anext(responses))
+        await desk.told_of_a_request()
+        desk.stream().append(token(0))
+        desk.stream().take_over()
+        assert (await asyncio.wait_for(opening, PATIENCE_S)).HasField("accepted")
+        with pytest.raises(asyncio.CancelledError):
+            await anext(responses)
+
+
+async def test_who_wants_all_of_an_answer_that_was_read_too_far_is_told_where_it_begins(
+    model: ServedModel,
+) -> None:
+    async with desk_of(model) as desk:
+        first = desk.call()
+        await next_of(first)
+        desk.stream().max_bytes = 8 * 1024  # ten tokens
+        for number in range(21):
+            desk.stream().append(token(number))
+            assert list((await next_of(first)).delta.token_ids) == [number]
+        refused = desk.call()
+        assert await code_of(refused) is grpc.StatusCode.OUT_OF_RANGE
+        assert "kept are answer 0 from token 10 on; send the" in await refused.details()
+        assert desk.events[1:] == [], "the answer goes on for who reads it"
+        # Who tells what it has gets the rest; from before what is kept, it is computed anew.
+        resumed = desk.call(resume=resume_of(*range(15)))
+        assert (await next_of(resumed)).accepted.attached
+        assert list((await next_of(resumed)).delta.token_ids) == [15, 16, 17, 18, 19, 20]
+        assert not (await next_of(desk.call(resume=resume_of(0)))).accepted.attached
+        assert [type(event) for event in desk.events[1:]] == [CallerLeft, RequestArrived]
 
 
 async def test_the_same_id_with_other_content_is_refused(model: ServedModel) -> None:

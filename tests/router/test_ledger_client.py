@@ -132,6 +132,23 @@ async def test_what_is_freed_in_the_same_breath_may_be_reserved() -> None:
     assert await desk.ask(extension) == ExtensionAnswered(claim_of(3), 1, False)
 
 
+async def test_what_is_freed_travels_with_what_is_asked_for_next_and_before_it() -> None:
+    """Also where it waited for company, and where it has just left."""
+    desk = await Desk().open()
+    await desk.ask(reserve(1, 8))
+    await desk.ask(reserve(2, 8))
+    desk.ledger.calls.clear()
+    gate = desk.ledger.answer_waits_for["release_many"] = asyncio.Event()
+    for number in (3, 4):
+        desk.client.perform(ReleaseHolding(claim_of(number - 2)))
+        await asyncio.sleep(0)
+        assert isinstance(await desk.ask(reserve(number, 8)), ReservationAnswered)
+        assert desk.answers[-1] in (granted(number), granted(number, WORKERS[1]))
+    assert desk.ledger.calls == ["release_many", "reserve"] * 2, "no answer is waited for"
+    gate.set()
+    await desk.settled()
+
+
 async def test_transfers_and_releases_of_one_breath_take_two_round_trips() -> None:
     desk = await Desk().open()
     for number in (1, 2, 3):

@@ -10,7 +10,7 @@ import pytest
 
 from engine.bundled import bundled_model_path
 from router.events import Event
-from router.inference import InferenceService, ServiceGoals
+from router.inference import InferenceService, ServiceGoals, add_to_server
 from router.served_model import PromptEncoder, ServedModel, load_served_model
 from router.state import RouterSettings
 from router.streams import StreamBook
@@ -39,7 +39,7 @@ async def stub_of(
         model, encoder, core.core, streams, lambda event: void(apply(event)), goals
     )
     server = grpc.aio.server()
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+    add_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

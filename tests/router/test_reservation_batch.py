@@ -44,13 +44,13 @@ class Desk:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def ask(self, name: str, num_blocks: int = 1) -> asyncio.Task[Grant | Refusal]:
+    def ask(self, name: str, num_blocks: int = 1) -> asyncio.Future[Grant | Refusal]:
         claim = Claim(TaskId(name), "prefill", 1)
         request = ReserveRequest(claim, (WORKER,), num_blocks)
-        return asyncio.create_task(self.batch.add(LIFE, request))
+        return self.batch.add(LIFE, request)
 
 
-async def all_of(*asked: asyncio.Task[Grant | Refusal]) -> list[Any]:
+async def all_of(*asked: asyncio.Future[Grant | Refusal]) -> list[Any]:
     async with asyncio.timeout(PATIENCE_S):
         return await asyncio.gather(*asked, return_exceptions=True)
 

@@ -9,8 +9,8 @@ import pytest
 from router.core import RouterCore
 from router.events import EmitFinished, EmitTokens, PhaseTimings, RequestArrived
 from router.resuming import ResumeWishes, ToldAnswer, resume_wishes
-from router.stream_log import Emission
-from router.streams import AcceptedInfo, RequestStream, Starts
+from router.stream_log import Emission, Starts
+from router.streams import AcceptedInfo, RequestStream
 from router.testing import (
     PREFILL,
     CoreUnderTest,

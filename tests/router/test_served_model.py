@@ -1,19 +1,42 @@
 """Prompts become token ids: checked, shared, and never at the cost of the event loop."""
 
 import asyncio
+import io
+import json
+import logging
+import threading
 import time
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from engine.bundled import bundled_model_path
+from engine.loading import weights_fingerprint
+from engine.model_folder import open_model_folder
+from engine.testing import family_fields, make_random_model_folder
 from router.served_model import PromptEncoder, ServedModel, load_served_model
+from runtime.logging import configure_logging
 from scheduling.errors import ContextTooLong, InvalidRequest
 
 MILLION = 1_000_000
+
+
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    """Log lines, as JSON."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    stream = io.StringIO()
+    configure_logging("router", log_format="json", stream=stream)
+    yield stream
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +98,56 @@ async def test_a_prompt_longer_than_the_context_is_refused_unseen(model: ServedM
     with pytest.raises(ContextTooLong, match="has 100 tokens, the model's context is 100"):
         await encoder.encode(None, None, Untouchable([1] * 100))
     encoder.close()
+
+
+@pytest.fixture
+def phi3(tmp_path: Path) -> Path:
+    """Trained with 64 tokens, stretched to 512."""
+    fields = family_fields("phi3", original_max_position_embeddings=64)
+    make_random_model_folder(tmp_path / "phi3", fields=fields)
+    return tmp_path / "phi3"
+
+
+def test_a_stretched_context_is_served_whole_and_can_be_shortened(tmp_path: Path) -> None:
+    fields = family_fields("llama", rope_scaling={"type": "linear", "factor": 4.0})
+    make_random_model_folder(tmp_path, fields=fields)
+    lengths = [None, 3000, 2000, 2]
+    served = [load_served_model(tmp_path, "long", 10_000, length) for length in lengths]
+    assert [model.context_length for model in served] == [2048, 2048, 2000, 2]
+    assert len({model.fingerprint for model in served}) == 1
+
+
+def test_a_model_that_rotates_by_the_context_says_at_start_what_to_do(
+    phi3: Path, logged: io.StringIO
+) -> None:
+    whole = load_served_model(phi3, "phi", 10_000)
+    (line,) = map(json.loads, logged.getvalue().splitlines())
+    assert (line["event"], line["level"], line["model"]) == ("model_remark", "warning", "phi")
+    assert "sequences of at most 64" in line["remark"]
+    assert line["remark"].endswith("--max-model-len 64")
+    short = load_served_model(phi3, "phi", 10_000, 64)
+    assert logged.getvalue().count("model_remark") == 1
+    assert (whole.context_length, short.context_length) == (512, 64)
+    assert whole.fingerprint != short.fingerprint
+
+
+def test_workers_that_rotate_otherwise_do_not_share_kv(phi3: Path) -> None:
+    prints = {
+        weights_fingerprint(open_model_folder(phi3, length)) for length in (None, 512, 65, 64, 2)
+    }
+    assert len(prints) == 2
+
+
+async def test_a_short_prompt_does_not_wait_behind_a_long_one(encoder: PromptEncoder) -> None:
+    go_on = threading.Event()
+    long = asyncio.create_task(encoder.run(go_on.wait, MILLION))
+    try:
+        async with asyncio.timeout(20.0):
+            assert await encoder.encode("Once upon a time. " * 100, None, None)
+        assert not long.done()
+    finally:
+        go_on.set()
+    assert await long
 
 
 @pytest.mark.slow

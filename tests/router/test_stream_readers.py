@@ -6,15 +6,16 @@ from contextlib import aclosing
 
 import pytest
 
-from router.events import EmitFinished, EmitTokens, PhaseTimings
+from router.events import EmitFailed, EmitFinished, EmitTokens, PhaseTimings
 from router.streams import AcceptedInfo, RequestStream, StreamBook
 from router.wire.generate import emissions_to_proto
 from router.write_turns import BusyMeter, WriteTurns
+from scheduling.errors import ReaderTooSlow, RequestCancelled
 from scheduling.ids import RequestId, TaskId
 from scheduling.messages import TokensEmitted
 from tandemserve.replay import Replay
 from tandemserve.results import Accepted, Delta
-from tandemserve.wire import event_from
+from tandemserve.wire import events_from
 
 PATIENCE_S = 20.0
 INFO = AcceptedInfo("model", 3, 5, "standard")
@@ -49,6 +50,9 @@ class Conversation:
         # At each of two routers.
         self._streams: dict[int, RequestStream] = {}
         self._computing: dict[int, asyncio.Task[None]] = {}
+        # What a router keeps of the answer: all of it, or so little that readers fall behind.
+        self._max_bytes = dice.choice([1 << 20, 20_000, 3_000])
+        self.num_too_slow = 0
 
     async def run(self) -> None:
         dice, replay = self._dice, self._replay
@@ -56,11 +60,13 @@ class Conversation:
             told = replay.received() if replay.has_news else ()
             starts = tuple(None if is_over else len(ids) for _, ids, is_over in told)
             replay.begin_attempt()
-            stream = self._stream_at(dice.randrange(2), starts)
+            router = dice.randrange(2)
+            stream = self._stream_at(router, starts)
             reader, leaving = stream.take_over(), None
             if dice.random() < 0.3:  # a call that broke is still served for a moment
                 leaving = asyncio.create_task(self._read_on(stream, reader, starts))
                 await some_turns(dice, 5)
+                stream = self._stream_at(router, starts)
                 reader = stream.take_over()
             async with asyncio.timeout(PATIENCE_S):
                 await self._attempt(stream, reader, starts)
@@ -75,18 +81,22 @@ class Conversation:
     def _stream_at(self, router: int, starts: tuple[int | None, ...]) -> RequestStream:
         """What the router has of the request; begun there where it knows nothing that helps."""
         stream = self._streams.get(router)
-        if stream is not None and stream.can_serve(starts) and self._dice.random() < 0.7:
-            return stream
-        if router in self._computing:
+        if stream is not None and stream.failure is None:
+            if stream.can_serve(starts) and self._dice.random() < 0.7:
+                return stream
             self._computing[router].cancel()  # the router was lost
+            stream.fail(EmitFailed(self._id, RequestCancelled("lost"), gpu_work_spent=True))
         stream = self._streams[router] = RequestStream(
             self._id, b"f", len(self._lengths), INFO, starts
         )
-        StreamBook(turns=self._turns).open(stream)
-        self._computing[router] = asyncio.create_task(self._compute(stream, starts))
+        book = StreamBook(turns=self._turns, max_stream_bytes=self._max_bytes)
+        book.open(stream)
+        self._computing[router] = asyncio.create_task(self._compute(book, stream, starts))
         return stream
 
-    async def _compute(self, stream: RequestStream, starts: tuple[int | None, ...]) -> None:
+    async def _compute(
+        self, book: StreamBook, stream: RequestStream, starts: tuple[int | None, ...]
+    ) -> None:
         dice = self._dice
         done = [s or 0 for s in starts] or [0] * len(self._lengths)
         open_answers = [i for i in range(len(done)) if not starts or starts[i] is not None]
@@ -100,6 +110,13 @@ class Conversation:
             text, reason = "".join(map(text_of, ids)), "stop" if is_last else None
             tokens = TokensEmitted(TaskId("t"), first, ids, text, finish_reason=reason)
             stream.append(EmitTokens(self._id, index, tokens))
+            # Twice the limit for who comes again, and what was not seen before it was there.
+            assert stream.num_bytes < 2 * self._max_bytes + 2_000
+            if book.overfull:
+                error = ReaderTooSlow(self._max_bytes)
+                stream.fail(EmitFailed(self._id, error, gpu_work_spent=True))
+                self.num_too_slow += 1
+                return
             done[index] = end
             if is_last:
                 stream.append(EmitFinished(self._id, index, "stop", None, end, TIMINGS))
@@ -110,16 +127,16 @@ class Conversation:
     ) -> None:
         dice = self._dice
         most = dice.choice([None, None, 1, 2, 6])
+        joins = dice.random() < 0.5
         self._replay.receive(self._id, Accepted("model", 3, False, 5))
         num_batches = 0
         async with aclosing(stream.follow(reader, starts)) as batches:
             async for batch in batches:
-                for response in emissions_to_proto(self._id, batch, INFO, str):
-                    event = event_from(response)
-                    assert event is not None
-                    news = self._replay.receive(self._id, event)
-                    if isinstance(news, Delta):
-                        self._received[news.index] += news.token_ids
+                for response in emissions_to_proto(self._id, batch, INFO, str, joins=joins):
+                    for event in events_from(response):
+                        news = self._replay.receive(self._id, event)
+                        if isinstance(news, Delta):
+                            self._received[news.index] += news.token_ids
                     await some_turns(dice, 3)
                 num_batches += 1
                 if num_batches == most:

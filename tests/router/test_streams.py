@@ -8,7 +8,7 @@ import pytest
 from router.events import EmitFailed, EmitFinished, EmitTokens, PhaseTimings
 from router.stream_log import Emission
 from router.streams import AcceptedInfo, RequestStream, StreamBook
-from scheduling.errors import DuplicateRequest, RequestCancelled
+from scheduling.errors import DuplicateRequest, ReaderTooSlow, RequestCancelled
 from scheduling.ids import RequestId, TaskId
 from scheduling.messages import TokensEmitted
 
@@ -163,3 +163,109 @@ async def test_a_reader_who_was_away_for_long_gets_messages_of_bounded_size() ->
     starts = range(0, 1000, 128)
     assert got[:-1] == [[tokens(start, start + 128)] for start in starts[:-1]]
     assert got[-1] == [tokens(starts[-1], 1000), finished()]
+
+
+async def test_who_waits_for_a_beginning_is_woken_by_it_and_loses_nothing() -> None:
+    stream = stream_of()
+    reader = stream.take_over()
+    waiting = asyncio.create_task(stream.has_begun(PATIENCE_S))
+    await asyncio.sleep(0)
+    stream.append(token(0))
+    assert await asyncio.wait_for(waiting, PATIENCE_S)
+    assert await stream.has_begun(0.0)
+    stream.append(finished())
+    assert await all_of(stream, reader) == [token(0), finished()]
+
+
+async def test_who_waits_for_a_beginning_does_not_wait_for_long_nor_for_what_never_comes() -> None:
+    stream = stream_of()
+    assert not await asyncio.wait_for(stream.has_begun(0.0), PATIENCE_S)
+    waiting = asyncio.create_task(stream.has_begun(2 * PATIENCE_S))
+    await asyncio.sleep(0)
+    stream.fail(FAILED)
+    assert not await asyncio.wait_for(waiting, PATIENCE_S)
+    assert not await asyncio.wait_for(stream.has_begun(2 * PATIENCE_S), PATIENCE_S)
+
+
+async def test_who_is_sent_away_waits_for_no_beginning() -> None:
+    stream = stream_of()
+    stream.take_over()
+    waiting = asyncio.create_task(stream.has_begun(2 * PATIENCE_S))
+    await asyncio.sleep(0)
+    second = stream.take_over()
+    assert not await asyncio.wait_for(waiting, PATIENCE_S)
+    stream.append(token(0))
+    stream.append(finished())
+    assert await all_of(stream, second) == [token(0), finished()]
+
+
+def book_with(stream: RequestStream, num_tokens: int) -> StreamBook:
+    """The stream may take as much memory as so many tokens."""
+    sample = stream_of()
+    sample.append(token(0))
+    book = StreamBook(max_stream_bytes=num_tokens * sample.num_bytes)
+    book.open(stream)
+    return book
+
+
+async def test_a_long_answer_that_is_read_takes_bounded_memory_and_arrives_whole() -> None:
+    stream = stream_of()
+    book = book_with(stream, 64)
+    reading = asyncio.create_task(all_of(stream, stream.take_over()))
+    for number in range(2000):
+        stream.append(token(number))
+        # One emission above the limit at most.
+        assert stream.num_bytes <= 65 / 64 * stream.max_bytes
+        if number % 10 == 0:
+            await asyncio.sleep(0)
+    stream.append(finished())
+    assert book.overfull == []
+    got = await reading
+    ids = [i for each in got[:-1] if isinstance(each, EmitTokens) for i in each.tokens.token_ids]
+    assert ids == list(range(2000))
+    # Nearly all of the limit is kept for callers that come back.
+    assert stream.can_serve((1945,))
+    assert not stream.can_serve((1900,))
+
+
+async def test_a_reader_that_leaves_too_much_unread_is_told_of_once_and_nothing_is_kept() -> None:
+    stream = stream_of()
+    book = book_with(stream, 64)
+    reader = stream.take_over()
+    batches = stream.follow(reader)
+    stream.append(token(0))
+    assert await anext(batches) == [token(0)]
+    # It is writing that one, and the connection takes no more.
+    for number in range(1, 66):
+        stream.append(token(number))
+    assert book.overfull == []
+    for number in range(66, 70):
+        stream.append(token(number))
+    assert book.overfull == [stream]
+    failed = EmitFailed(ID, ReaderTooSlow(stream.max_bytes), gpu_work_spent=True)
+    stream.fail(failed)
+    assert stream.num_bytes == 0
+    assert await anext(batches, None) is None
+    assert stream.failure is failed
+
+
+async def test_who_comes_back_has_time_to_read_again_what_is_there() -> None:
+    stream = stream_of()
+    book = book_with(stream, 64)
+    stream.take_over()
+    for number in range(64):
+        stream.append(token(number))
+    reader = stream.take_over()
+    for number in range(64, 129):
+        stream.append(token(number))
+    assert book.overfull == []
+    reading = asyncio.create_task(all_of(stream, reader))
+    await asyncio.sleep(0)
+    stream.append(token(129))
+    stream.append(finished())
+    assert await reading == [tokens(0, 128), tokens(128, 130), finished()]
+    # Only as much again, however often it comes.
+    for number in range(130, 300):
+        stream.take_over()
+        stream.append(token(number))
+    assert book.overfull == [stream]

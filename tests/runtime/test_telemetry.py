@@ -27,6 +27,8 @@ def record_everything(metrics: Metrics) -> None:
     metrics.kv_pushed(2e9, "shared_memory")
     metrics.sequence_preempted()
     metrics.sequence_migrated()
+    metrics.length_predicted(mean=30, bound=50, num_output_tokens=40)
+    metrics.passes_timed("mixed", median_error=0.03, p90_error=0.2)
 
 
 def test_every_metric_is_recorded_under_its_name() -> None:
@@ -46,6 +48,9 @@ def test_every_metric_is_recorded_under_its_name() -> None:
         "tandem_output_tokens_total",
         "tandem_preemptions_total",
         "tandem_migrations_total",
+        "tandem_length_prediction_error_ratio",
+        "tandem_length_predictions_total",
+        "tandem_pass_time_error_ratio",
     }
     (ttft,) = points["tandem_time_to_first_token_seconds"]
     assert (ttft.sum, ttft.count, ttft.attributes) == (0.2, 1, {"request_class": "standard"})
@@ -56,6 +61,15 @@ def test_every_metric_is_recorded_under_its_name() -> None:
     assert pushed.attributes == {"transport": "shared_memory"}
     (ended,) = points["tandem_requests_total"]
     assert ended.attributes == {"outcome": "finished", "request_class": "standard"}
+    (off,) = points["tandem_length_prediction_error_ratio"]
+    assert (off.sum, off.count) == (0.25, 1)
+    (bounded,) = points["tandem_length_predictions_total"]
+    assert (bounded.value, bounded.attributes) == (1, {"within_bound": True})
+    errors = {
+        (point.attributes["role"], point.attributes["statistic"]): point.sum
+        for point in points["tandem_pass_time_error_ratio"]
+    }
+    assert errors == {("mixed", "median"): 0.03, ("mixed", "p90"): 0.2}
 
 
 def test_what_is_recorded_names_the_process_it_came_from() -> None:

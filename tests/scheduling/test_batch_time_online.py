@@ -63,6 +63,21 @@ def test_the_error_falls_while_it_learns() -> None:
     assert fit_error(model, rows_of(TRUTH, 2)).p90 < 0.06
 
 
+def test_the_error_that_is_reported_is_that_of_the_last_passes() -> None:
+    model, rng = OnlineBatchTime(settings=OnlineFitSettings(error_window=64)), random.Random(11)
+    assert model.error is None
+    learn(model, TRUTH, rng, steps=1)
+    first = model.error
+    assert first is not None
+    assert (first.num_passes, first.median) == (1, first.p90)
+    learn(model, TRUTH, rng, steps=64 * 20)
+    latest = model.error
+    assert latest is not None
+    assert latest.median < min(0.05, first.median)
+    assert latest.median <= latest.p90 < 0.1
+    assert model.num_observed - 64 < latest.num_passes <= model.num_observed, "as of the last fit"
+
+
 def test_one_pass_tells_how_fast_the_machine_is() -> None:
     slow = BatchTime.from_coefficients(
         [20 * c for c in UNKNOWN_MACHINE.coefficients()], UNKNOWN_MACHINE.bend_starts

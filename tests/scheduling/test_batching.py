@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduling.batch_time import BatchShape, BatchTime
+from scheduling.batch_time_online import OnlineBatchTime
 from scheduling.batching import BatchingRule, IterationChoice, IterationState, PromptWork
 from scheduling.batching_rules import (
     DecodesOnly,
@@ -21,6 +22,8 @@ from scheduling.batching_rules import (
 )
 from scheduling.deadline_fill import DeadlineFill
 from scheduling.dynamic_chunk import DynamicChunk, IterationGoal, ProportionalTime
+from scheduling.feedback_queues import FeedbackQueues
+from scheduling.mlfq import MlfqSettings
 
 MODEL = BatchTime(
     fixed_s=0.004,
@@ -57,6 +60,9 @@ CASES = {
     "vllm": Case(lambda: PromptsFirst(LIMIT, max_seqs=24)),
     "orca": Case(lambda: WholePromptsMixed(max_seqs=24), max_tokens=None),
     "orca-with-a-limit": Case(lambda: WholePromptsMixed(max_seqs=24, max_tokens=LIMIT)),
+    "fastserve-without-queues": Case(
+        lambda: FeedbackQueues(OnlineBatchTime(), MlfqSettings(24, LIMIT))
+    ),
     "tgi": Case(lambda: WaitingRatio(LIMIT)),
     "tgi-chunking": Case(lambda: WaitingRatio(LIMIT, is_chunking=True)),
     "distserve-prefill": Case(lambda: PromptsOnly(LIMIT, max_seqs=8), has_decodes=False),

@@ -101,7 +101,28 @@ def test_what_would_make_a_first_token_late_is_left_for_the_next_pass() -> None:
 
 def test_a_prompt_that_cannot_be_in_time_yields_to_those_that_can() -> None:
     choice = RULE.choose(state(prompt(4000, 0.1), prompt(300, 0.12), prompt(300, 0.12)))
-    assert [index for index, _ in choice.chunks[:2]] == [1, 2]
+    assert {index: n for index, n in choice.chunks if index} == {1: 300, 2: 300}
+
+
+def test_what_is_late_has_its_share_of_each_pass_however_many_are_in_time() -> None:
+    many = [prompt(2000, 60.0) for _ in range(5)]
+    choice = RULE.choose(state(prompt(4000, -1.0), *many))
+    assert dict(choice.chunks)[0] == 204
+    assert sum(n for _, n in choice.chunks) == 2048
+
+
+def test_what_is_late_has_its_share_of_a_short_pass_too() -> None:
+    # 40 ms leave room for 280 tokens beside ten answers.
+    choice = RULE.choose(
+        state(prompt(4000, -1.0), prompt(2000, 60.0), num_decode=10, next_due_s=5.0, tpot_s=0.04)
+    )
+    late, timely = dict(choice.chunks)[0], dict(choice.chunks)[1]
+    assert 0.05 < late / (late + timely) < 0.11
+
+
+def test_what_is_late_gets_all_that_nobody_else_wants() -> None:
+    choice = RULE.choose(state(prompt(4000, -1.0), prompt(300, 60.0)))
+    assert dict(choice.chunks) == {0: 1748, 1: 300}
 
 
 def test_late_prompts_move_on_when_nobody_else_waits() -> None:

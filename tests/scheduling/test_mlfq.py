@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import TaskId
-from scheduling.mlfq import JobNeeds, KvRoom, MlfqChoice, MlfqSettings, SkipJoinMlfq
+from scheduling.mlfq import (
+    JobNeeds,
+    KvPlace,
+    KvRoom,
+    MlfqChoice,
+    MlfqSettings,
+    SkipJoinMlfq,
+)
 
 SETTINGS = MlfqSettings(max_num_seqs=2, max_prompt_tokens=100)
 ONE = replace(SETTINGS, max_num_seqs=1)
@@ -302,3 +309,70 @@ def test_all_jobs_end_within_the_memory_there_is(
 def test_settings_that_mean_nothing_are_refused(harm: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
         MlfqSettings(**{"max_num_seqs": 1, "max_prompt_tokens": 1, **harm})
+
+
+# --- what an engine with a ledger and several steps at a time asks for ----------------------------
+
+
+def test_many_steps_at_once_leave_a_job_where_as_many_single_ones_do() -> None:
+    for num_steps in range(1, 40):
+        single, many = SkipJoinMlfq(SETTINGS), SkipJoinMlfq(SETTINGS)
+        for mlfq in (single, many):
+            mlfq.add(A, 0.0, NEW, now=0.0)
+            mlfq.choose(PLENTY)
+        for step in range(num_steps):
+            single.step_finished(0.006, now=0.006 * step)
+        many.step_finished(0.006, now=0.006 * num_steps, num_steps=num_steps)
+        for _ in range(3):  # what is left of the quantum is the same, too
+            assert many.queue_of(A) == single.queue_of(A)
+            for mlfq in (single, many):
+                mlfq.step_finished(0.006, now=1.0)
+
+
+def test_who_waits_for_something_else_than_room_is_passed_over() -> None:
+    mlfq = mlfq_of(ONE, (B, 0.1), (A, 0.0))
+    mlfq.update(A, replace(DECODING, can_run=False))
+    assert mlfq.choose(PLENTY).run == (B,)
+    mlfq.update(B, replace(DECODING, can_run=False))
+    assert mlfq.choose(PLENTY, may_give_up=False) == MlfqChoice(run=())
+    assert mlfq.choose(PLENTY) == MlfqChoice(run=(), give_up=(B,))
+
+
+def test_what_cannot_move_is_not_chosen_to_move() -> None:
+    mlfq = mlfq_of(SETTINGS, (D, 0.1), (C, 0.1), (B, 0.0), (A, 0.0))
+    mlfq.update(C, replace(DECODING, is_movable=False))
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=1)).swap_out == (D,)
+
+
+def test_a_choice_that_could_not_be_followed_is_put_right() -> None:
+    mlfq = mlfq_of(SETTINGS, (D, 0.1), (C, 0.06), (B, 0.03), (A, 0.0))
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=1)).swap_out == (D,)
+    mlfq.put(D, KvPlace.DEVICE)
+    assert mlfq.is_on_device(D)
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=1)).swap_out == (D,), "it is tried again"
+
+
+def test_running_answers_do_not_move_for_what_is_to_stay_free() -> None:
+    mlfq = mlfq_of(SETTINGS, (B, 0.0), (A, 0.0))
+    assert mlfq.choose(replace(PLENTY, num_free_blocks=0)) == MlfqChoice(run=(B, A))
+
+
+def test_without_host_memory_those_that_take_nothing_all_go_on() -> None:
+    mlfq = mlfq_of(replace(SETTINGS, max_num_seqs=3), (C, 0.0), (B, 0.0), (A, 0.0))
+    mlfq.update(C, replace(GROWING, num_new_blocks=2))
+    full = KvRoom(num_free_blocks=1, num_free_host_blocks=0, num_host_blocks=0)
+    assert mlfq.choose(full) == MlfqChoice(run=(B, A))
+
+
+def test_answers_go_on_beside_a_prompt_that_has_to_wait_for_its_tokens() -> None:
+    mlfq = SkipJoinMlfq(replace(SETTINGS, max_num_seqs=8))
+    mlfq.add(D, 0.1, DECODING, now=0.0, place=KvPlace.DEVICE)
+    for task_id, num_tokens in ((A, 60), (B, 50), (C, 10)):
+        mlfq.add(task_id, 0.0, replace(NEW, num_prompt_tokens=num_tokens), now=0.0)
+    assert mlfq.choose(PLENTY).run == (A, D), "no prompt overtakes another"
+    assert not mlfq.has_chosen_all
+    mlfq.remove(B)
+    mlfq.remove(C)
+    assert mlfq.has_chosen_all
+    assert A in mlfq
+    assert B not in mlfq

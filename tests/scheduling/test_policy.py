@@ -1,19 +1,34 @@
-"""The order of both queues, and how much decode space a task is given."""
+"""The order of both queues, how much decode space a task is given, and what else a policy names."""
 
 from dataclasses import replace
 from itertools import permutations
 
 import pytest
 
+from scheduling.batch_time_online import OnlineBatchTime
+from scheduling.batching import BatchingRule
+from scheduling.batching_rules import (
+    Filling,
+    FillToTarget,
+    PromptsFirst,
+    WaitingRatio,
+    WholePromptsMixed,
+)
+from scheduling.deadline_fill import DeadlineFill
+from scheduling.dynamic_chunk import DynamicChunk
+from scheduling.feedback_queues import FeedbackQueues
 from scheduling.policy import (
     POLICIES,
+    Batching,
     BlockAllocation,
     DeadlineThenOccupancy,
     ExactAllocation,
+    Policy,
     WaitingTask,
     growth_reserve_blocks,
     policy_named,
 )
+from scheduling.prediction import RequestFeatures, ResponseLength
 
 TASK = WaitingTask(
     arrival_at_s=10.0,
@@ -76,3 +91,72 @@ def test_the_growth_reserve_leaves_a_tiny_pool_usable() -> None:
     assert growth_reserve_blocks(1600) == 100
     assert growth_reserve_blocks(1600, 0.25) == 400
     assert growth_reserve_blocks(1600, 0.0) == 0
+
+
+RULES: dict[Batching, BatchingRule] = {
+    Batching.FILL: FillToTarget(512),
+    Batching.FIT: FillToTarget(512, Filling.FIT),
+    Batching.PROMPTS_FIRST: PromptsFirst(512, 8),
+    Batching.WHOLE_MIXED: WholePromptsMixed(8, 512),
+    Batching.WAITING_RATIO: WaitingRatio(512),
+}
+LEARNING_RULES: dict[Batching, type[BatchingRule]] = {
+    Batching.BY_DEADLINE: DeadlineFill,
+    Batching.DYNAMIC: DynamicChunk,
+    Batching.FEEDBACK: FeedbackQueues,
+}
+
+
+def test_each_batching_is_its_rule_within_the_workers_limits() -> None:
+    assert RULES.keys() | LEARNING_RULES.keys() == set(Batching)
+    for batching, rule in RULES.items():
+        policy = replace(POLICIES["default"], batching=batching)
+        assert policy.batching_rule(max_tokens=512, max_seqs=8) == rule
+
+
+@pytest.mark.parametrize("batching", LEARNING_RULES)
+def test_what_a_rule_learns_of_one_worker_is_no_other_workers(batching: Batching) -> None:
+    policy = replace(POLICIES["default"], batching=batching)
+    first, second = policy.batching_rule(512, 8), policy.batching_rule(512, 8)
+    for rule in (first, second):
+        assert type(rule) is LEARNING_RULES[batching]
+        assert isinstance(rule, DeadlineFill | DynamicChunk | FeedbackQueues)
+        assert isinstance(rule.model, OnlineBatchTime)
+    assert first != second
+
+
+def predicted(policy: Policy) -> ResponseLength:
+    """By a policy's predictor that has seen answers of 10 and of 90 tokens."""
+    predictor = policy.new_predictor()
+    asked = RequestFeatures("t", "standard", num_prompt_tokens=20, max_tokens=500)
+    for _ in range(100):
+        for num_tokens in (10, 90):
+            known = replace(asked, known_output_tokens=num_tokens)
+            predictor.predict(known)
+            predictor.observe(known, num_tokens)
+    return predictor.predict(replace(asked, known_output_tokens=33))
+
+
+def test_answers_are_predicted_as_the_policy_says() -> None:
+    assert predicted(POLICIES["oracle"]).bound == 33
+    assert predicted(POLICIES["orca"]).bound == 500
+    assert predicted(POLICIES["default"]).bound < 500
+
+
+def test_a_policys_rule_for_the_bound_is_kept() -> None:
+    plain = predicted(replace(POLICIES["cacheopt"], bound=None))
+    padded = predicted(replace(POLICIES["cacheopt"], bound="padded"))
+    assert plain.mean == padded.mean
+    assert plain.bound < 2 * plain.mean <= padded.bound
+
+
+def test_two_predictors_of_a_policy_know_nothing_of_one_another() -> None:
+    asked = RequestFeatures("t", "standard", num_prompt_tokens=20, max_tokens=500)
+    taught, fresh = POLICIES["default"].new_predictor(), POLICIES["default"].new_predictor()
+    for _ in range(50):
+        taught.observe(asked, 10)
+    assert taught.predict(asked).bound < fresh.predict(asked).bound == 500
+
+
+def test_only_a_policy_that_knows_the_future_needs_to_be_told() -> None:
+    assert [name for name, policy in POLICIES.items() if policy.needs_foresight] == ["oracle"]

@@ -35,6 +35,22 @@ def test_who_is_late_goes_behind_those_in_time() -> None:
     assert drained(queue, now=5.0) == ["timely", "late"]
 
 
+def test_a_short_late_task_waits_for_about_ten_times_its_own_work() -> None:
+    queue = TriagedQueue(100, late_share=0.1)
+    queue.push(TaskId("short"), (0.0,), late_at_s=0.0, cost=5)
+    for number in range(20):
+        queue.push(TaskId(f"long{number}"), (1.0 + number,), cost=100_000)
+    assert drained(queue, now=1.0)[1] == "short"
+
+
+def test_a_long_late_task_waits_for_more_work_of_others_than_a_short_one() -> None:
+    queue = TriagedQueue(100, late_share=0.1)
+    queue.push(TaskId("long"), (0.0,), late_at_s=0.0, cost=30)
+    for number in range(90):
+        queue.push(TaskId(f"timely{number}"), (1.0 + number,), cost=10)
+    assert drained(queue, now=1.0).index("long") == 30
+
+
 def test_late_tasks_have_their_share_of_the_turns() -> None:
     queue = TriagedQueue(1000, late_share=0.25)
     for number in range(10):

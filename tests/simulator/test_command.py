@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from simulator.__main__ import main
+from simulator.simulation_testing import crowded_options
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -87,6 +88,15 @@ def test_notes_go_to_stderr_and_into_the_file(simulate: Command, tmp_path: Path)
     assert err == "".join(f"note: {note}\n" for note in notes)
     _, _, err = simulate("--rate", "3", "--quiet", trace=trace)
     assert err == ""
+
+
+def test_lending_can_be_switched_off(simulate: Command, tmp_path: Path) -> None:
+    file, shared = tmp_path / "out.json", crowded_options(tmp_path)
+    jct_s = []
+    for options in ((), ("--no-lending",)):
+        simulate(*shared, "--json", str(file), *options)
+        jct_s.append(runs_of(file)[0]["jct_s"])
+    assert jct_s[0] != jct_s[1]
 
 
 def test_a_report_holds_page_plots_table_figures_and_a_trace(

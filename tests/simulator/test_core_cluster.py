@@ -8,22 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scheduling.ids import RequestId
-from simulator.testing import Ask, check_answers, check_empty, new_cluster, start
-
-asks = st.builds(
-    Ask,
-    prompt=st.lists(st.integers(0, 999), min_size=1, max_size=20).map(tuple),
-    max_tokens=st.integers(1, 16),
-    num_choices=st.integers(1, 2),
-    at_s=st.floats(0, 0.1),
-    cancel_after_s=st.none() | st.floats(0, 0.2),
-    deadline_s=st.none() | st.floats(0.001, 0.3),
-)
+from simulator.asks_testing import asks, at_once, deaths
+from simulator.testing import Ask, asks_at_once, new_cluster, run_and_check, start
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    wanted=st.lists(asks, min_size=1, max_size=12),
+    wanted=st.lists(asks(), min_size=1, max_size=12),
     seed=st.integers(0, 2**32),
     policy=st.sampled_from(["default", "fcfs"]),
     num_blocks=st.integers(10, 40),
@@ -32,52 +23,29 @@ asks = st.builds(
 def test_every_answer_is_right_and_every_block_comes_back(
     wanted: list[Ask], seed: int, policy: str, num_blocks: int, short_sighted: bool
 ) -> None:
-    cluster = new_cluster(seed, policy, num_blocks, short_sighted)
-    for number, ask in enumerate(wanted):
-        cluster.at(ask.at_s, partial(start, cluster, number, ask))
-    cluster.run()
-    check_answers(cluster, wanted)
-    check_empty(cluster)
+    run_and_check(new_cluster(seed, policy, num_blocks, short_sighted), wanted)
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    wanted=st.lists(asks, min_size=1, max_size=10),
+    # At the very start nobody is dead yet, so nothing is refused for want of a worker.
+    wanted=st.lists(asks().map(at_once), min_size=1, max_size=10),
     seed=st.integers(0, 2**32),
-    kills=st.lists(
-        st.tuples(st.sampled_from(["prefill-0", "decode-0", "decode-1"]), st.floats(0, 0.2)),
-        min_size=1,
-        max_size=4,
-    ),
+    dying=deaths(st.sampled_from(["prefill-0", "decode-0", "decode-1"])),
 )
 def test_killed_workers_cost_no_token(
-    wanted: list[Ask], seed: int, kills: list[tuple[str, float]]
+    wanted: list[Ask], seed: int, dying: list[tuple[str, float]]
 ) -> None:
     cluster = new_cluster(seed, "default", 24, short_sighted=False)
-    for number, ask in enumerate(wanted):
-        # At the very start nobody is dead yet, so nothing is refused for want of a worker.
-        cluster.at(0.0, partial(start, cluster, number, ask))
-
-    def restart(worker_id: str) -> None:
-        cluster.kill_worker(worker_id)
-        cluster.start_worker(worker_id, worker_id.partition("-")[0], 24)
-
-    for worker_id, at_s in kills:
-        cluster.at(0.001 + at_s, partial(restart, worker_id))
-    cluster.run()
-    check_answers(cluster, wanted)
-    check_empty(cluster)
+    cluster.restart_workers(dying)
+    run_and_check(cluster, wanted)
 
 
 @pytest.mark.parametrize("policy", ["default", "fcfs"])
 def test_a_crowded_cluster_preempts_and_still_answers_everyone(policy: str) -> None:
-    wanted = [Ask(tuple(range(n, n + 10)), 16, 1, 0.0, None, None, 0) for n in range(12)]
+    wanted = asks_at_once(12)
     cluster = new_cluster(7, policy, num_blocks=10, short_sighted=True, num_decode=1)
-    for number, ask in enumerate(wanted):
-        start(cluster, number, ask)
-    cluster.run()
-    check_answers(cluster, wanted)
-    check_empty(cluster)
+    run_and_check(cluster, wanted)
     assert len(cluster.finished) == len(wanted)
     assert cluster.router.state.counters.num_preemptions > 0
 

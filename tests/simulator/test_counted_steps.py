@@ -3,30 +3,21 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scheduling.policy import POLICIES
+from simulator.asks_testing import asks, deaths, prompts
 from simulator.cluster_spec import ClusterSpec
-from simulator.hardware.description import Hardware, load_hardware
-from simulator.metrics.recorder import RunRecorder
+from simulator.hardware.description import load_hardware
 from simulator.metrics.request_outcome import RequestOutcome
 from simulator.metrics.run_record import RunRecord
-from simulator.simulation import Scenario, Simulation
-from simulator.slo import NO_SLO
-from simulator.testing import (
-    Ask,
-    CheckedCluster,
-    Swapping,
-    check_answers,
-    check_empty,
-    new_cluster,
-    start,
-)
-from simulator.traces.workload import TraceRequest, Workload
+from simulator.simulation import Scenario
+from simulator.simulation_testing import scene_of, simulated, with_kv_tokens
+from simulator.testing import Ask, Swapping, new_cluster, run_and_check
+from simulator.traces.workload import TraceRequest
 
 FLEETS = (
     ("mixed-0",),
@@ -34,29 +25,18 @@ FLEETS = (
     ("prefill-0", "decode-0", "decode-1"),
     ("prefill-0", "decode-0", "mixed-0"),
 )
-asks = st.builds(
-    Ask,
-    prompt=st.lists(st.integers(0, 3), min_size=1, max_size=20).map(tuple),
+# Prompts that begin alike, and answers of several plans.
+counted_asks = asks(
+    prompt=prompts(num_token_ids=4),
     max_tokens=st.integers(1, 40),
-    num_choices=st.integers(1, 2),
     at_s=st.floats(0, 0.2),
-    cancel_after_s=st.none() | st.floats(0, 0.2),
-    deadline_s=st.none() | st.floats(0.001, 0.3),
     num_end_ids=st.sampled_from([0, 20, 100]),
 )
 
 
-def run_checked(cluster: CheckedCluster, wanted: list[Ask]) -> None:
-    for number, ask in enumerate(wanted):
-        cluster.at(ask.at_s, partial(start, cluster, number, ask))
-    cluster.run()
-    check_answers(cluster, wanted)
-    check_empty(cluster)
-
-
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    wanted=st.lists(asks, min_size=1, max_size=12),
+    wanted=st.lists(counted_asks, min_size=1, max_size=12),
     seed=st.integers(0, 2**32),
     policy=st.sampled_from(sorted(POLICIES)),
     num_blocks=st.integers(16, 40),
@@ -84,60 +64,44 @@ def test_no_counted_step_reads_kv_that_is_not_its_own(
         worker_ids=fleet,
         max_untold_tokens=max_untold_tokens,
     )
-    run_checked(cluster, wanted)
+    run_and_check(cluster, wanted)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    wanted=st.lists(asks, min_size=1, max_size=8),
+    wanted=st.lists(counted_asks, min_size=1, max_size=8),
     seed=st.integers(0, 2**32),
-    kills=st.lists(st.floats(0, 0.2), min_size=1, max_size=3),
+    dying=deaths(st.just("mixed-0")),
 )
 def test_a_killed_worker_costs_no_counted_token(
-    wanted: list[Ask], seed: int, kills: list[float]
+    wanted: list[Ask], seed: int, dying: list[tuple[str, float]]
 ) -> None:
     fleet = ("mixed-0", "mixed-1")
     cluster = new_cluster(
         seed, "default", 40, short_sighted=False, worker_ids=fleet, max_untold_tokens=50
     )
-
-    def restart() -> None:
-        cluster.kill_worker("mixed-0")
-        cluster.start_worker("mixed-0", "mixed", 40)
-
-    for at_s in kills:
-        cluster.at(at_s, restart)
-    run_checked(cluster, wanted)
+    cluster.restart_workers(dying)
+    run_and_check(cluster, wanted)
 
 
 # --- beside single steps ----------------------------------------------------------------------
 
 
-def drawn_workload(num_requests: int, seed: int, rate_rps: float) -> Workload:
+def drawn_requests(num_requests: int, seed: int, rate_rps: float) -> list[TraceRequest]:
     rng = random.Random(seed)
     now, requests = 0.0, []
     for _ in range(num_requests):
         now += rng.expovariate(rate_rps)
         num_output = rng.choice([1, rng.randint(1, 40), rng.randint(40, 400)])
         requests.append(TraceRequest(now, rng.randint(10, 3000), num_output))
-    return Workload("drawn", tuple(requests))
-
-
-def small(hardware: Hardware, num_tokens: int) -> Hardware:
-    """The same with less KV memory."""
-    return hardware.model_copy(
-        update={"kv": hardware.kv.model_copy(update={"capacity_tokens": num_tokens})}
-    )
+    return requests
 
 
 def outcomes(
     scene: Scenario, policy: str, cluster: ClusterSpec
 ) -> tuple[RunRecord, list[RequestOutcome]]:
-    ended: list[RequestOutcome] = []
-    record = Simulation(
-        scene, POLICIES[policy], cluster, RunRecorder(on_outcome=ended.append)
-    ).run()
-    return record, sorted(ended, key=lambda outcome: outcome.number)
+    record, by_number = simulated(scene, POLICIES[policy], cluster)
+    return record, [by_number[number] for number in sorted(by_number)]
 
 
 def both(
@@ -145,10 +109,6 @@ def both(
 ) -> tuple[tuple[RunRecord, list[RequestOutcome]], tuple[RunRecord, list[RequestOutcome]]]:
     single = outcomes(replace(scene, max_untold_tokens=1), policy, cluster)
     return single, outcomes(replace(scene, max_untold_tokens=1024), policy, cluster)
-
-
-def scene_of(workload: Workload, hardware: Hardware) -> Scenario:
-    return Scenario(workload, hardware, (NO_SLO,) * len(workload.requests), max_tokens=1024)
 
 
 MIXED, SPLIT = ClusterSpec(num_mixed=2), ClusterSpec(num_prefill=1, num_decode=2)
@@ -162,8 +122,8 @@ MIXED, SPLIT = ClusterSpec(num_mixed=2), ClusterSpec(num_prefill=1, num_decode=2
 def test_many_steps_at_a_time_end_as_single_steps_do(
     policy: str, cluster: ClusterSpec, num_kv_tokens: int, rate_rps: float
 ) -> None:
-    hardware = small(load_hardware("h100"), num_kv_tokens)
-    scene = scene_of(drawn_workload(150, 5, rate_rps), hardware)
+    hardware = with_kv_tokens(load_hardware("h100"), num_kv_tokens)
+    scene = scene_of(drawn_requests(150, 5, rate_rps), hardware)
     (single_record, single), (record, counted) = both(scene, policy, cluster)
     figures: list[Callable[[RequestOutcome], float]] = [
         lambda outcome: outcome.ttft_s or 0.0,

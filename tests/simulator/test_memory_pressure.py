@@ -1,41 +1,31 @@
 """Pools too small for what is asked: parked and swapped KV, and no way for all to wait for all."""
 
-from functools import partial
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.ledger import WorkerLife
 from router.events import DECODE_LEG
+from scheduling.batch_time_recovery import Preemption
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import WorkerId
+from simulator.asks_testing import asks, deaths, prompts_of_families
 from simulator.run_now import run_now
 from simulator.testing import (
     Ask,
     CheckedCluster,
     Swapping,
-    check_answers,
-    check_empty,
+    asks_at_once,
     new_cluster,
-    start,
+    run_and_check,
 )
 
 WORKERS = ["prefill-0", "decode-0", "decode-1"]
-
-prompts = st.builds(
-    lambda family, num_shared, tail: (*range(100 * family, 100 * family + num_shared), *tail),
-    family=st.integers(1, 4),
-    num_shared=st.integers(1, 14),
-    tail=st.lists(st.integers(0, 3), max_size=4),
-)
-asks = st.builds(
-    Ask,
-    prompt=prompts,
+family_asks = asks(
+    prompt=prompts_of_families(num_families=4, max_shared=14, max_own=4, num_own_ids=4),
     # Prompt and answer fit a pool of 9 blocks of 4, and nothing beside them does.
     max_tokens=st.integers(1, 18),
     num_choices=st.integers(1, 3),
-    at_s=st.floats(0, 0.1),
     cancel_after_s=st.none() | st.none() | st.floats(0, 0.4),
     deadline_s=st.none() | st.none() | st.floats(0.001, 1.5),
     num_end_ids=st.sampled_from([0, 0, 100]),
@@ -45,15 +35,8 @@ swappings = st.builds(
     # None, so few that it is soon full, and plenty.
     num_blocks=st.sampled_from([0, 5, 12, 100]),
     max_parked_s=st.sampled_from([0.0, 0.01, 1.0]),
+    preemption=st.sampled_from(Preemption),
 )
-
-
-def run(cluster: CheckedCluster, wanted: list[Ask]) -> None:
-    for number, ask in enumerate(wanted):
-        cluster.at(ask.at_s, partial(start, cluster, number, ask))
-    cluster.run()
-    check_answers(cluster, wanted)
-    check_empty(cluster)
 
 
 def num_swapped_blocks(cluster: CheckedCluster) -> int:
@@ -64,7 +47,7 @@ def num_swapped_blocks(cluster: CheckedCluster) -> int:
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    wanted=st.lists(asks, min_size=3, max_size=12),
+    wanted=st.lists(family_asks, min_size=3, max_size=12),
     seed=st.integers(0, 2**32),
     policy=st.sampled_from(["default", "fcfs"]),
     num_blocks=st.integers(9, 16),
@@ -80,37 +63,29 @@ def test_everybody_is_answered_however_full_all_pools_are(
     swapping: Swapping,
 ) -> None:
     cluster = new_cluster(seed, policy, num_blocks, True, num_decode, swapping)
-    run(cluster, wanted)
+    run_and_check(cluster, wanted)
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    wanted=st.lists(asks, min_size=3, max_size=10),
+    wanted=st.lists(family_asks, min_size=3, max_size=10),
     seed=st.integers(0, 2**32),
     swapping=swappings,
-    kills=st.lists(
-        st.tuples(st.sampled_from(WORKERS), st.floats(0.001, 0.4)), min_size=1, max_size=4
-    ),
+    dying=deaths(st.sampled_from(WORKERS), within_s=0.4),
 )
 def test_workers_killed_while_they_hold_swapped_kv_cost_no_token(
-    wanted: list[Ask], seed: int, swapping: Swapping, kills: list[tuple[str, float]]
+    wanted: list[Ask], seed: int, swapping: Swapping, dying: list[tuple[str, float]]
 ) -> None:
     cluster = new_cluster(seed, "fcfs", 10, True, 2, swapping)
-
-    def restart(worker_id: str) -> None:
-        cluster.kill_worker(worker_id)
-        cluster.start_worker(worker_id, worker_id.partition("-")[0], 10)
-
-    for worker_id, at_s in kills:
-        cluster.at(at_s, partial(restart, worker_id))
-    run(cluster, wanted)
+    cluster.restart_workers(dying)
+    run_and_check(cluster, wanted)
 
 
 @pytest.mark.parametrize("policy", ["default", "fcfs"])
 def test_a_swapped_answer_goes_on_where_it_was_and_is_computed_once(policy: str) -> None:
-    wanted = [Ask(tuple(range(n, n + 10)), 16, 1, 0.0, None, None, 0) for n in range(12)]
+    wanted = asks_at_once(12)
     cluster = new_cluster(7, policy, 10, True, num_decode=1, swapping=Swapping(100))
-    run(cluster, wanted)
+    run_and_check(cluster, wanted)
     timings = [finished.timings for finished in cluster.finished.values()]
     assert len(timings) == len(wanted)
     # Who came last makes room again and again under fcfs, for whoever came before.
@@ -124,9 +99,9 @@ def test_a_swapped_answer_goes_on_where_it_was_and_is_computed_once(policy: str)
 
 
 def test_without_host_memory_the_same_answers_are_computed_again() -> None:
-    wanted = [Ask(tuple(range(n, n + 10)), 16, 1, 0.0, None, None, 0) for n in range(12)]
+    wanted = asks_at_once(12)
     cluster = new_cluster(7, "fcfs", 10, True, num_decode=1)
-    run(cluster, wanted)
+    run_and_check(cluster, wanted)
     timings = [finished.timings for finished in cluster.finished.values()]
     assert sum(each.num_preemptions for each in timings) > 0
     assert sum(each.num_swaps for each in timings) == 0
@@ -141,13 +116,13 @@ def test_a_task_of_a_whole_pool_is_not_measured_by_a_pool_that_it_cannot_use() -
     cluster.start_worker("decode-leaving", "decode", 40)
     cluster.drain_worker("decode-leaving")
     cluster.run()
-    run(cluster, [Ask(tuple(range(48)), 16, 1, 0.0, None, None, 0)])
+    run_and_check(cluster, [Ask(tuple(range(48)), 16, 1, 0.0, None, None, 0)])
     assert len(cluster.finished) == 1
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    wanted=st.lists(asks, min_size=3, max_size=10),
+    wanted=st.lists(family_asks, min_size=3, max_size=10),
     seed=st.integers(0, 2**32),
     num_decode=st.integers(1, 2),
     swapping=swappings,
@@ -170,4 +145,4 @@ def test_a_ledger_that_promises_more_than_there_is_books_no_block_twice(
 
     for number in range(300):
         cluster.at(0.002 * number, check_bookings)
-    run(cluster, wanted)
+    run_and_check(cluster, wanted)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from simulator.__main__ import main
+from simulator.simulation_testing import crowded_options
 
 Plan = Callable[..., tuple[int, str, str]]
 
@@ -70,6 +71,16 @@ def test_no_cluster_may_be_large_enough(plan: Plan, tmp_path: Path) -> None:
     (found,) = written(file)["plans"]
     assert (found["cluster"], found["gpus"]) == (None, None)
     assert len(written(file)["runs"]) == 1
+
+
+def test_lending_can_be_switched_off(plan: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    shared = (*crowded_options(tmp_path), "--max-workers", "1", "--attainment", "0.01")
+    jct_s = []
+    for options in ((), ("--no-lending",)):
+        plan(*shared, "--json", str(file), *options)
+        jct_s.append(written(file)["runs"][0]["jct_s"])
+    assert jct_s[0] != jct_s[1]
 
 
 def test_a_report_holds_the_curve(plan: Plan, tmp_path: Path) -> None:

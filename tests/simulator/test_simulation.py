@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -15,32 +16,19 @@ from simulator.metrics.request_outcome import RequestOutcome, Status
 from simulator.metrics.run_record import RunRecord
 from simulator.model_timing import ModelTiming
 from simulator.simulation import Scenario, Simulation
-from simulator.slo import NO_SLO
-from simulator.traces.workload import TraceRequest, Workload
+from simulator.simulation_testing import scene_of, simulated, with_kv_tokens
+from simulator.traces.workload import TraceRequest
 
 HARDWARE = load_hardware("h200")
 MIXED = ClusterSpec(num_mixed=1)
-
-
-def scenario(requests: Sequence[TraceRequest], **changes: object) -> Scenario:
-    workload = Workload("test", tuple(requests))
-    plain = Scenario(workload, HARDWARE, (NO_SLO,) * len(requests), max_tokens=1024)
-    return replace(plain, **changes)  # type: ignore[arg-type]
+scenario = partial(scene_of, hardware=HARDWARE)
 
 
 def run(
     scene: Scenario, policy: str = "default", cluster: ClusterSpec = MIXED
 ) -> tuple[RunRecord, dict[int, RequestOutcome]]:
     """The record, and every request's outcome by its number."""
-    outcome_by_number: dict[int, RequestOutcome] = {}
-
-    def keep(outcome: RequestOutcome) -> None:
-        assert outcome.number not in outcome_by_number, "ended twice"
-        outcome_by_number[outcome.number] = outcome
-
-    recorder = RunRecorder(on_outcome=keep)
-    record = Simulation(scene, POLICIES[policy], cluster, recorder).run()
-    return record, outcome_by_number
+    return simulated(scene, POLICIES[policy], cluster)
 
 
 def drawn_requests(num: int, seed: int, mean_gap_s: float = 0.02) -> list[TraceRequest]:
@@ -147,8 +135,7 @@ def test_every_request_ends_once_with_the_tokens_of_the_trace(policy: str, worke
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("swap_gib", [0, 2])
 def test_memory_that_is_short_loses_nobody(policy: str, swap_gib: int) -> None:
-    kv = HARDWARE.kv.model_copy(update={"capacity_tokens": 8 * 1024})
-    scarce = HARDWARE.model_copy(update={"kv": kv})
+    scarce = with_kv_tokens(HARDWARE, 8 * 1024)
     requests = drawn_requests(50, seed=3, mean_gap_s=0.001)
     scene = scenario(requests, hardware=scarce, swap_bytes=swap_gib * 2**30)
     record, outcomes = run(scene, policy)

@@ -318,7 +318,7 @@ def test_a_token_reaches_the_router_by_option_or_environment(
     "command",
     [
         [], ["up"], ["demo"], ["generate"], ["chat"], ["tokenize"], ["models"], ["version"],
-        ["simulate"], ["plan"],
+        ["simulate"], ["plan"], ["replay"],
         ["admin", "status"], ["admin", "workers"], ["admin", "queues"], ["admin", "reservations"],
     ],
 )  # fmt: skip

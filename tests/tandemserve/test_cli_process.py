@@ -304,6 +304,13 @@ def test_plan_hands_its_options_to_the_simulator(start: Start, simulator: Path) 
     )
 
 
+def test_replay_hands_its_options_to_the_simulator(start: Start, simulator: Path) -> None:
+    process = start("replay", "-odd.jsonl.gz", "--show", "7", "--check", path=(simulator,))
+    assert ended(process)[0] == 2
+    process = start("replay", "--show", "7", "--check", "--", "-odd.gz", path=(simulator,))
+    assert ended(process)[1] == '["replay", "--show=7", "--check", "--", "-odd.gz"]\n'
+
+
 def test_the_simulator_gets_the_signals_and_gives_the_exit_code(
     start: Start, simulator: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_every_option_reaches_the_wire(connect: Connect, server: FakeInferenceSe
             request_class=inference_pb2.REQUEST_CLASS_INTERACTIVE,
             tenant="t",
             session="s",
+            joins_events=True,
         )
     ]
 

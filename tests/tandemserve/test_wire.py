@@ -39,6 +39,7 @@ def test_every_field_of_a_request_can_be_set_by_an_option() -> None:
     renamed = {
         "text", "chat", "tokens",  # the prompt
         "resume",  # made by the client itself, when a stream broke
+        "joins_events",  # what the client can read
         "sampling", "service_level",  # their fields are checked below
         "num_prompt_logprobs", "num_logprobs", "token_ids", "strings",  # ..., stop_token_ids, stop
     }  # fmt: skip

@@ -18,6 +18,7 @@ from scheduling.worker_events import (
     ExpectKv,
     KvArrived,
     KvRefused,
+    KvSwapped,
     Push,
     QuarantineCleared,
     RevokeKv,
@@ -142,4 +143,6 @@ def test_blocks_are_copied_to_host_memory_and_back() -> None:
     pool.tensor[3] = 0.0
     kv.perform(SwapIn((BlockId(1),), (BlockId(6),)))
     assert (pool.tensor[6] == 3.0).all()
+    assert kv.poll() == [KvSwapped(1, 0.0, is_out=True), KvSwapped(1, 0.0, is_out=False)]
+    assert kv.poll() == [], "each copy is told once"
     receiver.close()

@@ -18,6 +18,7 @@ from runtime.wire import (
     encode_peer,
     encode_router_hello,
 )
+from scheduling.batch_time_online import PassTimeError
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
 from scheduling.messages import (
     PROTOCOL_VERSION,
@@ -95,16 +96,12 @@ async def office(load: WorkerLoad | None = None) -> AsyncIterator[Office]:
 
 
 def hello_of(router: str = "router-0", **fields: Any) -> Any:
-    values: dict[str, Any] = {"protocol_version": PROTOCOL_VERSION, "worker_incarnation": 7}
-    values |= fields
-    return encode_router_hello(
-        RouterHello(
-            values["protocol_version"],
-            RouterId(router),
-            Incarnation(1),
-            Incarnation(values["worker_incarnation"]),
-        )
-    )
+    values: dict[str, Any] = {
+        "protocol_version": PROTOCOL_VERSION,
+        "router_incarnation": Incarnation(1),
+        "worker_incarnation": Incarnation(7),
+    }
+    return encode_router_hello(RouterHello(router_id=RouterId(router), **(values | fields)))
 
 
 @asynccontextmanager
@@ -229,6 +226,24 @@ async def test_reports_go_to_the_session_that_owns_the_task() -> None:
             assert await read(a) == ReportBatch((), load)
 
 
+async def test_what_changes_seldom_is_told_to_each_router_once() -> None:
+    async with office() as place, dialled(place, hello_of("a")) as call:
+        await read(call)
+        await read(call)
+        error = PassTimeError(64, 0.1, 0.2)
+        load = WorkerLoad(60, 1, 0, 0, pass_time_error=error)
+        for expected in (error, None):
+            place.sessions.deliver([SendReport(SessionId(1), PrefillStarted(TASK))], load)
+            frame = await read(call)
+            assert isinstance(frame, ReportBatch)
+            assert frame.load.pass_time_error == expected
+        async with dialled(place, hello_of("b")) as late:
+            await read(late)
+            frame = await read(late)
+            assert isinstance(frame, ReportBatch)
+            assert frame.load.pass_time_error == error
+
+
 async def test_a_router_that_connects_again_ends_what_its_broken_session_left_behind() -> None:
     """Even where a frame for the old one is stuck in a connection that nobody reads."""
     async with office() as place, dialled(place, hello_of()) as old:
@@ -238,6 +253,28 @@ async def test_a_router_that_connects_again_ends_what_its_broken_session_left_be
             assert await read(new) == HELLO
             await place.until_posted(SessionLost(SessionId(1)))
             assert place.sessions.num_sessions == 1
+
+
+async def test_a_dial_that_lay_in_the_socket_does_not_end_a_session_opened_after_it() -> None:
+    """A worker that stood still reads the dials of that time late, and in any order."""
+    present: dict[str, Any] = {"router_incarnation": 5, "session_number": 3}
+    earlier_session: dict[str, Any] = {"router_incarnation": 5, "session_number": 2}
+    earlier_life: dict[str, Any] = {"router_incarnation": 4, "session_number": 9}
+    later_life: dict[str, Any] = {"router_incarnation": 6, "session_number": 1}
+    async with office() as place, dialled(place, hello_of(**present)) as call:
+        assert await read(call) == HELLO
+        for stale in (earlier_session, earlier_life):
+            assert await refusal_of(place, hello_of(**stale)) is grpc.StatusCode.ABORTED
+        assert place.sessions.num_sessions == 1
+        await call.write(encode_commands([CancelTask(TASK, "test")]))
+        await place.until_posted(CommandArrived(SessionId(1), CancelTask(TASK, "test")))
+        # Its tasks go on; of another router it is not known what came first.
+        async with dialled(place, hello_of("router-1", **earlier_life)) as other:
+            assert await read(other) == HELLO
+        assert SessionLost(SessionId(1)) not in place.posted
+        async with dialled(place, hello_of(**later_life)) as new:
+            assert await read(new) == HELLO
+            await place.until_posted(SessionLost(SessionId(1)))
 
 
 async def test_a_draining_worker_tells_every_router_and_goes_on() -> None:

@@ -11,7 +11,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("router_id", "version", "uptime_s", "model", "policy", "ledger_available", "num_prefill_workers", "num_decode_workers", "num_prompt_queued", "num_prefilling", "num_generation_queued", "num_transferring", "num_decoding", "num_finished", "num_failed", "num_cancelled", "num_output_tokens", "num_preemptions", "num_migrations")
+    __slots__ = ("router_id", "version", "uptime_s", "model", "policy", "ledger_available", "num_prefill_workers", "num_decode_workers", "num_prompt_queued", "num_prefilling", "num_generation_queued", "num_transferring", "num_decoding", "num_finished", "num_failed", "num_cancelled", "num_output_tokens", "num_preemptions", "num_migrations", "length_calibration")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class GetStatusResponse(_message.Message):
     NUM_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_MIGRATIONS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     version: str
     uptime_s: float
@@ -50,7 +51,26 @@ class GetStatusResponse(_message.Message):
     num_output_tokens: int
     num_preemptions: int
     num_migrations: int
-    def __init__(self, router_id: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., ledger_available: bool = ..., num_prefill_workers: _Optional[int] = ..., num_decode_workers: _Optional[int] = ..., num_prompt_queued: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., num_generation_queued: _Optional[int] = ..., num_transferring: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_cancelled: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_migrations: _Optional[int] = ...) -> None: ...
+    length_calibration: _containers.RepeatedCompositeFieldContainer[LengthCalibration]
+    def __init__(self, router_id: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., ledger_available: bool = ..., num_prefill_workers: _Optional[int] = ..., num_decode_workers: _Optional[int] = ..., num_prompt_queued: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., num_generation_queued: _Optional[int] = ..., num_transferring: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_cancelled: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_migrations: _Optional[int] = ..., length_calibration: _Optional[_Iterable[_Union[LengthCalibration, _Mapping]]] = ...) -> None: ...
+
+class LengthCalibration(_message.Message):
+    __slots__ = ("tenant", "num_answers", "num_cut", "covered_share", "mean_absolute_error", "mean_relative_error", "allocation_factor")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NUM_ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CUT_FIELD_NUMBER: _ClassVar[int]
+    COVERED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_ABSOLUTE_ERROR_FIELD_NUMBER: _ClassVar[int]
+    MEAN_RELATIVE_ERROR_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATION_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    num_answers: int
+    num_cut: int
+    covered_share: float
+    mean_absolute_error: float
+    mean_relative_error: float
+    allocation_factor: float
+    def __init__(self, tenant: _Optional[str] = ..., num_answers: _Optional[int] = ..., num_cut: _Optional[int] = ..., covered_share: _Optional[float] = ..., mean_absolute_error: _Optional[float] = ..., mean_relative_error: _Optional[float] = ..., allocation_factor: _Optional[float] = ...) -> None: ...
 
 class ListWorkersRequest(_message.Message):
     __slots__ = ()
@@ -63,7 +83,7 @@ class ListWorkersResponse(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[WorkerView, _Mapping]]] = ...) -> None: ...
 
 class WorkerView(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "incarnation", "state", "problem", "num_blocks", "num_free_blocks", "block_size", "num_running", "num_waiting", "compatibility", "admission", "num_tasks", "num_swap_blocks", "num_free_swap_blocks")
+    __slots__ = ("worker_id", "role", "address", "incarnation", "state", "problem", "num_blocks", "num_free_blocks", "block_size", "num_running", "num_waiting", "compatibility", "admission", "num_tasks", "num_swap_blocks", "num_free_swap_blocks", "num_timed_passes", "pass_error_median", "pass_error_p90")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +100,9 @@ class WorkerView(_message.Message):
     NUM_TASKS_FIELD_NUMBER: _ClassVar[int]
     NUM_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_FREE_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TIMED_PASSES_FIELD_NUMBER: _ClassVar[int]
+    PASS_ERROR_MEDIAN_FIELD_NUMBER: _ClassVar[int]
+    PASS_ERROR_P90_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     address: str
@@ -96,7 +119,10 @@ class WorkerView(_message.Message):
     num_tasks: int
     num_swap_blocks: int
     num_free_swap_blocks: int
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., compatibility: _Optional[str] = ..., admission: _Optional[str] = ..., num_tasks: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ...) -> None: ...
+    num_timed_passes: int
+    pass_error_median: float
+    pass_error_p90: float
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., compatibility: _Optional[str] = ..., admission: _Optional[str] = ..., num_tasks: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ..., num_timed_passes: _Optional[int] = ..., pass_error_median: _Optional[float] = ..., pass_error_p90: _Optional[float] = ...) -> None: ...
 
 class ListQueuesRequest(_message.Message):
     __slots__ = ("max_tasks",)

@@ -28,7 +28,7 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "text", "chat", "tokens", "sampling", "stop", "n", "num_logprobs", "service_level", "request_class", "tenant", "session", "num_prompt_logprobs", "cache_salt", "resume")
+    __slots__ = ("request_id", "model", "text", "chat", "tokens", "sampling", "stop", "n", "num_logprobs", "service_level", "request_class", "tenant", "session", "num_prompt_logprobs", "cache_salt", "resume", "joins_events")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class GenerateRequest(_message.Message):
     NUM_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    JOINS_EVENTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     text: str
@@ -61,7 +62,8 @@ class GenerateRequest(_message.Message):
     num_prompt_logprobs: int
     cache_salt: str
     resume: Resume
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopConditions, _Mapping]] = ..., n: _Optional[int] = ..., num_logprobs: _Optional[int] = ..., service_level: _Optional[_Union[ServiceLevel, _Mapping]] = ..., request_class: _Optional[_Union[RequestClass, str]] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., num_prompt_logprobs: _Optional[int] = ..., cache_salt: _Optional[str] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+    joins_events: bool
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopConditions, _Mapping]] = ..., n: _Optional[int] = ..., num_logprobs: _Optional[int] = ..., service_level: _Optional[_Union[ServiceLevel, _Mapping]] = ..., request_class: _Optional[_Union[RequestClass, str]] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., num_prompt_logprobs: _Optional[int] = ..., cache_salt: _Optional[str] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., joins_events: bool = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("choices", "seed", "max_tokens")
@@ -155,18 +157,20 @@ class ServiceLevel(_message.Message):
     def __init__(self, ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("request_id", "accepted", "delta", "finished", "prompt_logprobs")
+    __slots__ = ("request_id", "accepted", "delta", "finished", "prompt_logprobs", "following")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     accepted: RequestAccepted
     delta: Delta
     finished: ChoiceFinished
     prompt_logprobs: PromptLogprobs
-    def __init__(self, request_id: _Optional[str] = ..., accepted: _Optional[_Union[RequestAccepted, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[ChoiceFinished, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
+    following: _containers.RepeatedCompositeFieldContainer[GenerateResponse]
+    def __init__(self, request_id: _Optional[str] = ..., accepted: _Optional[_Union[RequestAccepted, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[ChoiceFinished, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ..., following: _Optional[_Iterable[_Union[GenerateResponse, _Mapping]]] = ...) -> None: ...
 
 class RequestAccepted(_message.Message):
     __slots__ = ("model", "num_prompt_tokens", "attached", "seed", "max_tokens")

@@ -52,20 +52,22 @@ class SessionResponse(_message.Message):
     def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., reports: _Optional[_Union[ReportFrame, _Mapping]] = ..., heartbeat: _Optional[_Union[HeartbeatAnswer, _Mapping]] = ...) -> None: ...
 
 class RouterHello(_message.Message):
-    __slots__ = ("protocol_version", "router_id", "router_incarnation", "worker_incarnation", "session_number", "heartbeat_timeout_s")
+    __slots__ = ("protocol_version", "router_id", "router_incarnation", "worker_incarnation", "session_number", "heartbeat_timeout_s", "reads_openings")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     ROUTER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     WORKER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SESSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    READS_OPENINGS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     router_id: str
     router_incarnation: int
     worker_incarnation: int
     session_number: int
     heartbeat_timeout_s: float
-    def __init__(self, protocol_version: _Optional[int] = ..., router_id: _Optional[str] = ..., router_incarnation: _Optional[int] = ..., worker_incarnation: _Optional[int] = ..., session_number: _Optional[int] = ..., heartbeat_timeout_s: _Optional[float] = ...) -> None: ...
+    reads_openings: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., router_id: _Optional[str] = ..., router_incarnation: _Optional[int] = ..., worker_incarnation: _Optional[int] = ..., session_number: _Optional[int] = ..., heartbeat_timeout_s: _Optional[float] = ..., reads_openings: bool = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("number",)
@@ -84,7 +86,7 @@ class HeartbeatAnswer(_message.Message):
     def __init__(self, number: _Optional[int] = ..., num_turns: _Optional[int] = ..., turn_s: _Optional[float] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes", "num_growth_blocks")
+    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes", "num_growth_blocks", "max_task_blocks")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +100,7 @@ class WorkerHello(_message.Message):
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_GROWTH_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TASK_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     incarnation: int
@@ -111,7 +114,8 @@ class WorkerHello(_message.Message):
     admission: WorkerAdmission
     max_message_bytes: int
     num_growth_blocks: int
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ..., num_growth_blocks: _Optional[int] = ...) -> None: ...
+    max_task_blocks: int
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ..., num_growth_blocks: _Optional[int] = ..., max_task_blocks: _Optional[int] = ...) -> None: ...
 
 class SetAdmission(_message.Message):
     __slots__ = ("admission",)
@@ -264,18 +268,20 @@ class AdmitGeneration(_message.Message):
     def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., transfer_id: _Optional[str] = ..., source_worker_id: _Optional[str] = ..., age_s: _Optional[float] = ...) -> None: ...
 
 class AdmitPrompt(_message.Message):
-    __slots__ = ("sequence", "num_blocks", "due_in_s", "age_s", "place")
+    __slots__ = ("sequence", "num_blocks", "due_in_s", "age_s", "place", "is_answer_held")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DUE_IN_S_FIELD_NUMBER: _ClassVar[int]
     AGE_S_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
+    IS_ANSWER_HELD_FIELD_NUMBER: _ClassVar[int]
     sequence: SequenceSpec
     num_blocks: int
     due_in_s: float
     age_s: float
     place: LentPlace
-    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ..., age_s: _Optional[float] = ..., place: _Optional[_Union[LentPlace, _Mapping]] = ...) -> None: ...
+    is_answer_held: bool
+    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ..., age_s: _Optional[float] = ..., place: _Optional[_Union[LentPlace, _Mapping]] = ..., is_answer_held: bool = ...) -> None: ...
 
 class LentPlace(_message.Message):
     __slots__ = ("host_task_id", "first", "num_blocks", "num_response_tokens", "kind")
@@ -292,10 +298,12 @@ class LentPlace(_message.Message):
     def __init__(self, host_task_id: _Optional[str] = ..., first: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_response_tokens: _Optional[int] = ..., kind: _Optional[_Union[LeaseKind, str]] = ...) -> None: ...
 
 class StartDecode(_message.Message):
-    __slots__ = ("output_token_ids",)
+    __slots__ = ("output_token_ids", "place")
     OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     output_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, output_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    place: LentPlace
+    def __init__(self, output_token_ids: _Optional[_Iterable[int]] = ..., place: _Optional[_Union[LentPlace, _Mapping]] = ...) -> None: ...
 
 class GrantGrowth(_message.Message):
     __slots__ = ("num_blocks",)
@@ -316,16 +324,18 @@ class CancelTask(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class ReportFrame(_message.Message):
-    __slots__ = ("tokens", "reports", "load", "prefixes")
+    __slots__ = ("openings", "tokens", "reports", "load", "prefixes")
+    OPENINGS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     REPORTS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    openings: _containers.RepeatedCompositeFieldContainer[Report]
     tokens: _containers.RepeatedCompositeFieldContainer[TokenReport]
     reports: _containers.RepeatedCompositeFieldContainer[Report]
     load: WorkerLoad
     prefixes: PrefixChanges
-    def __init__(self, tokens: _Optional[_Iterable[_Union[TokenReport, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., prefixes: _Optional[_Union[PrefixChanges, _Mapping]] = ...) -> None: ...
+    def __init__(self, openings: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., tokens: _Optional[_Iterable[_Union[TokenReport, _Mapping]]] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., prefixes: _Optional[_Union[PrefixChanges, _Mapping]] = ...) -> None: ...
 
 class PrefixChanges(_message.Message):
     __slots__ = ("added", "removed", "is_snapshot")
@@ -368,7 +378,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("num_free_blocks", "num_running", "num_waiting", "num_backlog_tokens", "is_draining", "num_tasks", "admission", "num_parked", "num_swap_blocks", "num_free_swap_blocks")
+    __slots__ = ("num_free_blocks", "num_running", "num_waiting", "num_backlog_tokens", "is_draining", "num_tasks", "admission", "num_parked", "num_swap_blocks", "num_free_swap_blocks", "pass_time_error")
     NUM_FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -379,6 +389,7 @@ class WorkerLoad(_message.Message):
     NUM_PARKED_FIELD_NUMBER: _ClassVar[int]
     NUM_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_FREE_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PASS_TIME_ERROR_FIELD_NUMBER: _ClassVar[int]
     num_free_blocks: int
     num_running: int
     num_waiting: int
@@ -389,7 +400,18 @@ class WorkerLoad(_message.Message):
     num_parked: int
     num_swap_blocks: int
     num_free_swap_blocks: int
-    def __init__(self, num_free_blocks: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_backlog_tokens: _Optional[int] = ..., is_draining: bool = ..., num_tasks: _Optional[int] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., num_parked: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ...) -> None: ...
+    pass_time_error: PassTimeError
+    def __init__(self, num_free_blocks: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_backlog_tokens: _Optional[int] = ..., is_draining: bool = ..., num_tasks: _Optional[int] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., num_parked: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ..., pass_time_error: _Optional[_Union[PassTimeError, _Mapping]] = ...) -> None: ...
+
+class PassTimeError(_message.Message):
+    __slots__ = ("num_passes", "median", "p90")
+    NUM_PASSES_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_FIELD_NUMBER: _ClassVar[int]
+    P90_FIELD_NUMBER: _ClassVar[int]
+    num_passes: int
+    median: float
+    p90: float
+    def __init__(self, num_passes: _Optional[int] = ..., median: _Optional[float] = ..., p90: _Optional[float] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("task_id", "prefill_started", "kv_pushed", "blocks_granted", "blocks_refused", "decode_started", "growth_needed", "preempted", "failed", "released", "swapped_out", "blocks_inherited", "prompt_logprobs")

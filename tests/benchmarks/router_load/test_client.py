@@ -16,7 +16,7 @@ PATIENCE_S = 10.0
 
 
 class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
-    """Streams as many tokens as were asked for; three are too many."""
+    """Streams as many tokens as were asked for; three are too many, four end in one message."""
 
     def Generate(  # noqa: N802 - the name is given by the protocol
         self, request: Any, context: Any
@@ -27,8 +27,12 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         for index in range(request.stop.max_tokens):
             # One longer than a frame of HTTP/2, so that it comes in parts.
             delta = pb.Delta(first_token_index=index, token_ids=[5], text="x" * 20_000 * index)
-            yield pb.GenerateResponse(delta=delta)
-        yield pb.GenerateResponse(finished=pb.ChoiceFinished())
+            response = pb.GenerateResponse(delta=delta)
+            if index == 3 and request.joins_events:
+                response.following.add(finished=pb.ChoiceFinished())
+            yield response
+        if request.stop.max_tokens != 4:
+            yield pb.GenerateResponse(finished=pb.ChoiceFinished())
 
     ListModels = GetModelInfo = Tokenize = None  # type: ignore[assignment]  # nobody calls them
 

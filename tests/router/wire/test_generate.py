@@ -15,6 +15,7 @@ from scheduling.ids import RequestId, TaskId
 from scheduling.messages import TokensEmitted
 from scheduling.sampling import PromptLogprobs, TokenLogprobs
 from tandemserve.api.v1 import inference_pb2 as pb
+from tandemserve.wire import events_from
 
 ID = RequestId("r")
 TOKENS = TokensEmitted(TaskId("t"), 0, (1,), "x")
@@ -201,3 +202,25 @@ def test_the_end_says_why_how_much_and_how_long() -> None:
     assert timings.total_ms == pytest.approx(300)
     assert not timings.HasField("tpot_ms")
     assert (timings.num_preemptions, timings.num_migrations) == (1, 2)
+
+
+def test_a_caller_who_joins_events_gets_what_waited_together_as_one_message() -> None:
+    batch: list[Emission] = [token(4), token(5, 1), token(5), finished(), finished(1)]
+    (response,) = emissions_to_proto(ID, batch, INFO, str, joins=True)
+    assert list(response.delta.token_ids) == [4, 5]
+    second, third, fourth = response.following
+    assert (second.delta.index, list(second.delta.token_ids)) == (1, [5])
+    assert (third.finished.index, fourth.finished.index) == (0, 1)
+    assert response.request_id == ID
+    apart = emissions_to_proto(ID, batch, INFO, str)
+    assert [event for each in apart for event in events_from(each)] == list(events_from(response))
+    assert emissions_to_proto(ID, [], INFO, str, joins=True) == []
+
+
+def test_how_a_caller_reads_is_no_part_of_the_question() -> None:
+    """Else a client that was updated could not attach to what it began."""
+    request = request_of(request_id="a", joins_events=True)
+    call = generate_call(request)
+    assert call.joins_events
+    assert call.fingerprint == generate_call(request_of(request_id="a")).fingerprint
+    assert request.joins_events

@@ -128,6 +128,24 @@ def test_the_refusals_of_the_router_are_one_line_and_exit_code_1(
     assert (result.exit_code, result.stderr) == (1, "error [last_worker]: the last; insist\n")
 
 
+def test_workers_are_shown_with_the_error_of_their_models(tandem: Tandem) -> None:
+    shown = tandem("workers").stdout
+    assert "Models of pass times" in shown
+    for expected in ("640", "3.1%", "12.0%"):
+        assert expected in shown
+    (found,) = map(json.loads, tandem("workers", "--json").stdout.splitlines())
+    assert (found[0]["num_timed_passes"], found[0]["pass_error_p90"]) == (640, 0.12)
+
+
+def test_status_shows_what_became_of_predicted_lengths(tandem: Tandem) -> None:
+    shown = tandem("status").stdout
+    for expected in ("Predicted lengths", "(all)", "acme", "90%", "21.5", "1.75"):
+        assert expected in shown
+    (found,) = map(json.loads, tandem("status", "--json").stdout.splitlines())
+    assert [one["tenant"] for one in found["length_calibration"]] == ["", "acme"]
+    assert found["length_calibration"][1]["covered_share"] == 0.9
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

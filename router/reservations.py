@@ -1,0 +1,208 @@
+"""Finds workers for a task and opens the leg that asks the ledger for room on them."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from functools import partial
+
+from router.admission import admitting
+from router.answers_in_place import blocks_in_place, share_for_prompt
+from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, Reserve, Role, Share
+from router.fleet import WorkerView, free_estimate, may_be_asked
+from router.guests import GuestOffer
+from router.preferences import MAX_PREFERENCES, Preferences
+from router.sequence import Leg, Sequence
+from router.state import RouterState
+from scheduling.block_leases import LentPlace
+from scheduling.block_pool import num_blocks_for
+from scheduling.ids import WorkerId
+from scheduling.placement import Candidate
+
+
+class Reservations:
+    """The part of the scheduler that knows where a task may go. None: there is no room now."""
+
+    def __init__(self, state: RouterState) -> None:
+        self._state = state
+        self._preferences = Preferences(state.fleet)
+
+    def prefill(self, sequence: Sequence, now: float) -> Reserve | None:
+        """Room for the prompt on a prefill worker."""
+        num_tokens = sequence.num_kv_tokens
+        candidates = self._preferences.prefill(
+            now,
+            num_tokens,
+            sequence.num_tokens_at_most,
+            self._state.settings.max_backlog_tokens,
+            sequence.prefill_prefix,
+        )
+        if not candidates:
+            return None
+        num_blocks = num_blocks_for(num_tokens, candidates[0].block_size)
+        return self._open_leg(sequence, PREFILL_LEG, candidates, num_blocks, GENERAL)
+
+    def in_place(self, sequence: Sequence, now: float) -> Reserve | None:
+        """Room for a prompt on a mixed worker; for its answer too, unless they are decoupled."""
+        if self._state.policy.is_decoupled and not sequence.reserve_all:
+            return self._staged(sequence, now)
+        num_blocks_for_size = partial(self._num_decode_blocks, sequence)
+        share: Share = GENERAL
+        candidates = self._mixed(sequence, now, num_blocks_for_size)
+        most = self._state.fleet.most_general_tokens_in_place()
+        if not candidates and sequence.num_tokens_at_most > most:
+            share = GROWTH
+            candidates = self._mixed(sequence, now, num_blocks_for_size, self._is_all_for(sequence))
+        candidates = admitting(self._state, candidates, sequence)
+        if not candidates:
+            return None
+        num_blocks = num_blocks_for_size(candidates[0].block_size)
+        return self._open_leg(sequence, DECODE_LEG, candidates, num_blocks, share, is_in_place=True)
+
+    def for_guest(self, offer: GuestOffer) -> Reserve:
+        """Room for what a guest does not borrow, beside its host."""
+        sequence, num_blocks, place = offer.sequence, offer.num_blocks, offer.place
+        there = [self._state.fleet.as_candidate(offer.view, GENERAL, sequence.prefill_prefix)]
+        return self._open_leg(
+            sequence,
+            DECODE_LEG,
+            there,
+            num_blocks,
+            GROWTH if self._state.policy.is_decoupled else GENERAL,
+            is_in_place=True,
+            place=place,
+        )
+
+    def decode(
+        self, sequence: Sequence, now: float, first: WorkerId | None = None
+    ) -> Reserve | None:
+        """Room for answer and KV on a decode worker; rather on `first`, if there is any there."""
+        assert sequence.prefill is not None
+        assert sequence.prefill.worker_id is not None
+        fleet = self._state.fleet
+        prefill = fleet.get(sequence.prefill.worker_id)
+        assert prefill is not None
+        hello, prefix = prefill.hello, sequence.request.prefix
+        num_blocks = self._num_decode_blocks(sequence, hello.block_size)
+        # Where the general share of no worker could ever hold the task, it may take from the other.
+        most = fleet.max_general_blocks(hello.compatibility)
+        share: Share = GENERAL if num_blocks <= most else GROWTH
+        candidates = self._preferences.decode(now, num_blocks, hello.compatibility, share, prefix)
+        view = None if first is None else fleet.get(first)
+        if (
+            view is not None
+            and view.hello.compatibility == hello.compatibility
+            and may_be_asked(view, now)
+            and free_estimate(view, share) >= num_blocks
+        ):
+            others = (c for c in candidates if c.worker_id != first)
+            ahead = fleet.as_candidate(view, share, prefix)
+            candidates = (ahead, *others)[:MAX_PREFERENCES]
+        candidates = admitting(self._state, candidates, sequence)
+        if not candidates:
+            return None
+        return self._open_leg(sequence, DECODE_LEG, candidates, num_blocks, share)
+
+    @property
+    def most_free_decode_tokens(self) -> int:
+        """No decode worker has room for more, in its general share."""
+        return self._preferences.most_free_decode_tokens
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless every worker is preferred as it should be."""
+        self._preferences.check_invariants()
+
+    def _staged(self, sequence: Sequence, now: float) -> Reserve | None:
+        state = self._state
+        candidates = self._mixed(
+            sequence,
+            now,
+            lambda size: blocks_in_place(sequence, size)[0],
+            lambda view: share_for_prompt(state, view, sequence) is not None,
+        )
+        if not candidates:
+            return None
+        shares = {c.worker_id: self._share_on(c, sequence) for c in candidates}
+        share = shares[candidates[0].worker_id]
+        alike = [c for c in candidates if shares[c.worker_id] == share]
+        num_blocks, num_due_blocks = blocks_in_place(sequence, alike[0].block_size)
+        return self._open_leg(
+            sequence,
+            DECODE_LEG,
+            alike,
+            num_blocks,
+            share,
+            is_in_place=True,
+            num_due_blocks=num_due_blocks,
+        )
+
+    def _mixed(
+        self,
+        sequence: Sequence,
+        now: float,
+        num_blocks_for_size: Callable[[int], int],
+        has_room: Callable[[WorkerView], bool] | None = None,
+    ) -> tuple[Candidate, ...]:
+        return self._preferences.mixed(
+            now,
+            sequence.num_kv_tokens,
+            sequence.num_tokens_at_most,
+            self._state.max_backlog_tokens,
+            sequence.prefill_prefix,
+            num_blocks_for_size,
+            has_room,
+        )
+
+    def _is_all_for(self, sequence: Sequence) -> Callable[[WorkerView], bool]:
+        """Where no general share could ever hold the task, it may take from the other."""
+
+        def has_room(view: WorkerView) -> bool:
+            num_blocks = self._num_decode_blocks(sequence, view.hello.block_size)
+            return view.num_general_blocks < num_blocks <= free_estimate(view, GROWTH)
+
+        return has_room
+
+    def _share_on(self, candidate: Candidate, sequence: Sequence) -> Share:
+        view = self._state.fleet.get(candidate.worker_id)
+        assert view is not None
+        share = share_for_prompt(self._state, view, sequence)
+        assert share is not None
+        return share
+
+    def _num_decode_blocks(self, sequence: Sequence, block_size: int) -> int:
+        num_kv_tokens = sequence.num_kv_tokens
+        num_response_tokens = sequence.num_response_tokens
+        if sequence.reserve_all:
+            return num_blocks_for(num_kv_tokens + num_response_tokens, block_size)
+        allocation = self._state.policy.allocation
+        return allocation.num_decode_blocks(num_kv_tokens, num_response_tokens, block_size)
+
+    def _open_leg(
+        self,
+        sequence: Sequence,
+        role: Role,
+        candidates: Seq[Candidate],
+        num_blocks: int,
+        share: Share,
+        *,
+        is_in_place: bool = False,
+        place: LentPlace | None = None,
+        num_due_blocks: int | None = None,
+    ) -> Reserve:
+        fleet = self._state.fleet
+        preferences = [
+            (view.hello.worker_id, view.hello.incarnation)
+            for view in (fleet.get(c.worker_id) for c in candidates)
+            if view is not None
+        ]
+        leg = Leg(self._state.legs.next_claim(sequence.task_id, role), num_blocks)
+        leg.worker_id, leg.incarnation = preferences[0]
+        leg.num_tokens = sequence.num_kv_tokens
+        leg.num_tokens_at_most = sequence.num_tokens_at_most
+        leg.is_in_place = is_in_place
+        leg.is_staged, leg.num_due_blocks = num_due_blocks is not None, num_due_blocks or 0
+        leg.place, leg.num_borrowed_blocks = place, 0 if place is None else place.num_blocks
+        is_prompt = role == PREFILL_LEG or is_in_place
+        leg.prefix = sequence.prefill_prefix if is_prompt else sequence.request.prefix
+        leg.num_backlog_tokens = sequence.num_kv_tokens if is_prompt else 0
+        self._state.legs.open(leg)
+        sequence.set_leg(role, leg)
+        return Reserve(leg.claim, tuple(preferences), num_blocks, share)

@@ -1,0 +1,83 @@
+"""The core that a worker's process is built around decides by the policy that its settings name."""
+
+from pathlib import Path
+
+import pytest
+
+from decode_worker.answers_testing import BLOCK_SIZE, NOW, Answer, begin, finish, who_makes_room
+from decode_worker.core import DecodeCore
+from decode_worker.serve import build_decode
+from engine.kv_pool import KvLayout
+from kvtransfer.loopback import LoopbackTransport
+from kvtransfer.protocol import Transport
+from runtime.config import DecodeConfig
+from runtime.errors import StartupError
+from scheduling.ids import Incarnation
+from scheduling.messages import Preempted, SwappedOut
+from worker.assembly import Workplace
+
+EARLY = Answer("early", num_prompt=3, num_blocks=1, arrived_at_s=1.0)
+LATE = Answer("late", num_prompt=3, num_blocks=4, arrived_at_s=2.0)
+
+
+def built(policy: str, **settings: object) -> DecodeCore:
+    """Its core, on 16 blocks of 4 tokens."""
+    config = DecodeConfig.model_validate(
+        {
+            "model": Path("unread"),
+            "role": "mixed",
+            "policy": policy,
+            "block_size": BLOCK_SIZE,
+            "swap_mib": 1,
+            "prefix_caching": False,
+            **settings,
+        }
+    )
+    layout = KvLayout(1, 1, 8, BLOCK_SIZE, "float32")
+    transports: dict[str, Transport] = {"loopback": LoopbackTransport()}
+    place = Workplace(config, Incarnation(1), layout, 16, transports, post=lambda event: None)
+    parts = build_decode(place)
+    parts.close(1.0)
+    assert isinstance(parts.core, DecodeCore)
+    return parts.core
+
+
+def test_a_policy_that_nobody_knows_ends_the_start() -> None:
+    with pytest.raises(StartupError, match="'lifo' is unknown; use one of default, ecoserve"):
+        built("lifo")
+
+
+# The default has nobody make room while others go on; fcfs has who came last, at once.
+@pytest.mark.parametrize(("policy", "who"), [("default", None), ("fcfs", Preempted(LATE.task_id))])
+def test_the_policy_says_who_makes_room_and_when(policy: str, who: Preempted | None) -> None:
+    core = built(policy)
+    for each in (EARLY, LATE):
+        begin(core, each, in_place=False)
+    assert who_makes_room(core, denied={"early"}) == who
+
+
+@pytest.mark.parametrize(
+    ("chosen", "becomes"), [("auto", Preempted), ("first", SwappedOut), ("recompute", Preempted)]
+)
+def test_what_becomes_of_kv_is_the_policys_word_unless_the_settings_say_otherwise(
+    chosen: str, becomes: type[Preempted | SwappedOut]
+) -> None:
+    core = built("fcfs", preemption=chosen)
+    for each in (EARLY, LATE):
+        begin(core, each, in_place=False)
+    assert type(who_makes_room(core, denied={"early"})) is becomes
+
+
+@pytest.mark.parametrize(("policy", "num_beside"), [("default", 1), ("fcfs", 0)])
+def test_the_policy_says_whether_answers_go_on_beside_a_prompt(
+    policy: str, num_beside: int
+) -> None:
+    core = built(policy)
+    begin(core, LATE, in_place=False)
+    _, plan = core.plan(NOW)
+    assert plan is not None
+    finish(core, plan)
+    begin(core, Answer("prompt", num_prompt=20, num_blocks=6), in_place=True)
+    _, plan = core.plan(NOW)
+    assert plan is not None
+    assert plan.num_tokens == 20 + num_beside
