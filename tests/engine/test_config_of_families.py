@@ -104,7 +104,11 @@ def test_gemma_scales_and_caps_scores() -> None:
 
 
 def test_experts_are_in_the_layers_that_the_family_says() -> None:
-    changes = {"decoder_sparse_step": 2, "mlp_only_layers": [3], "norm_topk_prob": False}
+    changes: dict[str, Any] = {
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+        "norm_topk_prob": False,
+    }
     mixture = family_config("qwen3_moe", **changes).mixture
     assert mixture == MixtureConfig(6, 3, 40, False, layers=(1,))
     mixture = family_config("mixtral").mixture
