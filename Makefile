@@ -1,7 +1,7 @@
 # Tandem. Needs Python 3.11, 3.12 or 3.13, git and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help demo up install test check format format-check lint types imports spelling \
-	tests tests-quick chaos proto docs baseline clean
+	tests tests-quick tests-slow chaos proto docs baseline clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -49,11 +49,14 @@ imports: $(DEV_READY) ## Check who imports whom (.importlinter)
 spelling: $(DEV_READY)
 	$(BIN)/codespell
 
-tests: $(DEV_READY)
-	$(PYTEST)
+tests: tests-quick tests-slow
 
 tests-quick: $(DEV_READY)
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow' -n auto --maxprocesses 4
+
+# One at a time: they start whole clusters, which share the cores as it is.
+tests-slow: $(DEV_READY)
+	$(PYTEST) -m slow
 
 chaos: $(DEV_READY) ## Random harm under load for SECONDS=600, or one round again: SEED=123
 	$(BIN)/python -m deploy.chaos $(if $(SEED),--seed $(SEED)) $(if $(SIZE),--size $(SIZE)) \

@@ -10,6 +10,7 @@ from router.answer_lines import AnswerLines
 from router.events import (
     Action,
     CallerLeft,
+    DrainTimedOut,
     Event,
     ExtensionAnswered,
     OperatorCancelled,
@@ -34,6 +35,7 @@ from scheduling.errors import (
     CanNeverFit,
     DeadlineExceeded,
     DuplicateRequest,
+    NoWorkerAvailable,
     QueueFull,
     ReaderTooSlow,
     RequestCancelled,
@@ -114,6 +116,8 @@ class RouterCore:
             case ReaderFellBehind(request_id, max_bytes):
                 behind = ReaderTooSlow(max_bytes)
                 return self._end_request(request_id, behind, Change.CALLER_LEFT, now)
+            case DrainTimedOut():
+                return self._end_all(now)
             case WorkerConnected(hello):
                 known = self.state.fleet.get(hello.worker_id)
                 if known is not None and known.hello.incarnation > hello.incarnation:
@@ -185,6 +189,17 @@ class RouterCore:
                 sequence.move(change, now)
                 actions += self._scheduler.drop_try(sequence)
         return [*actions, *self._scheduler.close(request, error)]
+
+    def _end_all(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for request in list(self.state.request_by_id.values()):
+            ending = NoWorkerAvailable(
+                "this router is shutting down, and the answer was not complete in time; send the "
+                "request again, to another replica or when this one is back",
+                retry_after_s=1.0,
+            )
+            actions += self._scheduler.close(request, ending, now)
+        return actions
 
     def _expire(self, now: float) -> list[Action]:
         actions: list[Action] = []

@@ -106,6 +106,11 @@ class ReaderFellBehind:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainTimedOut:
+    """The router ends, and the time that running requests had for it is over."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerConnected:
     hello: WorkerHello
 
@@ -159,6 +164,7 @@ Event = (
     | CallerLeft
     | OperatorCancelled
     | ReaderFellBehind
+    | DrainTimedOut
     | WorkerConnected
     | WorkerLost
     | ReportsArrived

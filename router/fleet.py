@@ -331,14 +331,15 @@ class Fleet:
         """
         most = self.max_request_tokens()
         if most == 0:
-            raise NoWorkerAvailable(self._why_no_pair(), retry_after_s=1.0)
+            raise NoWorkerAvailable(self.why_no_pair(), retry_after_s=1.0)
         if num_tokens > most:
             raise CanNeverFit(
                 f"prompt and max_tokens need KV for {num_tokens} tokens, the largest pair of "
                 f"workers holds {most}; shorten the request or start workers with more KV memory"
             )
 
-    def _why_no_pair(self) -> str:
+    def why_no_pair(self) -> str:
+        """Why nobody could be served now, and what to do; only where that is so."""
         prefill, decode = self.with_role("prefill"), self.with_role("decode")
         if any(view.load.is_draining for view in (*prefill, *decode)):
             return "workers are about to leave; wait until their successors are ready"

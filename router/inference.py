@@ -169,7 +169,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             vocab_size=config.vocab_size,
             eos_token_ids=config.eos_token_ids,
             has_chat_template=self._model.template is not None,
-            max_request_tokens=self._core.state.fleet.max_request_tokens(),
+            max_request_tokens=min(
+                self._model.context_length, self._core.state.fleet.max_request_tokens()
+            ),
             default_sampling=pb.SamplingParams(
                 temperature=sampling.temperature,
                 top_k=sampling.top_k,

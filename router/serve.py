@@ -27,7 +27,7 @@ from router.admin.service import AdminService, RouterIdentity
 from router.command_frames import max_sequence_tokens
 from router.core_setup import CoreSetup
 from router.dispatcher import Dispatcher
-from router.events import ReportsArrived, WorkerConnected, WorkerLost
+from router.events import DrainTimedOut, ReportsArrived, WorkerConnected, WorkerLost
 from router.inference import InferenceService, ServiceGoals
 from router.ledger_client import LedgerClient
 from router.measure import record_pass_times
@@ -257,6 +257,8 @@ class RouterProcess:
         while self._streams.running() and not self._is_defective:
             if self._clock.now() >= deadline_at_s:
                 log.warning("drain_timed_out", num_requests=len(self._streams.running()))
+                # Each caller is told why; the grace of the server is for these last words.
+                self._dispatcher.apply(DrainTimedOut())
                 return
             await asyncio.sleep(0.02)
 

@@ -1,5 +1,6 @@
-"""For tests of any package: reads what a process logged."""
+"""For tests of any package: reads what a process logged, ends processes."""
 
+import asyncio
 import io
 import json
 import logging
@@ -11,6 +12,9 @@ from typing import Any
 import structlog
 
 from runtime.logging import configure_logging
+
+# SIGKILL cannot be refused; the bound is for a process stuck inside the kernel.
+_END_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,13 @@ class CapturedLog:
     def events(self) -> list[str]:
         """The event names, in order."""
         return [line["event"] for line in self.lines]
+
+
+async def end_now(process: asyncio.subprocess.Process) -> None:
+    """Kill a process, should it still run, and read what it leaves behind."""
+    if process.returncode is None:
+        process.kill()
+    await asyncio.wait_for(process.communicate(), _END_TIMEOUT_S)
 
 
 @contextmanager

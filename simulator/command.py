@@ -29,6 +29,7 @@ from simulator.usage import (
 
 _EXAMPLES = """\
 examples:
+  tandem simulate --cluster 4 --policy default,fcfs
   tandem simulate --trace requests.csv --hardware h100 --cluster 4
   tandem simulate --trace requests.csv --policy default,fcfs,sarathi --rate-scale 2 --json out.json
   tandem simulate --trace requests.csv --policy default,fcfs --rate-scale 1,2,4 --report out
@@ -37,6 +38,7 @@ examples:
 
 The trace may be a csv file with the columns arrival_s, prompt_tokens and output_tokens, or any of
 the formats of docs/traces.md; docs/simulator.md says what is modelled, and how well.
+Without --trace, a sample of a public one that comes with the simulator is taken.
 
 Exit codes: 0 done, 1 a file cannot be read or written, 2 wrong usage, 130 interrupted.
 """

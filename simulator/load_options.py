@@ -10,13 +10,15 @@ from scheduling.policy import POLICIES, Policy, Sharing
 from simulator.hardware.description import known_names, load_hardware
 from simulator.load import DEFAULT_SWAP_GIB, Load, LoadSettings
 from simulator.traces.reading import read_workload
+from simulator.traces.samples import AZURE_2023_CONV, sample_named
 from simulator.usage import Parser, UsageError, count, file_to_write, folder_to_write, gib
 
 
 def add_load_options(parser: Parser) -> None:
     """All but rates, policies and clusters."""
     add = parser.add_argument
-    add("--trace", type=Path, required=True, metavar="FILE", help="requests (docs/traces.md)")
+    about = f"requests, as in docs/traces.md (default: the sample {AZURE_2023_CONV.name})"
+    add("--trace", type=Path, metavar="FILE|NAME", help=about)
     about = f"what a worker is: h100, h200, a100, a JSON file, or one of {', '.join(known_names())}"
     add("--hardware", default="h100", metavar="NAME|FILE", help=about)
     about = "goals, such as ttft=1s,tpot=100ms (default: published ones that fit the load)"
@@ -63,8 +65,15 @@ def policies_of(text: str, *, is_lending: bool = True) -> list[Policy]:
 def load_of(options: argparse.Namespace, rate_rps: float | None) -> Load:
     """Read what the options name; notes go to stderr. Raises: TraceError, HardwareUnreadable."""
     hardware = load_hardware(options.hardware)
+    sample = sample_named(options.trace)
+    if sample is not None and not options.quiet:
+        whose = "no --trace: this is" if options.trace is None else f"{sample.name} is"
+        tell([f"{whose} {sample.about}"])
     workload = read_workload(
-        options.trace, rate_rps=rate_rps, max_requests=options.max_requests, seed=options.seed
+        options.trace if sample is None else sample.path,
+        rate_rps=rate_rps,
+        max_requests=options.max_requests,
+        seed=options.seed,
     )
     settings = LoadSettings(
         slo=options.slo,
@@ -82,6 +91,8 @@ def load_of(options: argparse.Namespace, rate_rps: float | None) -> Load:
     load = Load.of(workload, hardware, settings)
     if not options.quiet:
         tell(load.notes)
+        if load.plan.source:
+            tell([f"goals {load.plan.text} are those of {load.plan.source}; --slo sets others"])
     return load
 
 

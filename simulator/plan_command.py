@@ -18,25 +18,27 @@ from simulator.report.json_file import write_json
 from simulator.report.whole_file import replace_file
 from simulator.reporting import write_wall_times
 from simulator.runs import Runner
-from simulator.usage import Parser, UsageError, count, guarded, positive, share
+from simulator.usage import NothingServes, Parser, UsageError, count, guarded, positive, share
 
 _AUTO = "auto"
 _EXAMPLES = """\
 examples:
+  tandem plan --target-rps 12
   tandem plan --trace requests.csv --hardware h100 --slo ttft=500ms,tpot=50ms
   tandem plan --trace requests.csv --hardware h200 --target-rps 40 --policy default,distserve
   tandem plan --trace lengths.csv --target-rps 8 --shape any --json plan.json --report out
 
 Every policy gets the workers it was made for (mixed ones, or prefill and decode), unless --shape
-says otherwise. Long traces take long: --max-requests takes their beginning.
+says otherwise. Long traces take long: --max-requests takes their beginning. Without
+--trace, a sample of a public one that comes with the simulator is taken.
 
-Exit codes: 0 done (also where no cluster serves), 1 a file cannot be read or written, 2 wrong
-usage, 130 interrupted.
+Exit codes: 0 done, 1 no cluster serves, or a file cannot be read or written, 2 wrong usage,
+130 interrupted.
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; the exit code is 0, 1 for a bad file, 2 for wrong usage."""
+    """Run the command; 0, 1 where no cluster serves or a file is bad, 2 for wrong usage."""
     return guarded(_plan, argv)
 
 
@@ -90,6 +92,14 @@ def _plan(argv: Sequence[str]) -> None:
         for policy, shape in zip(policies, shapes, strict=True)
     ]
     _write(options, runner, plans)
+    if all(plan.best is None for plan in plans):
+        # A cut search is told in the table as well, but it is the first thing to change.
+        is_cut = any(plan.found.is_cut_short for plan in plans)
+        raise NothingServes(
+            f"no cluster of up to {options.max_workers} workers was found that serves "
+            f"{options.attainment:.0%} of the requests in time; raise "
+            f"{'--max-runs' if is_cut else '--max-workers'}, lower the rate, or relax --slo"
+        )
 
 
 def _shape(text: str, policy: Policy) -> Shape:

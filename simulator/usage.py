@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -17,13 +18,17 @@ from simulator.traces.errors import TraceError, TraceOptionInvalid, TraceRateMis
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 _WRONG_USAGE = (ClusterSpecInvalid, SloTextInvalid, TraceOptionInvalid, TraceRateMissing)
-_FAILED = (TraceError, HardwareUnreadable, PlotsUnavailable, RecordingUnreadable, OSError)
+_UNREADABLE = (TraceError, HardwareUnreadable, RecordingUnreadable)
 MAX_RATE = 1e9
 MAX_COUNT = 1_000_000_000
 
 
 class UsageError(ValueError):
     """The command line asks for something that cannot be."""
+
+
+class NothingServes(Exception):
+    """A plan has found no cluster; what was looked at has been told and written."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +60,7 @@ def guarded(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> in
         # Whoever read our output has left; what Python still wants to flush goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except _FAILED as error:
+    except (*_UNREADABLE, PlotsUnavailable, NothingServes, OSError) as error:
         _tell(error)
         return FAILED
     except KeyboardInterrupt:
@@ -114,18 +119,35 @@ def _number(text: str, least: float, most: float) -> float:
 
 
 def file_to_write(text: str) -> Path:
-    """A file in a folder that is there, so that a long run is not for nothing."""
+    """A file in a folder that takes it, so that a long run is not for nothing."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; give a file")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path.parent} is no folder; make it first")
+    # A pipe or a device takes what is written whatever its folder takes.
+    if path.is_file() or not (path.exists() or path.is_symlink()):
+        _check_takes_files(path.parent)
     return path
 
 
 def folder_to_write(text: str) -> Path:
-    """A folder, made if it is not there."""
+    """A folder that takes files; made if it is not there, but not before the run."""
     path = Path(text)
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file, no folder; give another place")
+    _check_takes_files(there)
     return path
+
+
+def _check_takes_files(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"nothing can be written to {folder} ({error.strerror}); give another place"
+        ) from None

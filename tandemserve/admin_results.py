@@ -53,6 +53,8 @@ class ClusterStatus:
     ledger_available: bool
     num_prefill_workers: int
     num_decode_workers: int
+    # They compute prompts and answers alike, and are in none of the two numbers above.
+    num_mixed_workers: int
     num_prompt_queued: int
     num_prefilling: int
     num_generation_queued: int
@@ -73,7 +75,7 @@ class WorkerView:
     """One worker as the router sees it."""
 
     worker_id: str
-    # "prefill" or "decode".
+    # "prefill", "decode" or "mixed".
     role: str
     address: str
     incarnation: int

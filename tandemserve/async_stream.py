@@ -59,6 +59,10 @@ class AsyncStream(AsyncIterator[Event]):
         self._news = iter(())
         self._call.cancel()
 
+    async def close(self) -> None:
+        """Stop the request, as `cancel`; other clients' streams are closed by this name."""
+        self.cancel()
+
     def __aiter__(self) -> Self:
         return self
 

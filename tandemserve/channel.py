@@ -1,5 +1,7 @@
 """The settings of a gRPC channel, the same for both clients."""
 
+import ssl
+
 import grpc
 
 from tandemserve.options import TLSConfig
@@ -8,13 +10,36 @@ from tandemserve.options import TLSConfig
 def channel_credentials(tls: TLSConfig) -> grpc.ChannelCredentials:
     """The credentials, from the files as they are now.
 
-    Raises: OSError for a file that cannot be read.
+    Raises: OSError for a file that cannot be read, ValueError for one that is no PEM.
     """
+    check_tls_files(tls)
     return grpc.ssl_channel_credentials(
         root_certificates=tls.ca.read_bytes() if tls.ca else None,
         private_key=tls.key.read_bytes() if tls.key else None,
         certificate_chain=tls.cert.read_bytes() if tls.cert else None,
     )
+
+
+def check_tls_files(tls: TLSConfig) -> None:
+    """gRPC would only say that the handshake failed. Raises: OSError; ValueError with the name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if tls.ca is not None:
+        try:
+            context.load_verify_locations(cafile=tls.ca)
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"{tls.ca} holds no certificate in PEM form ({error.reason}); give the file of "
+                "the authority that signed the router's certificate"
+            ) from None
+    if tls.cert is not None:
+        try:
+            # gRPC takes no passphrase either; without this, OpenSSL would ask the terminal.
+            context.load_cert_chain(tls.cert, tls.key, password="")
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"{tls.cert} and {tls.key} are no certificate and its private key in PEM form, "
+                f"without a passphrase ({error.reason}); give a pair that belongs together"
+            ) from None
 
 
 def channel_options(target: str) -> list[tuple[str, int]]:

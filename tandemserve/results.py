@@ -220,6 +220,7 @@ class ModelInfo:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     has_chat_template: bool
-    # The longest prompt plus max_tokens that the connected workers can hold.
+    # The longest prompt plus max_tokens: what the connected workers can hold, and no more than
+    # context_length. 0 while they can serve nobody.
     max_request_tokens: int
     default_sampling: SamplingDefaults

@@ -67,6 +67,8 @@ class Attempts:
         # Of the present row of failures: when it began, and for how long was waited in all.
         self._failing_since_s = now
         self._waited_s = 0.0
+        # What a router said of itself in that row: why the next ones cannot be reached.
+        self._told: TandemError | None = None
 
     def remaining_s(self, now: float, request_id: str | None = None) -> float | None:
         """The deadline of the next attempt; None for no limit.
@@ -87,6 +89,7 @@ class Attempts:
         """Something new arrived, so the next failure is a first one again."""
         self._num_failures = 0
         self._waited_s = 0.0
+        self._told = None
         if self._policy.resume_for_s is not None:
             self._retry_for_s = self._policy.resume_for_s
 
@@ -101,17 +104,24 @@ class Attempts:
             raise error
         if self._num_failures == 0:
             self._failing_since_s = now
+        if isinstance(error, _ROUTER_GONE) and not isinstance(error, ConnectionFailed):
+            self._told = error
         if self._is_enough(error) or (asked_s or 0.0) > policy.max_retry_after_s:
-            raise error
+            raise self._reason(error)
         delay_s = self._draw_delay(error, asked_s)
         if self._deadline_s is not None and now + delay_s >= self._deadline_s:
-            raise error
+            raise self._reason(error)
         if isinstance(error, _ROUTER_GONE) and self._is_impatient(now, delay_s):
-            raise error
+            raise self._reason(error)
         self._num_failures += 1
         # Also by callers whose clock stands still while they wait.
         self._waited_s += delay_s
         return delay_s
+
+    def _reason(self, error: TandemError) -> TandemError:
+        """What to tell: a router that said why it goes away is not at a wrong address."""
+        is_silence = isinstance(error, ConnectionFailed)
+        return self._told if is_silence and self._told is not None else error
 
     def _is_enough(self, error: TandemError) -> bool:
         most = self._policy.max_retries

@@ -50,6 +50,10 @@ class Stream(Iterator[Event]):
             self._failure = self._generation.cancelled()
         self._pump.cancel()
 
+    def close(self) -> None:
+        """Stop the request, as `cancel`; `contextlib.closing` and others know this name."""
+        self.cancel()
+
     def __iter__(self) -> Self:
         return self
 

@@ -66,6 +66,11 @@ class _Arguments:
     def count(self, name: str) -> int | None:
         return self.integer(name, 0, 2**32 - 1)
 
+    def max_tokens(self) -> int | None:
+        # 0 fits the field, so that the server says what is wrong with it.
+        lowest = 0 if self._options.get("max_tokens") == 0 else 1
+        return self.integer("max_tokens", lowest, 2**32 - 1)
+
     def num_answers(self) -> int | None:
         n = self.count("n")
         if n == 0:  # on the wire that says nothing, and one answer would come
@@ -144,7 +149,7 @@ def generate_request(
             logit_bias=read.logit_bias(),
         ),
         stop=inference_pb2.StopConditions(
-            max_tokens=read.count("max_tokens"),
+            max_tokens=read.max_tokens(),
             strings=read.stop_strings(),
             token_ids=read.stop_token_ids(),
             ignore_eos=read.flag("ignore_eos"),

@@ -15,6 +15,7 @@ from typing import Self
 
 from deploy.local.child import ChildProcess
 from deploy.local.errors import LaunchFailed, StartTimedOut, WorkerIncompatible
+from deploy.local.log_folder import make_log_folder
 from deploy.local.port import ReservedPort, reserve_port
 from deploy.local.redis import LocalRedis, make_run_folder, start_own, use_given
 from deploy.local.router_probe import RouterProbe
@@ -130,13 +131,14 @@ class LocalCluster:
         """Start everything and return when all workers are ready.
 
         Raises: StartupError in one line, after everything that was started has ended. The logs
-        stay.
+        stay. Cancelled, it leaves nothing.
         """
-        settings, self._configs = _checked(self._settings)
+        settings, self._configs = _checked(self._settings, self._say)
         try:
             await self._start_all(settings)
-        except BaseException:
-            await self._abort()
+        except BaseException as error:
+            # Whoever did not wait for the start has nothing to look up.
+            await self._abort(keep_logs=not isinstance(error, asyncio.CancelledError))
             raise
 
     async def wait_ready(self, *names: str, timeout_s: float | None = None) -> None:
@@ -191,17 +193,25 @@ class LocalCluster:
         return tuple(problems)
 
     def kill(self) -> None:
-        """End all of our processes at once; for a user who will not wait for `stop`."""
-        if self._running is not None:
-            for child in self._running.child_by_name.values():
-                if child.is_running:
-                    child.kill()
-            _remove_leftovers()
+        """End all of our processes at once; for a user who will not wait for `stop`.
+
+        The logs stay where a process had ended by itself, and not well.
+        """
+        if self._running is None:
+            return
+        has_failed = False
+        for child in self._running.child_by_name.values():
+            if child.is_running:
+                child.kill()
+            elif not child.ended_well:
+                has_failed = True
+        _remove_leftovers()
+        if not has_failed:
+            shutil.rmtree(self._running.run_folder, ignore_errors=True)
 
     async def _start_all(self, settings: ClusterSettings) -> None:
         folder = make_run_folder()
         running = self._running = _Running(folder, settings.log_dir or folder)
-        running.log_folder.mkdir(parents=True, exist_ok=True)
         configs = self._configs
         running.port = reserve_port(configs.router.host, configs.router.port)
         url = configs.router.redis_url
@@ -262,13 +272,13 @@ class LocalCluster:
             return f"{name} (not registered)"
         return f"{name} ({view.state}{f': {view.problem}' if view.problem else ''})"
 
-    async def _abort(self) -> None:
-        """Take down a half-started cluster; its logs stay, they say what went wrong."""
+    async def _abort(self, *, keep_logs: bool) -> None:
+        """Take down a half-started cluster; logs that stay say what went wrong."""
         running = self._begun()
         if running.probe is not None:
             await running.probe.close()
         await _end(list(running.child_by_name.values()), _ABORT_TIMEOUT_S)
-        await _release(running, keep_logs=bool(running.child_by_name))
+        await _release(running, keep_logs=keep_logs and bool(running.child_by_name))
         self._running = None
 
     def _begun(self) -> _Running:
@@ -282,17 +292,21 @@ class LocalCluster:
         return probe
 
 
-def _checked(settings: ClusterSettings) -> tuple[ClusterSettings, EffectiveConfigs]:
-    """Find what cannot work before anything is started. Raises: StartupError."""
+def _checked(settings: ClusterSettings, say: Say) -> tuple[ClusterSettings, EffectiveConfigs]:
+    """Find what cannot work, or not as asked, before anything is started. Raises: StartupError."""
     configs = effective_configs(settings)
     if configs.decode.device == "cpu" and _SHARED_MEMORY.is_dir():
         free_bytes = shutil.disk_usage(_SHARED_MEMORY).free
         settings = with_fitting_kv_cache(settings, configs.decode, free_bytes)
         configs = effective_configs(settings)
     try:
-        open_model_folder(settings.model)
+        model = open_model_folder(settings.model, configs.router.max_model_len)
     except ModelFolderError as error:
         raise LaunchFailed(str(error)) from error
+    for remark in model.config.remarks:
+        say(f"warning: {remark}")
+    if settings.log_dir is not None:
+        make_log_folder(settings.log_dir)
     return settings, configs
 
 

@@ -2,6 +2,7 @@
 
 StartupError (runtime)
 └── LaunchFailed
+    ├── LogFolderUnusable
     ├── ProcessEnded
     ├── WorkerIncompatible
     └── StartTimedOut
@@ -14,6 +15,17 @@ from runtime.errors import StartupError
 
 class LaunchFailed(StartupError):
     """The cluster cannot be started, or cannot go on."""
+
+
+class LogFolderUnusable(LaunchFailed):
+    """The logs cannot be written where the user wants them."""
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(
+            f"--log-dir {folder} {problem}; name a folder that this user can write to, or leave "
+            "it away"
+        )
+        self.folder, self.problem = folder, problem
 
 
 class ProcessEnded(LaunchFailed):

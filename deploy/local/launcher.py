@@ -59,7 +59,7 @@ def _on_signal(number: signal.Signals, cluster: LocalCluster, stop: asyncio.Even
         # Only a person asks twice. `timeout` and supervisors send one wish to the process and to
         # its group.
         return
-    progress("killed; some logs may be cut short")
+    progress("killed; logs that are kept may be cut short")
     cluster.kill()
     # Redis ends with this process (cluster/redis_server.py).
     os._exit(EXIT_INTERRUPTED)

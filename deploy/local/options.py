@@ -14,6 +14,7 @@ from typing import Literal, NoReturn
 from deploy.local.settings import ClusterSettings
 from engine.bundled import bundled_model_path
 from runtime.errors import ConfigError
+from scheduling.policy import POLICIES
 
 Command = Literal["up", "demo"]
 
@@ -126,8 +127,7 @@ def _split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str,
             continue
         field = field.replace("_", "-")
         if section not in sections:
-            known = ", ".join(f"--{known}.FIELD" for known in _SECTIONS)
-            raise ConfigError(f"unknown option {name}; use one of {known}")
+            raise ConfigError(f"unknown option {name}; {_section_for(section, field)}")
         if field in _LAUNCHER_OWNS:
             option = _LAUNCHER_OWNS[field]
             hint = f"use {option}" if option else "leave it away"
@@ -138,6 +138,13 @@ def _split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str,
             value = remaining.pop(0)
         sections[section][field] = value
     return plain, sections
+
+
+def _section_for(section: str, field: str) -> str:
+    """What to write instead of `--SECTION.FIELD`."""
+    if section in ("mixed", "mixed-worker", "mixed_worker"):
+        return f"mixed workers take the settings of decode workers: --decode-worker.{field}"
+    return "use one of " + ", ".join(f"--{known}.FIELD" for known in _SECTIONS)
 
 
 def _parser() -> _Parser:
@@ -154,7 +161,8 @@ def _parser() -> _Parser:
     for command, port, start_timeout_s in ((up, DEFAULT_PORT, 600.0), (demo, 0, 120.0)):
         command.epilog = (
             "Every other setting of the processes: --router.FIELD=X, --prefill-worker.FIELD=X, "
-            "--decode-worker.FIELD=X; `python -m router --help` and so on list them. "
+            "--decode-worker.FIELD=X, which mixed workers take as well; `python -m router --help` "
+            "and so on list them. "
             "Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 130 ended by a second Ctrl-C, "
             "or by the first one in the demo."
         )
@@ -176,7 +184,8 @@ def _add_options(parser: argparse.ArgumentParser, port: int, start_timeout_s: fl
     add("--host", default="127.0.0.1", help="address of the router (default: 127.0.0.1)")
     about_port = f"port of the router, 0 picks a free one (default: {port})"
     add("--port", type=int, default=port, metavar="P", help=about_port)
-    add("--policy", metavar="NAME", help="scheduling policy")
+    names = ", ".join(name for name, policy in POLICIES.items() if not policy.needs_foresight)
+    add("--policy", metavar="NAME", help=f"scheduling policy: one of {names}")
     add("--max-model-len", metavar="N", help="longest prompt plus answer, in tokens")
     for option, about in _WORKER_OPTIONS:
         add(f"--{option}", metavar="X", help=f"of every worker: {about}")

@@ -1,7 +1,8 @@
 """What operators ask about requests: which there are, what happened to one, and that they end."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from router.admin.name_lookup import NameLookup
 from router.ended_requests import RequestRecord, record_of
@@ -17,6 +18,7 @@ _STATES = ("", "running", "ended")
 _PHASES = ("", *(phase.value for phase in Phase))
 _CLASSES = ("", "interactive", "standard", "batch")
 _ADVICE = "look at `tandem admin requests`"
+_WORKER_ADVICE = "look at `tandem admin workers`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +46,20 @@ class CancelOutcome:
     state: str
 
 
-def matching_requests(state: RouterState, wanted: RequestFilter) -> list[RequestRecord]:
+def matching_requests(
+    state: RouterState, wanted: RequestFilter, workers: Iterable[str] = ()
+) -> list[RequestRecord]:
     """Running ones from the oldest on, then ended ones from the latest back.
 
-    Raises: InvalidRequest for a filter that nothing could ever match.
+    `workers`: those that may be named beside the ones that served any of these requests.
+    Raises: InvalidRequest for a filter that nothing could ever match, UnknownName for a worker.
     """
     _require("state", wanted.state, _STATES)
     _require("phase", wanted.phase, _PHASES)
     _require("request_class", wanted.request_class, _CLASSES)
+    if wanted.worker_id:
+        known = NameLookup("worker", chain(workers, _serving(state)), _WORKER_ADVICE)
+        wanted = replace(wanted, worker_id=known.resolve(wanted.worker_id))
     return [record for record in _records(state, wanted) if _matches(record, wanted)]
 
 
@@ -112,6 +120,13 @@ def _records(state: RouterState, wanted: RequestFilter) -> Iterator[RequestRecor
             yield record_of(running)
     if wanted.state != "running":
         yield from state.ended
+
+
+def _serving(state: RouterState) -> Iterator[str]:
+    """Also of workers that have left."""
+    for record in _records(state, RequestFilter()):
+        for answer in record.answers:
+            yield from filter(None, (answer.prefill_worker, answer.decode_worker))
 
 
 def _matches(record: RequestRecord, wanted: RequestFilter) -> bool:

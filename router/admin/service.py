@@ -1,6 +1,7 @@
 """The Admin service: the live state, read from the core on the event loop, and its few switches."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> pb.GetStatusResponse:
         """See AdminService.GetStatus."""
         state, counters = self._core.state, self._core.state.counters
+        num_by_role = Counter(view.hello.role for view in state.fleet)
         num_by_phase = dict.fromkeys(Phase, 0)
         for sequence in state.sequence_by_task.values():
             num_by_phase[sequence.phase] += 1
@@ -96,8 +98,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             model=self._identity.model,
             policy=self._identity.policy,
             ledger_available=self._ledger.is_available,
-            num_prefill_workers=len(state.fleet.with_role("prefill")),
-            num_decode_workers=len(state.fleet.with_role("decode")),
+            num_prefill_workers=num_by_role["prefill"],
+            num_decode_workers=num_by_role["decode"],
+            num_mixed_workers=num_by_role["mixed"],
             num_prompt_queued=num_by_phase[Phase.PROMPT_QUEUED],
             num_prefilling=num_by_phase[Phase.PREFILLING],
             num_generation_queued=num_by_phase[Phase.GENERATION_QUEUED],
@@ -164,7 +167,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> pb.ListRequestsResponse:
         """See AdminService.ListRequests."""
         try:
-            matching = matching_requests(self._core.state, filter_of(request))
+            matching = matching_requests(self._core.state, filter_of(request), self._links)
         except TandemError as error:
             await abort_with(context, error)
         now = self._clock.now()

@@ -19,6 +19,7 @@ _DEFAULT_MAX_REQUESTS = 50
 # Each costs the event loop some twenty microseconds.
 _MOST_REQUESTS = 1000
 _PROMPT_WAITS_FOR = "a prefill worker with room and little backlog"
+_PROMPT_WAITS_FOR_MIXED = "a mixed worker with room and little backlog"
 _GENERATION_WAITS_FOR = "a decode worker with enough free KV blocks"
 
 
@@ -200,7 +201,7 @@ def waiting_for(state: RouterState, sequence: Answer) -> str:
         case Phase.PROMPT_QUEUED if sequence.task_id in state.stranded:
             return f"a pair of workers that holds {sequence.num_tokens_at_most} tokens"
         case Phase.PROMPT_QUEUED:
-            return _PROMPT_WAITS_FOR if prefill is None else "its blocks on a prefill worker"
+            return _waiting_prompt(state) if prefill is None else "its blocks on a prefill worker"
         case Phase.GENERATION_QUEUED:
             is_bound = decode is not None and decode.worker_id is not None
             return f"blocks of {decode.worker_id}" if decode and is_bound else _GENERATION_WAITS_FOR
@@ -212,6 +213,14 @@ def waiting_for(state: RouterState, sequence: Answer) -> str:
             return "" if worker is None or not worker.is_starving else "blocks to grow into"
         case _:
             return ""
+
+
+def _waiting_prompt(state: RouterState) -> str:
+    """What a prompt waits for that no worker has taken."""
+    if state.fleet.max_request_tokens() == 0:
+        return f"a worker that takes new tasks: {state.fleet.why_no_pair()}"
+    has_prefill = any(view.load.takes_new_tasks for view in state.fleet.with_role("prefill"))
+    return _PROMPT_WAITS_FOR if has_prefill else _PROMPT_WAITS_FOR_MIXED
 
 
 def _calibration(tenant: str, found: Calibration) -> pb.LengthCalibration:

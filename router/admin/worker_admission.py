@@ -1,6 +1,6 @@
 """May this worker be closed, and can it be told? What an operator asks is checked here."""
 
-from router.fleet import WorkerView
+from router.fleet import MIXED, WorkerView
 from router.state import RouterState
 from router.worker_link import WorkerLink
 from scheduling.errors import InvalidRequest, LastWorker, NoWorkerAvailable
@@ -34,12 +34,21 @@ def worker_away(link: WorkerLink) -> NoWorkerAvailable:
 
 
 def require_successor(state: RouterState, view: WorkerView) -> None:
-    """Somebody else of this kind must be left to take new tasks. Raises: LastWorker."""
-    kind = (view.role, view.hello.compatibility)
-    others = [other for other in state.fleet if other is not view and other.load.takes_new_tasks]
-    if any((other.role, other.hello.compatibility) == kind for other in others):
+    """Others must be left to take new tasks in its place. Raises: LastWorker.
+
+    A mixed worker takes the place of any; a prefill and a decode worker together take its place.
+    """
+    role, compatibility = view.hello.role, view.hello.compatibility
+    others = {
+        other.hello.role
+        for other in state.fleet
+        if other is not view
+        and other.load.takes_new_tasks
+        and other.hello.compatibility == compatibility
+    }
+    if others & {role, MIXED} or (role == MIXED and others >= {"prefill", "decode"}):
         return
     raise LastWorker(
-        f"{view.hello.worker_id} is the last open {view.role} worker of its kind: without it no "
+        f"{view.hello.worker_id} is the last open {role} worker of its kind: without it no "
         "request can be served; start or uncordon another one first, or insist with --force"
     )

@@ -1,6 +1,7 @@
 """`tandem admin workers`, `cordon`, `uncordon` and `drain`: who takes new tasks, who must not."""
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from tandemserve.cli.option_groups import AsJson, ConnectionOptions, expanded
 from tandemserve.cli.output import note, print_json, print_table
 from tandemserve.cli.watch import Watch, show_until_interrupted
 from tandemserve.clock import monotonic
+from tandemserve.errors import NoWorkerAvailable
 
 if TYPE_CHECKING:
     from tandemserve.client import Client
@@ -107,7 +109,13 @@ def drain(
             view = client.admin.evacuate(worker, force=force)
         else:
             view = client.admin.cordon(worker, force=force)
-        _wait_empty(client, DrainWatch(view, monotonic(), drain_timeout))
+        watch = DrainWatch(view, monotonic(), drain_timeout)
+        _wait_empty(client, watch)
+        if migrate and not watch.has_left:
+            # Nothing is left to move: from here on it is cordoned like any other. One that goes
+            # away at this moment is drained all the same.
+            with suppress(NoWorkerAvailable):
+                client.admin.cordon(view.worker_id, force=True)
     if as_json:
         print_json({"worker_id": view.worker_id, "empty": True})
     else:
@@ -147,7 +155,7 @@ def _print_workers(found: tuple[WorkerView, ...]) -> None:
         ]
         for view in found
     ]
-    columns = ["worker", "role", "state", "running", "tasks", "free KV", "free swap", "address"]
+    columns = ["worker", "role", "state", "runs", "tasks", "free KV", "free swap", "address"]
     print_table("Workers", columns, rows)
     timed = [view for view in found if view.num_timed_passes]
     if timed:

@@ -4,6 +4,7 @@ import sys
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
+from tandemserve.cli.logprob_lines import logprob_lines
 from tandemserve.cli.output import note, print_json, print_table
 from tandemserve.results import (
     Completion,
@@ -65,6 +66,12 @@ def show_json(stream: "Stream") -> None:
             is_accepted = True
             print_json({"event": "accepted"} | asdict(stream.accepted))
         print_json({"event": _EVENT_NAMES[type(event)]} | asdict(event))
+
+
+def show_logprobs(completion: Completion) -> None:
+    """Write what was asked for of answer and prompt to stdout, a line for each token."""
+    for line in logprob_lines(completion):
+        print(line)
 
 
 def show_stats(completion: Completion) -> None:

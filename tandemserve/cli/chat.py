@@ -110,7 +110,7 @@ def converse(conversation: Conversation) -> None:
         except TandemError as error:
             if not is_terminal:
                 raise
-            note(error_line(error))
+            note(error_line(error, is_generation=True))
 
 
 def _read_line(is_terminal: bool) -> str | None:

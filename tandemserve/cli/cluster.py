@@ -17,6 +17,11 @@ from tandemserve.cli.option_groups import AsJson
 from tandemserve.cli.output import note
 
 _LAUNCHER = "deploy.local"
+# The wheel holds no policies; a test compares the names.
+POLICY_NAMES = (
+    *("default", "ecoserve", "cacheopt", "fcfs", "orca", "sarathi", "tgi", "distserve"),
+    *("fastserve", "accelgen"),
+)
 PASS_UNKNOWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -39,18 +44,34 @@ def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the router.")] = 7700,
     policy: Annotated[
-        str | None, typer.Option(help="default, ecoserve, fcfs, sarathi, ...")
+        str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(POLICY_NAMES)}.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     block_size: Annotated[int | None, typer.Option(min=1, help="Tokens per KV block.")] = None,
     kv_cache_mib: Annotated[int | None, typer.Option(min=1, help="KV pool per worker.")] = None,
+    num_blocks: Annotated[
+        int | None, typer.Option(min=1, help="KV blocks per worker, instead of --kv-cache-mib.")
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, help="Sequences in one iteration of a worker.")
+    ] = None,
     max_model_len: Annotated[int | None, typer.Option(min=1, help="Longest context.")] = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the logs of all processes there.")
+    ] = None,
+    start_timeout_s: Annotated[
+        float | None, typer.Option(help="How long loading may take; 600 by default.")
+    ] = None,
+    cluster_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keeps clusters on one Redis apart.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a cluster on this machine and keep it running until Ctrl-C.
 
     Other options are passed on to the launcher: `python -m deploy.local up --help` lists
-    them, --router.FIELD, --prefill-worker.FIELD and --decode-worker.FIELD among them.
+    them, --router.FIELD, --prefill-worker.FIELD and --decode-worker.FIELD among them; mixed
+    workers take the settings of --decode-worker.
 
     Examples:
 
@@ -75,7 +96,12 @@ def up(
         "--dtype": dtype,
         "--block-size": block_size,
         "--kv-cache-mib": kv_cache_mib,
+        "--num-blocks": num_blocks,
+        "--max-num-seqs": max_num_seqs,
         "--max-model-len": max_model_len,
+        "--log-dir": log_dir,
+        "--start-timeout-s": start_timeout_s,
+        "--cluster-name": cluster_name,
     }
     arguments = [
         part for name, value in options.items() if value is not None for part in (name, str(value))

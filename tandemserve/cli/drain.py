@@ -20,6 +20,8 @@ class DrainWatch:
         self._empty_since_s: float | None = None
         self._told: int | None = None
         self.is_over = False
+        # That life has ended, so that there is nothing to open or close any more.
+        self.has_left = False
 
     def look(self, workers: Iterable[WorkerView], now: float) -> str:
         """A line about the progress, or "". Raises: DeadlineExceeded when it takes too long."""
@@ -27,7 +29,7 @@ class DrainWatch:
         passed = brief(now - self._began_at_s)
         view = next((view for view in workers if view.worker_id == name), None)
         if view is None or view.incarnation != self._worker.incarnation:
-            self.is_over = True
+            self.is_over = self.has_left = True
             return f"{name} has left the cluster, {passed}"
         if view.admission == "open":
             raise DeadlineExceeded(

@@ -4,7 +4,13 @@ from typing import Annotated
 
 import typer
 
-from tandemserve.cli.answers import show_each_answer, show_json, show_stats, show_text
+from tandemserve.cli.answers import (
+    show_each_answer,
+    show_json,
+    show_logprobs,
+    show_stats,
+    show_text,
+)
 from tandemserve.cli.option_groups import AsJson, ConnectionOptions, GenerationOptions, expanded
 from tandemserve.cli.prompts import PromptArgument, PromptFile, read_prompt
 
@@ -22,7 +28,7 @@ def generate(
     logprobs: Annotated[
         int | None,
         typer.Option(
-            help="Logprobs and so many alternatives per token, 0 to 20; seen with --json.",
+            help="Logprobs and so many alternatives per token, 0 to 20; after the answer.",
             rich_help_panel="Logprobs",
         ),
     ] = None,
@@ -65,5 +71,7 @@ def generate(
             show_each_answer(stream)
         else:
             show_text(stream, [])
+        if not as_json:
+            show_logprobs(stream.completion())
         if stats:
             show_stats(stream.completion())

@@ -3,6 +3,7 @@
 Commands import gRPC and rich when they run, so that `--help` and `version` are quick.
 """
 
+import errno
 import io
 import logging
 import os
@@ -26,6 +27,11 @@ from tandemserve.version import VERSION
 
 _log = logging.getLogger("tandemserve")
 
+# Commands whose options are fields of the request that fails.
+_GENERATING = ("generate", "chat")
+# What only a write can meet.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 _EPILOG = """Exit codes: 0 done, 1 error from the cluster, 2 wrong usage, 3 cannot connect,
 130 interrupted. Data goes to stdout, everything else to stderr."""
 
@@ -37,9 +43,15 @@ class _Tandem(TyperGroup):
         try:
             return super().invoke(ctx)
         except TandemError as error:
-            note(error_line(error))
+            is_generation = ctx.invoked_subcommand in _GENERATING
+            note(error_line(error, is_generation=is_generation))
             _log.debug("command_failed", exc_info=True)
-            raise typer.Exit(exit_code_of(error)) from None
+            code = exit_code_of(error, is_generation=is_generation)
+            raise typer.Exit(code) from None
+        except typer.BadParameter as error:
+            # What pydantic puts in front, inside Typer, says nothing to whoever typed the option.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
 
@@ -116,11 +128,28 @@ def main() -> None:
         # A terminal that cannot show a character shows a substitute.
         sys.stdout.reconfigure(errors="replace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            # At exit nobody could tell what went wrong.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(ExitCode.FAILED)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            _drop_output()
+            what = "no space left" if error.errno == errno.ENOSPC else error.strerror
+            note(f"error: cannot write the output: {what}; make room, or write it elsewhere")
+            sys.exit(ExitCode.FAILED)
         _log.debug("internal_error", exc_info=True)
         note(f"internal error: {type(error).__name__}: {error}; run `tandem -v ...` and report it")
         sys.exit(ExitCode.FAILED)
+
+
+def _drop_output() -> None:
+    """What still lies in the buffer goes nowhere, at exit neither."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -67,12 +67,14 @@ class ConnectionOptions:
 
     def open(self) -> "Client":
         """A client. Raises: typer.BadParameter for options that contradict each other."""
+        from tandemserve.channel import check_tls_files
         from tandemserve.client import Client
 
         tls: TLSConfig | None = None
         try:
             if self.tls or self.tls_ca or self.tls_cert or self.tls_key:
                 tls = TLSConfig(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
+                check_tls_files(tls)
             if self.timeout is None:
                 return Client(
                     self.target,

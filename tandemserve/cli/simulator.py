@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tandemserve.cli.cluster import become, module_command
+from tandemserve.cli.cluster import POLICY_NAMES, become, module_command
 from tandemserve.cli.exit_codes import ExitCode
 from tandemserve.cli.option_groups import AsJson
 from tandemserve.cli.output import note
@@ -17,9 +17,18 @@ from tandemserve.cli.output import note
 # Also there in a foreign package of that name? Then it is not ours.
 _OURS = "simulator.core_cluster"
 
-Trace = Annotated[Path, typer.Option(metavar="FILE", help="Requests: when, how long.")]
+Trace = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Requests: when, how long; a public sample by default."),
+]
 Policies = Annotated[
-    str | None, typer.Option("--policy", metavar="A,B", help="default, ecoserve, fcfs, ...")
+    str | None,
+    typer.Option(
+        "--policy", metavar="A,B", help=f"Some of {', '.join(POLICY_NAMES)}, oracle (foresight)."
+    ),
+]
+MaxRequests = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Only the first so many requests.")
 ]
 Hardware = Annotated[
     str | None,
@@ -40,7 +49,7 @@ Report = Annotated[
 
 def simulate(
     context: typer.Context,
-    trace: Trace,
+    trace: Trace = None,
     policy: Policies = None,
     cluster: Annotated[
         str | None,
@@ -49,6 +58,11 @@ def simulate(
     hardware: Hardware = None,
     slo: Slo = None,
     seed: Seed = None,
+    max_requests: MaxRequests = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(metavar="RPS", help="Requests per second; 2,4,8 for a curve."),
+    ] = None,
     rate_scale: Annotated[
         str | None, typer.Option(metavar="X", help="So many times faster; 1,2,4 for a curve.")
     ] = None,
@@ -65,6 +79,8 @@ def simulate(
 
     Examples:
 
+      tandem simulate --cluster 4
+
       tandem simulate --trace requests.csv --hardware h100 --cluster 4
 
       tandem simulate --trace requests.csv --policy default,fcfs --rate-scale 1,2,4 --report out
@@ -72,18 +88,20 @@ def simulate(
       tandem simulate --trace requests.csv --slo ttft=500ms,tpot=50ms --search-goodput
     """
     options = _shared(trace, policy, hardware, slo, seed, json_file, report)
-    options |= {"--cluster": cluster, "--rate-scale": rate_scale}
+    options |= {"--max-requests": max_requests}
+    options |= {"--cluster": cluster, "--rate": rate, "--rate-scale": rate_scale}
     flags = ["--search-goodput"] if is_goodput_wanted else []
     _hand_over("simulate", options, [*flags, *context.args])
 
 
 def plan(
     context: typer.Context,
-    trace: Trace,
+    trace: Trace = None,
     policy: Policies = None,
     hardware: Hardware = None,
     slo: Slo = None,
     seed: Seed = None,
+    max_requests: MaxRequests = None,
     target_rps: Annotated[
         float | None, typer.Option(metavar="RPS", help="Requests per second to serve.")
     ] = None,
@@ -95,15 +113,20 @@ def plan(
 ) -> None:
     """Find the smallest cluster, and its roles, that serve recorded requests in time.
 
+    Exit code 1 where no cluster does.
+
     Other options are passed on to the simulator: `python -m simulator plan --help` lists them.
 
     Examples:
+
+      tandem plan --target-rps 12
 
       tandem plan --trace requests.csv --hardware h100 --slo ttft=500ms,tpot=50ms
 
       tandem plan --trace requests.csv --target-rps 40 --policy default,distserve --json plan.json
     """
     options = _shared(trace, policy, hardware, slo, seed, json_file, report)
+    options |= {"--max-requests": max_requests}
     options |= {"--target-rps": target_rps, "--max-workers": max_workers}
     _hand_over("plan", options, context.args)
 
@@ -136,7 +159,7 @@ def replay(
 
 
 def _shared(
-    trace: Path,
+    trace: Path | None,
     policy: str | None,
     hardware: str | None,
     slo: str | None,

@@ -210,7 +210,7 @@ async def test_running_answers_move_off_a_worker_and_go_on_with_the_very_next_to
         moved = [answer for answer in answers if answer.timings.num_migrations]
         assert moved
         assert {answer.timings.decode_worker for answer in answers} == {"decode-0"}
-        assert (await view_of(client, "decode-1")).admission == "evacuating"
+        assert (await view_of(client, "decode-1")).admission == "cordoned"
     await assert_empty(cluster)
 
 

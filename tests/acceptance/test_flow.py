@@ -23,6 +23,7 @@ from deploy.local.redis import make_run_folder, start_own
 from deploy.local.settings import ROOT
 from engine.bundled import bundled_model_path
 from runtime.clock import MonotonicClock
+from runtime.testing import end_now
 from scheduling.ids import WorkerId
 from tandemserve import AsyncClient, CanNeverFit, ContextTooLong, LimitExceeded, TandemError
 from tandemserve.api.v1 import inference_pb2, inference_pb2_grpc
@@ -179,19 +180,33 @@ class Pulse:
         self.longest_s = 0.0
 
     async def __aenter__(self) -> "Pulse":
-        self._process = await asyncio.create_subprocess_exec(
+        self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", PULSE, self._place.address),
             cwd=ROOT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        assert self._process.stdout is not None
-        assert await self._process.stdout.readline() == b"started\n"
+        assert self.process.stdout is not None
+        assert await self.process.stdout.readline() == b"started\n"
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        out, _ = await asyncio.wait_for(self._process.communicate(b""), PATIENCE_S)
+    async def __aexit__(self, exc_type: type[BaseException] | None, *rest: object) -> None:
+        if exc_type is not None:  # told as it is, above all Ctrl-C, which both of us got
+            await end_now(self.process)
+            return
+        out, _ = await asyncio.wait_for(self.process.communicate(b""), PATIENCE_S)
         self.longest_s = float(out)
+
+
+async def test_an_interrupted_pulse_tells_of_the_interruption_only(place: Place) -> None:
+    async def interrupted() -> None:
+        async with Pulse(place) as pulse:
+            # As Ctrl-C does to every process of a terminal.
+            os.kill(pulse.process.pid, signal.SIGINT)
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await interrupted()
 
 
 async def test_a_prompt_too_large_for_a_message_is_refused_with_the_limit_and_nobody_suffers(
@@ -278,8 +293,7 @@ async def test_ten_thousand_requests_of_a_client_that_vanishes_leave_nothing(
     async with AsyncClient(place.address) as client:
         status = await client.admin.status()
         assert status.num_prompt_queued + status.num_prefilling == 10_000
-        vanishing.kill()
-        await vanishing.communicate()
+        await end_now(vanishing)
 
         async def is_empty() -> bool:
             status = await client.admin.status()
@@ -343,8 +357,7 @@ async def test_two_hundred_stalled_readers_hold_nobody_up(place: Place, until: U
         stalled.send_signal(signal.SIGCONT)
         assert await asyncio.wait_for(stalled.stdout.readline(), PATIENCE_S) == b"[2000]\n"
     finally:
-        stalled.kill()
-        await stalled.communicate()
+        await end_now(stalled)
 
 
 STALLED_CLIENT = """

@@ -12,6 +12,7 @@ import pytest
 from deploy.local.child import ChildProcess
 from deploy.local.cluster import LocalCluster
 from deploy.local.settings import ROOT
+from runtime.testing import end_now
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
@@ -95,6 +96,4 @@ async def test_a_worker_that_can_neither_start_nor_say_so_ends_with_a_status(
     try:
         assert await asyncio.wait_for(worker.wait(), PATIENCE_S) == 1
     finally:
-        if worker.returncode is None:
-            worker.kill()
-            await worker.wait()
+        await end_now(worker)

@@ -57,6 +57,9 @@ async def test_every_policy_gives_the_models_own_tokens(
         answers = await asyncio.gather(*calls)
         assert [a.token_ids for a in answers] == greedy("qwen2", prompts, NUM_OUTPUT)
         assert {a.timings.decode_worker for a in answers} == {"mixed-0"}
+        status = await client.admin.status()
+        numbers = (status.num_prefill_workers, status.num_decode_workers, status.num_mixed_workers)
+        assert numbers == (num_prefill, 0, 1)
         in_place = [a for a in answers if a.timings.prefill_worker == "mixed-0"]
         assert {a.timings.transport for a in in_place} <= {""}
         assert len(in_place) == len(answers) or num_prefill

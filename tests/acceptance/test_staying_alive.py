@@ -1,7 +1,6 @@
 """Callers that leave, are late or slow, and a router that is asked to go: nobody else notices."""
 
 import asyncio
-import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -14,6 +13,7 @@ from deploy.local.cluster import LocalCluster
 from deploy.local.settings import ROOT
 from deploy.local.testing import Saboteur
 from runtime.clock import MonotonicClock
+from runtime.testing import end_now
 from tandemserve import (
     AsyncClient,
     AsyncStream,
@@ -135,8 +135,7 @@ async def begin_and_die(endpoint: str) -> None:
     try:
         assert await asyncio.wait_for(process.stdout.readline(), PATIENCE_S) == b"started\n"
     finally:
-        process.send_signal(signal.SIGKILL)
-    await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        await end_now(process)
 
 
 async def test_the_blocks_of_a_client_that_dies_are_back_at_once(

@@ -1,6 +1,7 @@
 """A cluster inside a test: started, disturbed on purpose, stopped."""
 
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from deploy.local.cluster import LocalCluster
 from deploy.local.errors import ProcessEnded
 from deploy.local.settings import ClusterSettings
+from runtime.errors import StartupError
 
 pytestmark = pytest.mark.slow
 
@@ -70,3 +72,17 @@ async def test_a_cluster_that_cannot_start_leaves_no_process(
     assert await cluster.stop() == ()
     below = psutil.Process().children(recursive=True)
     assert [child for child in below if f"--model={broken}" in child.cmdline()] == []
+
+
+async def test_a_context_that_the_model_does_not_have_is_told_before_anything_starts(
+    settings: ClusterSettings,
+) -> None:
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        wanted = replace(
+            settings, port=listener.getsockname()[1], router={"max_model_len": "100000"}
+        )
+        with pytest.raises(StartupError, match="is taken"):
+            await LocalCluster(wanted, said.append).start()
+    (warning,) = said
+    assert warning.startswith("warning: --max-model-len asks for 100000 tokens, the model's")

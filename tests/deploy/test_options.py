@@ -71,6 +71,8 @@ def test_a_model_of_the_users_own_is_named_after_its_folder(tmp_path: Path) -> N
         (["up", "--start-timeout-s", "nan"], "--start-timeout-s"),
         (["up", "--modle", "x"], "--modle"),
         (["up", "--gateway.port=1"], "--router.FIELD"),
+        (["up", "--mixed-worker.foo=1"], "mixed workers take the settings of decode workers"),
+        (["up", "--mixed_worker.max_num_seqs=1"], "--decode-worker.max-num-seqs"),
         (["up", "--router.redis-url=redis://h"], "--redis"),
         (["up", "--prefill-worker.worker-id=x"], "set by the launcher"),
         (["up", "--router.policy"], "--router.policy=VALUE"),

@@ -17,6 +17,12 @@ Arguments = tuple[str, ...]
 pytestmark = pytest.mark.slow
 
 
+def without_log_dir(arguments: Arguments) -> Arguments:
+    """Logs go to the temporary folder then."""
+    at = arguments.index("--log-dir")
+    return arguments[:at] + arguments[at + 2 :]
+
+
 def num_tokens_from(endpoint: str) -> int:
     with Client(endpoint, timeout_s=60.0) as client:
         answer = client.generate("hello", max_tokens=6, ignore_eos=True)
@@ -103,9 +109,10 @@ def test_one_line_says_what_to_type_next_and_all_goes_with_a_launcher_that_is_ki
 
 
 def test_a_second_ctrl_c_does_not_wait(launch: Launch, small_cluster: Arguments) -> None:
-    up = launch("up", *small_cluster, "--json")
+    up = launch("up", *without_log_dir(small_cluster), "--json")
     ready = up.ready()
     pools = kv_pools_of(ready["endpoint"])
+    assert Path(ready["log_dir"], "router-0.log").exists()
     # A router that does not react holds the orderly end up.
     os.kill(ready["pids"]["router-0"], signal.SIGSTOP)
     up.send_signal(signal.SIGINT)
@@ -116,6 +123,7 @@ def test_a_second_ctrl_c_does_not_wait(launch: Launch, small_cluster: Arguments)
     assert "Traceback" not in err
     assert up.survivors() == []
     assert not any(pool.exists() for pool in pools)
+    assert not Path(ready["log_dir"]).exists()
 
 
 def test_a_supervisor_that_asks_twice_still_gets_an_orderly_end(
@@ -134,11 +142,13 @@ def test_a_supervisor_that_asks_twice_still_gets_an_orderly_end(
 def test_ctrl_c_while_the_model_loads_ends_in_order(
     launch: Launch, small_cluster: Arguments
 ) -> None:
-    up = launch("up", *small_cluster)
-    up.wait_said("loading model")
+    up = launch("up", *without_log_dir(small_cluster))
+    folder = Path(up.wait_said("loading model").rpartition("logs in ")[2].strip())
     up.note_children()
+    assert folder.is_dir()
     up.send_signal(signal.SIGINT)
     code, out, err = up.end()
     assert (code, out) == (0, "")
     assert "Traceback" not in err
     assert up.survivors() == []
+    assert not folder.exists()

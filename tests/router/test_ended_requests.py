@@ -6,12 +6,15 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from router.ended_requests import EndedRequests, RequestRecord, record_of
-from router.events import CallerLeft, OperatorCancelled, WorkerLost
+from router.events import CallerLeft, DrainTimedOut, EmitFailed, OperatorCancelled, WorkerLost
 from router.sequence import Request
 from router.testing import (
     DECODE,
     PREFILL,
     CoreUnderTest,
+    assert_empty,
+    commands,
+    of_type,
     spec_of,
     through_prefill,
     tokens,
@@ -19,7 +22,7 @@ from router.testing import (
 from router.timeline import Entry, Timeline
 from scheduling.ids import Incarnation, RequestId, WorkerId
 from scheduling.lifecycle import Change, Phase
-from scheduling.messages import PrefillStarted, TaskReleased
+from scheduling.messages import CancelTask, PrefillStarted, TaskReleased
 
 
 def only_record(core: CoreUnderTest) -> RequestRecord:
@@ -77,6 +80,25 @@ def test_who_ended_a_request_is_remembered() -> None:
     assert by_operator.error_message == "cancelled by an operator (eve); ask"
     ends = [r.answers[0].timeline.entries[-1].change for r in (by_caller, by_operator)]
     assert ends == [Change.CALLER_LEFT, Change.OPERATOR_CANCELLED]
+
+
+def test_a_router_that_must_end_tells_every_caller_so_and_both_workers() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of("a", num_choices=2))
+    core.ask(spec_of("b"))
+    core.actions.clear()
+    core.tell(DrainTimedOut())
+    failures = of_type(core.actions, EmitFailed)
+    assert [failure.request_id for failure in failures] == ["a", "b"]
+    for failure in failures:
+        assert (failure.error.code, failure.error.retryable) == ("no_worker_available", True)
+        assert failure.error.message.startswith("this router is shutting down")
+        assert failure.error.retry_after_s
+    assert any(isinstance(command, CancelTask) for _, command in commands(core.actions))
+    assert [record.state for record in core.core.state.ended] == ["failed", "failed"]
+    for leg in core.core.state.legs.held():
+        core.report(leg.worker_id or "", TaskReleased(leg.task_id))
+    assert_empty(core)
 
 
 def test_a_running_request_has_no_end() -> None:

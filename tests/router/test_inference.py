@@ -350,6 +350,11 @@ async def test_the_models_own_defaults_hold_where_the_caller_says_nothing(
     )
 
 
+async def test_no_request_is_called_possible_that_the_model_does_not_take(model: Any) -> None:
+    async with desk_of(replace(model, context_length=40)) as desk:
+        assert (await desk.stub.GetModelInfo(pb.GetModelInfoRequest())).max_request_tokens == 40
+
+
 async def test_what_the_caller_says_counts_even_where_it_changes_nothing(
     model: ServedModel,
 ) -> None:

@@ -43,7 +43,10 @@ def runs_of(path: Path) -> list[dict[str, Any]]:
 def test_policies_are_compared_in_a_table_and_in_json(simulate: Command, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     code, out, err = simulate("--policy", "default,fcfs,oracle", "--json", str(file))
-    assert (code, err) == (0, "")
+    # Nothing was asked for, so whose goals these are is said.
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("note: goals ttft=")
+    assert err.endswith("; --slo sets others\n")
     assert out.startswith("load, 10.3 req/s; mixed:1 on h200_llama8b_fp8; goals ")
     assert [run["policy"] for run in runs_of(file)] == ["default", "fcfs", "oracle"]
     for run in runs_of(file):
@@ -85,7 +88,7 @@ def test_notes_go_to_stderr_and_into_the_file(simulate: Command, tmp_path: Path)
     notes = json.loads(file.read_text())["notes"]
     assert code == 0
     assert len(notes) == 2
-    assert err == "".join(f"note: {note}\n" for note in notes)
+    assert err.startswith("".join(f"note: {note}\n" for note in notes))
     _, _, err = simulate("--rate", "3", "--quiet", trace=trace)
     assert err == ""
 
@@ -211,6 +214,9 @@ def test_long_prompts_that_share_get_larger_blocks(simulate: Command, tmp_path: 
         (("--block-size", "99999999"), "more than the KV of h200_llama8b_fp8"),
         (("--attainment", "1.5"), "'1.5' is no number"),
         (("--json", "no/such/folder.json"), "no/such is no folder; make it first"),
+        (("--json", "/proc/x"), "--json: nothing can be written to /proc ("),
+        (("--report", "/proc/x"), "--report: nothing can be written to /proc ("),
+        (("--report", f"{__file__}/below"), "is a file, no folder"),
         (("--seed", "x"), "--seed"),
         (("--unknown",), "unrecognized arguments: --unknown"),
     ],

@@ -65,8 +65,9 @@ def test_twice_the_load_needs_a_larger_cluster(plan: Plan, tmp_path: Path) -> No
 
 def test_no_cluster_may_be_large_enough(plan: Plan, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    code, out, _ = plan("--max-workers", "1", "--rate-scale", "10", "--json", str(file))
-    assert code == 0
+    code, out, err = plan("--max-workers", "1", "--rate-scale", "10", "--json", str(file))
+    assert code == 1
+    assert "error: no cluster of up to 1 workers was found that serves 90% of the" in err
     assert "none of up to 1 workers serves" in out
     (found,) = written(file)["plans"]
     assert (found["cluster"], found["gpus"]) == (None, None)

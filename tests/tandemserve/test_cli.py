@@ -245,7 +245,24 @@ def test_an_error_of_the_cluster_is_one_line_and_exit_code_1(
     result = tandem("generate", "x")
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert result.stderr == "error [can_never_fit]: too big; lower max_tokens\n"
+    assert result.stderr == "error [can_never_fit]: too big; lower --max-tokens\n"
+
+
+def test_a_value_that_the_router_refuses_is_wrong_usage(
+    tandem: Tandem, server: FakeInferenceServer
+) -> None:
+    refusal = Fail(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "num_logprobs: 30; ask for at most 20",
+        code="invalid_request",
+    )
+    server.failures.append(refusal)
+    result = tandem("generate", "x", "--logprobs", "30")
+    line = "error [invalid_request]: --logprobs: 30; ask for at most 20\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", line)
+    result = tandem("chat", "x", "--max-tokens", "-5")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--max-tokens: -5 is outside 1 to " in result.stderr
 
 
 def test_an_error_in_the_middle_begins_on_its_own_line(

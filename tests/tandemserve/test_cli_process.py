@@ -90,6 +90,16 @@ def test_a_reader_that_leaves_ends_the_request_quietly(
     assert server.wait_until_left("r1")
 
 
+@pytest.mark.parametrize("arguments", [["generate", "x", "-m", "5"], ["version"], ["models"]])
+def test_a_full_disk_is_one_line(start: Start, arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        code, _, stderr = ended(start(*arguments, stdout=full))
+    assert (code, stderr) == (
+        1,
+        "error: cannot write the output: no space left; make room, or write it elsewhere\n",
+    )
+
+
 def test_a_terminal_that_cannot_show_a_character_shows_a_substitute(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,15 +342,17 @@ def test_without_a_simulator_one_line_says_where_it_comes_from(
     assert "checkout, not from the wheel" in stderr
 
 
-def test_simulate_needs_a_trace(start: Start) -> None:
-    code, stdout, stderr = ended(start("simulate"))
-    assert (code, stdout) == (2, "")
-    assert "--trace" in stderr
+def test_without_a_trace_a_sample_is_simulated_and_named(start: Start) -> None:
+    code, stdout, stderr = ended(start("simulate", "--max-requests", "20"))
+    assert (code, stdout.startswith("azure_2023_conv, ")) == (0, True), stderr
+    assert stderr.startswith("note: no --trace: this is the first 1,000 requests of Azure")
+    assert "CC BY 4.0" in stderr
 
 
 def test_a_real_simulation_runs_from_the_command(start: Start, tmp_path: Path) -> None:
     trace = tmp_path / "two.csv"
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,100,5\n1,200,3\n")
     code, stdout, stderr = ended(start("simulate", "--trace", str(trace), "--hardware", "h200"))
-    assert (code, stderr) == (0, "")
+    assert (code, stderr.count("\n")) == (0, 1)
+    assert stderr.startswith("note: goals ")
     assert stdout.startswith("two, 2.00 req/s; mixed:1 on h200")

@@ -238,7 +238,7 @@ def test_a_prompt_of_a_wrong_type_raises_type_error(connect: Connect, prompt: ob
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"max_tokens": -1}, "max_tokens: -1 is outside 0 to 4294967295"),
+        ({"max_tokens": -1}, "max_tokens: -1 is outside 1 to 4294967295"),
         ({"seed": 2**64}, "seed: 18446744073709551616 is outside"),
         ({"request_class": "urgent"}, "'urgent' is unknown; choose one of interactive"),
         ({"tenant": "\ud800"}, "unpaired surrogates"),

@@ -54,6 +54,19 @@ def test_cancel_ends_the_reading_with_an_error(
     assert server.wait_until_left("r1")
 
 
+def test_closing_a_stream_cancels_the_request(
+    connect: Connect, server: FakeInferenceServer
+) -> None:
+    server.scripts.append([accept(), say(0, [1], "a"), Hold()])
+    stream = connect().stream("x", request_id="r1")
+    next(stream)
+    stream.close()
+    stream.close()
+    with pytest.raises(RequestCancelled):
+        next(stream)
+    assert server.wait_until_left("r1")
+
+
 def test_cancelling_a_finished_stream_is_harmless(connect: Connect) -> None:
     stream = connect().stream("ab")
     assert text_of(list(stream)) == "ab"

@@ -133,3 +133,19 @@ def test_progress_resets_the_count() -> None:
     trial.delay_after(ConnectionFailed("x"), 100.0)
     with pytest.raises(ConnectionFailed):
         trial.delay_after(ConnectionFailed("x"), 100.0)
+
+
+def test_a_router_that_said_why_it_goes_away_is_not_called_unreachable() -> None:
+    said = NoWorkerAvailable("this router is shutting down", retry_after_s=1.0)
+    trial = attempts(max_retries=2)
+    trial.delay_after(said, 100.0)
+    trial.delay_after(ConnectionFailed("refused"), 101.0)
+    with pytest.raises(NoWorkerAvailable) as caught:
+        trial.delay_after(ConnectionFailed("refused"), 102.0)
+    assert caught.value is said
+    # What another one said before the last word arrived explains nothing.
+    trial.progressed()
+    for now in (103.0, 104.0):
+        trial.delay_after(ConnectionFailed("refused"), now)
+    with pytest.raises(ConnectionFailed):
+        trial.delay_after(ConnectionFailed("refused"), 105.0)

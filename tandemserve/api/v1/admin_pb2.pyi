@@ -11,7 +11,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("router_id", "version", "uptime_s", "model", "policy", "ledger_available", "num_prefill_workers", "num_decode_workers", "num_prompt_queued", "num_prefilling", "num_generation_queued", "num_transferring", "num_decoding", "num_finished", "num_failed", "num_cancelled", "num_output_tokens", "num_preemptions", "num_migrations", "length_calibration")
+    __slots__ = ("router_id", "version", "uptime_s", "model", "policy", "ledger_available", "num_prefill_workers", "num_decode_workers", "num_mixed_workers", "num_prompt_queued", "num_prefilling", "num_generation_queued", "num_transferring", "num_decoding", "num_finished", "num_failed", "num_cancelled", "num_output_tokens", "num_preemptions", "num_migrations", "length_calibration")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class GetStatusResponse(_message.Message):
     LEDGER_AVAILABLE_FIELD_NUMBER: _ClassVar[int]
     NUM_PREFILL_WORKERS_FIELD_NUMBER: _ClassVar[int]
     NUM_DECODE_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_MIXED_WORKERS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_QUEUED_FIELD_NUMBER: _ClassVar[int]
     NUM_PREFILLING_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATION_QUEUED_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +41,7 @@ class GetStatusResponse(_message.Message):
     ledger_available: bool
     num_prefill_workers: int
     num_decode_workers: int
+    num_mixed_workers: int
     num_prompt_queued: int
     num_prefilling: int
     num_generation_queued: int
@@ -52,7 +54,7 @@ class GetStatusResponse(_message.Message):
     num_preemptions: int
     num_migrations: int
     length_calibration: _containers.RepeatedCompositeFieldContainer[LengthCalibration]
-    def __init__(self, router_id: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., ledger_available: bool = ..., num_prefill_workers: _Optional[int] = ..., num_decode_workers: _Optional[int] = ..., num_prompt_queued: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., num_generation_queued: _Optional[int] = ..., num_transferring: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_cancelled: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_migrations: _Optional[int] = ..., length_calibration: _Optional[_Iterable[_Union[LengthCalibration, _Mapping]]] = ...) -> None: ...
+    def __init__(self, router_id: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., ledger_available: bool = ..., num_prefill_workers: _Optional[int] = ..., num_decode_workers: _Optional[int] = ..., num_mixed_workers: _Optional[int] = ..., num_prompt_queued: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., num_generation_queued: _Optional[int] = ..., num_transferring: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_cancelled: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_migrations: _Optional[int] = ..., length_calibration: _Optional[_Iterable[_Union[LengthCalibration, _Mapping]]] = ...) -> None: ...
 
 class LengthCalibration(_message.Message):
     __slots__ = ("tenant", "num_answers", "num_cut", "covered_share", "mean_absolute_error", "mean_relative_error", "allocation_factor")

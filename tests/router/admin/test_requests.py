@@ -27,7 +27,7 @@ from router.testing import (
 )
 from scheduling.errors import InvalidRequest, UnknownName
 from scheduling.ids import RequestId
-from scheduling.messages import CancelTask, TaskReleased, WorkerLoad
+from scheduling.messages import Admission, CancelTask, TaskReleased, WorkerLoad
 from tandemserve.api.v1 import admin_pb2 as pb
 
 
@@ -91,7 +91,7 @@ def test_running_ones_come_from_the_oldest_ended_ones_from_the_latest(core: Core
         ({"phase": "decoding"}, ["r"]),
         ({"phase": "cancelled"}, ["second", "first"]),
         ({"worker_id": DECODE, "state": "running"}, ["r"]),
-        ({"worker_id": "decode-9"}, []),
+        ({"worker_id": DECODE[:-2], "state": "running"}, ["r"]),
     ],
 )
 def test_filters_leave_what_matches_all_of_them(
@@ -108,6 +108,16 @@ def test_a_filter_of_no_meaning_is_refused_with_the_legal_values(
         listed(core, **{field: "funny"})
 
 
+def test_a_worker_that_nobody_knows_is_refused_with_the_nearest(core: CoreUnderTest) -> None:
+    hint = "no worker 'decode-9' .* did you mean 'decode-0'"
+    with pytest.raises(UnknownName, match=hint) as refused:
+        listed(core, worker_id="decode-9")
+    assert refused.value.field == "worker_id"
+    # One that is there and has no requests is known all the same.
+    state, wanted = core.core.state, filter_of(pb.ListRequestsRequest(worker_id="decode-9"))
+    assert matching_requests(state, wanted, ["decode-9"]) == []
+
+
 def test_the_numbers_say_what_the_list_leaves_out(core: CoreUnderTest) -> None:
     found = listing(core, max_requests=1)
     assert (found.num_matching, found.num_running, found.num_ended) == (5, 3, 2)
@@ -119,6 +129,19 @@ def test_what_an_answer_waits_for_is_said(core: CoreUnderTest) -> None:
 
     assert waits_for("r") == ""
     assert waits_for("behind") == "a prefill worker with room and little backlog"
+
+
+def test_a_prompt_that_waits_for_a_closed_mixed_worker_says_who_closed_it() -> None:
+    core = CoreUnderTest((hello_of("mixed-0", 64, role="mixed"),))
+    core.ask(spec_of("a", num_prompt=200, max_tokens=10))
+    core.ask(spec_of("b", num_prompt=200, max_tokens=10))
+
+    def waits_for() -> str:
+        return queues_to_proto(core.core.state, 10, core.now).prompt_tasks[0].waits_for
+
+    assert waits_for() == "a mixed worker with room and little backlog"
+    core.report("mixed-0", load=WorkerLoad(64, 0, 0, 0, admission=Admission.CORDONED))
+    assert waits_for().startswith("a worker that takes new tasks: an operator cordoned the workers")
 
 
 def test_a_stranded_prompt_is_listed_with_what_it_needs() -> None:

@@ -44,6 +44,7 @@ def test_a_worker_whose_life_has_ended_is_empty(views: list[WorkerView]) -> None
     drain = watch()
     assert "has left the cluster" in drain.look(views, 1.0)
     assert drain.is_over
+    assert drain.has_left
 
 
 def test_too_late_is_an_error_that_says_what_is_left() -> None:
