@@ -4,8 +4,9 @@ Run: python benchmarks/growth_reserve.py [--requests 200] [--seeds 5] [--num-blo
 One prefill and one decode worker of `simulator/`, more requests than the decode worker can hold,
 all there from the start. Answers end at random after 50 tokens on average, at most 200, and the
 predictor has seen a thousand such answers: it knows how long they are, not which one is long. Every
-iteration takes as long whatever is in it, so tokens/s says how full the batches were. Nothing here
-depends on the machine.
+iteration takes as long whatever is in it, so tokens/s says how full the batches were. Who makes
+room, and when, is as the policy has it; where there is swap, whoever does so goes there. Nothing
+here depends on the machine.
 """
 
 import argparse
@@ -84,14 +85,16 @@ def run(
     for number, seen in enumerate(_asks(random.Random(-1 - seed), NUM_SEEN)):
         spec = spec_of(number, seen)
         predictor.observe(spec.features(), len(answer(seen.prompt, spec.stop)))
+    chosen = policy_named(policy, 0.5, 4)
     cluster = CheckedCluster(
-        RouterCore(policy_named(policy, 0.5, 4), predictor, RouterSettings()),
+        RouterCore(chosen, predictor, RouterSettings()),
         MemoryLedger(ManualClock()),
         random.Random(seed),
         block_size=BLOCK_SIZE,
         num_swap_blocks=num_swap_blocks,
         max_num_seqs=MAX_NUM_SEQS,
         growth_reserve=reserve,
+        policy=chosen,
     )
     cluster.start_worker("prefill-0", "prefill", 4 * num_blocks)
     cluster.start_worker("decode-0", "decode", num_blocks)

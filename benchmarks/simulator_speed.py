@@ -1,11 +1,12 @@
 """How fast the simulator is, and how its cost grows with the cluster.
 
-    python -m benchmarks.simulator_speed [--workers 1,16,100,1000] [--requests N,N,...]
-        [--rate RPS] [--policy A,B] [--hardware NAME] [--trace FILE] [--out FILE] [--quick]
+    python -m benchmarks.simulator_speed [--workers 16,100 --requests N,N] [--rate RPS]
+        [--policy A,B] [--hardware NAME] [--trace FILE] [--out FILE] [--quick]
 
-Each run is a steady load of `--rate` requests a second and worker. Without `--trace`, lengths are
-drawn: medians and means are those of published conversations (prompts 1,020 and 1,155 tokens,
-answers 129 and 211). Seconds are of the processor, of one process; reading a trace is not counted.
+Each run is a steady load of so many requests a second and worker (`--rate`, where `--workers` says
+which clusters). Without `--trace`, lengths are drawn: medians and means are those of published
+conversations (prompts 1,020 and 1,155 tokens, answers 129 and 211). Seconds are of the processor,
+of one process; reading a trace is not counted. `--out` is written after every run.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import math
 import random
 import resource
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,9 +30,18 @@ from simulator.slo import NO_SLO
 from simulator.traces.reading import read_workload
 from simulator.traces.workload import TraceRequest, Workload
 
-# (workers, requests): as many as it takes for the load to be steady, and a million for the largest.
-SIZES = ((1, 2_000), (16, 20_000), (100, 100_000), (1_000, 1_000_000))
-QUICK_SIZES = ((1, 100), (4, 200))
+# (workers, requests a second and worker, requests): as many as it takes for the load to be steady,
+# and a million for the largest.
+Size = tuple[int, float, int]
+SIZES: tuple[Size, ...] = (
+    (1, 2.0, 2_000),
+    (16, 0.34, 10_000),
+    (16, 1.0, 10_000),
+    (16, 2.0, 20_000),
+    (100, 2.0, 100_000),
+    (1_000, 2.0, 1_000_000),
+)
+QUICK_SIZES: tuple[Size, ...] = ((1, 2.0, 100), (4, 2.0, 200))
 # Median, mean, longest.
 PROMPT_TOKENS, OUTPUT_TOKENS = (1_020, 1_155, 8_192), (129, 211, 1_024)
 
@@ -41,6 +52,7 @@ class Speed:
 
     policy: str
     num_workers: int
+    requests_per_s: float
     num_requests: int
     mean_running: float
     simulated_s: float
@@ -55,7 +67,8 @@ class Speed:
     def line(self) -> str:
         """As it is printed."""
         return (
-            f"{self.policy:<10} {self.num_workers:>6,} {self.num_requests:>10,} "
+            f"{self.policy:<10} {self.num_workers:>6,} {self.requests_per_s:>8,.1f} "
+            f"{self.num_requests:>10,} "
             f"{self.mean_running:>8.1f} {self.simulated_s:>9.0f} {self.cpu_s:>8.1f} "
             f"{self.times_real_time:>9.1f} {self.us_per_request:>9.0f} "
             f"{self.us_per_iteration:>9.1f} {self.us_per_token:>8.2f} {self.max_rss_mb:>7.0f}"
@@ -63,7 +76,7 @@ class Speed:
 
 
 HEADER = (
-    "policy     workers   requests  running simulated    cpu s   x real time  us/req   "
+    "policy     workers    req/s   requests  running simulated    cpu s   x real time  us/req   "
     "us/iter  us/tok  RSS MB"
 )
 
@@ -82,48 +95,48 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
     args = parser.parse_args()
     print(HEADER)
-    speeds = [
-        measure(args, policy, num_workers, num_requests)
-        for policy in args.policy.split(",")
-        for num_workers, num_requests in sizes_of(args)
-    ]
-    if args.out is not None:
-        write_results(args.out, {"runs": [asdict(speed) for speed in speeds]}, (), args.quick)
+    runs = []
+    for policy in args.policy.split(","):
+        for size in sizes_of(args):
+            runs.append(asdict(measure(args, policy, size)))
+            if args.out is not None:
+                write_results(args.out, {"runs": runs}, (), args.quick)
 
 
-def sizes_of(args: argparse.Namespace) -> list[tuple[int, int]]:
+def sizes_of(args: argparse.Namespace) -> Iterable[Size]:
     if args.quick:
-        return list(QUICK_SIZES)
+        return QUICK_SIZES
     if args.workers is None:
-        return list(SIZES)
+        return SIZES
     workers = [int(number) for number in args.workers.split(",")]
-    default = dict(SIZES)
-    if args.requests is None:
-        return [(number, default.get(number, 1_000 * number)) for number in workers]
-    return list(zip(workers, map(int, args.requests.split(",")), strict=True))
+    requests = [1_000 * number for number in workers]
+    if args.requests is not None:
+        requests = [int(number) for number in args.requests.split(",")]
+    pairs = zip(workers, requests, strict=True)
+    return [(number, args.rate, num_requests) for number, num_requests in pairs]
 
 
-def measure(args: argparse.Namespace, policy: str, num_workers: int, num_requests: int) -> Speed:
+def measure(args: argparse.Namespace, policy: str, size: Size) -> Speed:
     """Run once; printed as well."""
-    scene = scene_of(args, num_workers, num_requests)
-    cluster = cluster_for(str(num_workers), is_disaggregated=POLICIES[policy].is_disaggregated)
+    scene = scene_of(args, size)
+    cluster = cluster_for(str(size[0]), is_disaggregated=POLICIES[policy].is_disaggregated)
     gc.collect()
     start_s = time.process_time()
     record = Simulation(scene, POLICIES[policy], cluster, RunRecorder()).run()
     cpu_s = time.process_time() - start_s
-    speed = speed_of(policy, num_workers, num_requests, record, cpu_s)
+    speed = speed_of(policy, size, record, cpu_s)
     print(speed.line(), flush=True)
     return speed
 
 
-def speed_of(
-    policy: str, num_workers: int, num_requests: int, record: RunRecord, cpu_s: float
-) -> Speed:
+def speed_of(policy: str, size: Size, record: RunRecord, cpu_s: float) -> Speed:
+    num_workers, rate_rps, num_requests = size
     num_iterations = sum(role.num_iterations for role in record.roles)
     num_tokens = sum(role.num_decode_tokens for role in record.roles)
     return Speed(
         policy=policy,
         num_workers=num_workers,
+        requests_per_s=num_workers * rate_rps,
         num_requests=num_requests,
         mean_running=max(role.mean_running / role.num_workers for role in record.roles),
         simulated_s=record.end_s,
@@ -136,7 +149,8 @@ def speed_of(
     )
 
 
-def scene_of(args: argparse.Namespace, num_workers: int, num_requests: int) -> Scenario:
+def scene_of(args: argparse.Namespace, size: Size) -> Scenario:
+    num_workers, rate_rps, num_requests = size
     rng = random.Random(args.seed)
     lengths: list[tuple[int, int]] = []
     if args.trace is not None:
@@ -145,7 +159,7 @@ def scene_of(args: argparse.Namespace, num_workers: int, num_requests: int) -> S
     drawn = []
     now = 0.0
     for number in range(num_requests):
-        now += rng.expovariate(args.rate * num_workers)
+        now += rng.expovariate(rate_rps * num_workers)
         if lengths:
             num_prompt, num_output = lengths[number % len(lengths)]
         else:

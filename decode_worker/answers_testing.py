@@ -46,6 +46,7 @@ class Answer:
     # At the router, at most `NOW`.
     arrived_at_s: float = 0.0
     tpot_s: float = inf
+    num_predicted_tokens: int = 0
 
     @property
     def task_id(self) -> TaskId:
@@ -58,7 +59,14 @@ class Answer:
         first = 1000 * sum(self.name.encode())
         prompt = tuple(range(first, first + self.num_prompt))
         stop = StopParams(self.max_tokens)
-        return SequenceSpec(prompt, (), SamplingParams(), stop, tpot_s=self.tpot_s)
+        return SequenceSpec(
+            prompt,
+            (),
+            SamplingParams(),
+            stop,
+            tpot_s=self.tpot_s,
+            num_predicted_tokens=self.num_predicted_tokens,
+        )
 
 
 def begin(core: DecodeCore, each: Answer, *, in_place: bool) -> None:

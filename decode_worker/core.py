@@ -2,9 +2,9 @@
 
 A generation task is admitted (blocks allocated, KV expected), started (the router says that the
 prompt is computed), arrives (every block checked) and joins the continuous batch. It asks for more
-blocks before it needs them; when nobody can get any, the cheapest sequence moves to host memory,
-or is given back to the router to be computed again. Blocks that a sender might still write are
-quarantined, not freed. A mixed worker also computes prompts in place (decode_worker/prompts.py).
+blocks before it needs them; when there are none, the one that the policy names moves to host
+memory, or is given back to the router to be computed again. Blocks that a sender might still write
+are quarantined, not freed. A mixed worker also computes prompts in place (decode_worker/prompts.py).
 """
 
 from collections import deque

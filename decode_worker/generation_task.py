@@ -159,6 +159,16 @@ class GenerationTask:
         return len(self.sequence.prompt_token_ids) + self.sequence.stop.max_tokens - 1
 
     @property
+    def num_remaining_tokens(self) -> int:
+        """Still to come, as the router predicts; what the caller allows where it did not say.
+
+        One that has outlived its prediction ends with its next token as far as anybody knows.
+        """
+        at_most = self.sequence.stop.max_tokens
+        predicted = min(self.sequence.num_predicted_tokens or at_most, at_most)
+        return max(1, predicted - self.num_output_tokens)
+
+    @property
     def num_shared(self) -> int:
         """Blocks that its own transfer does not fill."""
         return self.num_present + self.num_joined

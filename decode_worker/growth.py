@@ -7,7 +7,7 @@ owed, and is taken from the first blocks that others let go of.
 
 from collections.abc import Iterable
 
-from decode_worker.generation_task import GenerationTask
+from decode_worker.generation_task import GenerationTask, Stage
 from decode_worker.lending import Lending
 from decode_worker.settings import DecodeSettings
 from scheduling.block_pool import BlockPool, num_blocks_for
@@ -23,6 +23,8 @@ class Growth:
         self._pool = pool
         self._lending = lending
         self._block_size = settings.block_size
+        # Free slots of an answer below which it asks for more.
+        self._num_ahead = self._block_size if settings.is_growing_ahead else 0
         self._num_blocks_at_a_time = settings.growth_blocks
         self._num_blocks_if_roomy = max(settings.growth_blocks, settings.roomy_growth_blocks)
         # They run, and are owed blocks or were refused some.
@@ -37,22 +39,23 @@ class Growth:
         if lent is None and held >= num_blocks_for(task.num_tokens_at_most, self._block_size):
             # It ends before its room does, but for an answer that is longer than it may be.
             return num_slots + 1
-        return max(num_slots - self._block_size + 1, task.num_tokens + 1)
+        return max(num_slots - self._num_ahead + 1, task.num_tokens + 1)
 
     def has_room(self, task: GenerationTask) -> bool:
         """The newest token has a place for its KV."""
         return task.num_tokens <= self._num_slots(task)
 
     def ask_ahead(self, task: GenerationTask) -> list[WorkerAction]:
-        """Ask one block before the last one is full, so that the answer is there in time."""
-        is_near = task.num_tokens + self._block_size > self._num_slots(task)
+        """Ask one block before the last one is full, so that the answer is there in time; or, by
+        the settings, only once it is."""
+        is_near = task.num_tokens + self._num_ahead > self._num_slots(task)
         return self.ask(task) if is_near else []
 
     def ask(self, task: GenerationTask) -> list[WorkerAction]:
         """Ask for what it may still need, unless an answer or a promised block is awaited."""
         if task.is_growing or task.is_stuck:
             return []
-        held = self._pool.num_blocks_of(task.task_id)
+        held = self._num_held(task)
         most = num_blocks_for(task.num_tokens_at_most, self._block_size)
         is_lent = self._lending.next_lent(task) is not None
         # In the place of one that its guest still needs; where there is more room behind.
@@ -72,7 +75,10 @@ class Growth:
         """The ledger's answer; 0 blocks are a refusal."""
         task.is_growing = False
         task.is_denied = num_blocks == 0
-        task.num_owed_blocks += num_blocks
+        if task.stage is Stage.PARKED:
+            task.num_blocks += num_blocks  # it comes back with them
+        else:
+            task.num_owed_blocks += num_blocks
         actions = self._take(task)
         if task.is_stuck:
             self._stuck[task.task_id] = task
@@ -83,10 +89,15 @@ class Growth:
 
         The second are those of whom something has changed.
         """
+        for task in self._stuck.values():
+            task.is_denied = False
+        return self.hand_out()
+
+    def hand_out(self) -> tuple[list[WorkerAction], list[GenerationTask]]:
+        """The same, but the ledger has no more room than before: who was refused waits on."""
         actions: list[WorkerAction] = []
         changed = sorted(self._stuck.values(), key=lambda task: task.seat)
         for task in changed:
-            task.is_denied = False
             actions += self._take(task)
             if not task.is_stuck:
                 del self._stuck[task.task_id]
@@ -96,6 +107,16 @@ class Growth:
         """It does not run any more: what it was owed goes with it, and no answer is awaited."""
         self._stuck.pop(task.task_id, None)
         task.is_growing, task.is_denied, task.num_owed_blocks = False, False, 0
+
+    def take_along(self, task: GenerationTask) -> int:
+        """It leaves the device and means to come back: with the blocks that it is owed, so many.
+
+        An answer that it awaits still counts.
+        """
+        num_owed, task.num_owed_blocks = task.num_owed_blocks, 0
+        if not task.is_denied:
+            self._stuck.pop(task.task_id, None)
+        return num_owed
 
     def check_invariants(self, tasks: Iterable[GenerationTask]) -> None:
         """Raise AssertionError where blocks are free that somebody is owed."""
@@ -125,5 +146,11 @@ class Growth:
     def _num_slots(self, task: GenerationTask) -> int:
         """Tokens up to where its blocks end, or a guest still writes."""
         lent = self._lending.next_lent(task)
-        held = self._pool.num_blocks_of(task.task_id) if lent is None else lent
+        held = self._num_held(task) if lent is None else lent
         return held * self._block_size
+
+    def _num_held(self, task: GenerationTask) -> int:
+        """Or, of one that lies in host memory, will hold when it comes back."""
+        if task.stage is Stage.PARKED:
+            return task.num_blocks
+        return self._pool.num_blocks_of(task.task_id)

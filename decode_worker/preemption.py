@@ -20,7 +20,7 @@ def in_order_of_preemption(
             num_tokens=task.num_tokens,
             num_blocks=pool.num_blocks_of(task.task_id),
             tpot_goal_s=task.sequence.tpot_s,
-            num_remaining_tokens=task.num_tokens_at_most - task.num_tokens,
+            num_remaining_tokens=task.num_remaining_tokens,
             slack_s=task.next_token_due_at_s(now) - now,
         )
         return rule.key(candidate), task.task_id

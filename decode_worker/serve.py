@@ -11,7 +11,8 @@ from runtime.config import DecodeConfig
 from runtime.errors import StartupError
 from runtime.process import StopRequested
 from scheduling.batch_time_recovery import Preemption
-from scheduling.policy import POLICIES, growth_reserve_blocks
+from scheduling.policy import Policy, growth_reserve_blocks
+from scheduling.policy_settings import PolicyInvalid, policy_of
 from worker.assembly import RoleParts, Workplace
 from worker.kv_receive import KvReceive
 from worker.shell import run_worker
@@ -33,20 +34,42 @@ def build_decode(place: Workplace) -> RoleParts:
         place.layout.block_bytes,
     )
     pool = KvPool(place.layout, place.num_blocks, config.device, receiver.buffer())
-    if config.policy not in POLICIES:
-        known = ", ".join(POLICIES)
-        raise StartupError(f"policy {config.policy!r} is unknown; use one of {known}")
-    policy = POLICIES[config.policy]
-    limits = (config.max_num_batched_tokens, config.max_num_seqs)
+    try:
+        policy = policy_of(config.policy_name)
+    except PolicyInvalid as error:
+        raise StartupError(str(error)) from error
+    settings = decode_settings_of(config, policy, place.num_blocks, place.layout.block_bytes)
+    swap = KvSwap(pool, settings.num_swap_blocks) if settings.num_swap_blocks else None
+    kv = KvReceive(receiver, config.kv_arrival_timeout_s, MonotonicClock(), swap)
+
+    def close(timeout_s: float) -> None:
+        receiver.close()
+
+    export = receiver.export()
+    reserve = policy.growth_reserve if config.growth_reserve is None else config.growth_reserve
+    num_growth_blocks = growth_reserve_blocks(place.num_blocks, reserve)
+    return RoleParts(
+        new_core(settings, export),
+        kv,
+        pool,
+        close,
+        export,
+        num_growth_blocks=num_growth_blocks,
+        num_host_blocks=settings.num_host_blocks,
+    )
+
+
+def decode_settings_of(
+    config: DecodeConfig, policy: Policy, num_blocks: int, block_bytes: int
+) -> DecodeSettings:
+    """What the core decides by, of a worker with so many blocks of so many bytes."""
     by_policy = config.preemption == "auto"
     preemption = policy.preemption if by_policy else Preemption(config.preemption)
-    num_swap_blocks = config.swap_mib * 2**20 // place.layout.block_bytes
+    num_swap_blocks = config.swap_mib * 2**20 // block_bytes
     if preemption is Preemption.RECOMPUTE:
         num_swap_blocks = 0
-    swap = KvSwap(pool, num_swap_blocks) if num_swap_blocks else None
-    kv = KvReceive(receiver, config.kv_arrival_timeout_s, MonotonicClock(), swap)
-    settings = DecodeSettings(
-        num_blocks=place.num_blocks,
+    return DecodeSettings(
+        num_blocks=num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         roomy_growth_blocks=ROOMY_GROWTH_BLOCKS,
@@ -57,22 +80,8 @@ def build_decode(place: Workplace) -> RoleParts:
         max_num_batched_tokens=config.max_num_batched_tokens,
         is_mixed=config.role == "mixed",
         is_learning=True,
-        batching=policy.batching_rule(*limits),
+        batching=policy.batching_rule(config.max_num_batched_tokens, config.max_num_seqs),
         victims=policy.victims,
         is_eager=policy.is_preempting_eagerly,
-    )
-
-    def close(timeout_s: float) -> None:
-        receiver.close()
-
-    export = receiver.export()
-    num_growth_blocks = growth_reserve_blocks(place.num_blocks, config.growth_reserve)
-    return RoleParts(
-        new_core(settings, export),
-        kv,
-        pool,
-        close,
-        export,
-        num_growth_blocks=num_growth_blocks,
-        num_host_blocks=settings.num_host_blocks,
+        is_growing_ahead=policy.is_growing_ahead,
     )

@@ -24,6 +24,8 @@ class DecodeSettings:
     max_num_seqs: int
     # Blocks asked for at a time when a response outgrows its prediction.
     growth_blocks: int = 4
+    # Answers ask one block before they have no room, not when they have none.
+    is_growing_ahead: bool = True
     # The same while three quarters of the pool are free; 0: as ever.
     roomy_growth_blocks: int = 0
     # Keep the KV of full blocks for later sequences that begin alike.

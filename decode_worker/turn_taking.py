@@ -11,6 +11,7 @@ iteration in the simulator only; the engine here copies first. Beyond device and
 together, prompts wait at the router, in order of arrival.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from decode_worker.core import DecodeCore
@@ -23,7 +24,6 @@ from scheduling.ids import TaskId
 from scheduling.messages import (
     AdmitPrompt,
     BlocksRefused,
-    GrantGrowth,
     KvExport,
     Preempted,
     SwappedOut,
@@ -59,11 +59,9 @@ class TurnTakingCore(DecodeCore):
         super().__init__(settings, export)
         self._rule = rule
         most = settings.num_blocks // _MAX_FREE_SHARE
-        self._queues = SkipJoinMlfq(replace(rule.settings, max_free_blocks=most))
+        self._queues = SkipJoinMlfq(replace(rule.settings, max_free_blocks=most), self._awaits)
         # Jobs of which the queues do not know all.
         self._changed: dict[TaskId, None] = {}
-        # Prompts that begin like one that is being computed.
-        self._awaiting: dict[TaskId, None] = {}
         # Answers whose next token has no room, whatever is free: they have to be given more.
         self._held_up: dict[TaskId, None] = {}
         # Iterations that the queues do not know of, and how long they took.
@@ -84,7 +82,12 @@ class TurnTakingCore(DecodeCore):
         return len(self._queues) > 0
 
     def plan(self, now: float) -> tuple[list[WorkerAction], StepPlan | None]:
-        """The next iteration: those whose turn it is."""
+        """The next iteration: those whose turn it is; None only where nobody can compute.
+
+        No event would call for another look. A look that moves nobody's KV away finds room for
+        whom it chooses; one that does only makes room, and is followed by the next. There are no
+        more of these than there are tasks, for nobody comes back before somebody computes.
+        """
         self._timer.look(now)
         self._prompts.steps_ran(self._num_steps_run, now)
         self._num_steps_run = 1
@@ -93,21 +96,20 @@ class TurnTakingCore(DecodeCore):
         is_quiet = self._queues.has_chosen_all and len(self.batch) == len(self._queues)
         actions = self._sharing.news()
         prompts: list[GenerationTask] = []
-        num_before = self._num_outside
-        if not is_quiet:
-            more, prompts = self._take_turn(now)
+        while True:
+            num_outside = self._num_outside
+            if not is_quiet:
+                more, prompts = self._take_turn(now)
+                actions += more
+            more, plan = self._compute(prompts, is_quiet=is_quiet)
             actions += more
-        actions += self._fill_slots()
-        for task in self.batch.take_in():
-            actions += self._growth.ask(task)
-        more, chunks = self._prompts.plan_chosen(prompts, self._rule.settings.max_prompt_tokens)
-        actions += more
-        self._note_not_begun(prompts)
-        plan = self.batch.plan(chunks, is_steady=is_quiet)
-        if not plan.num_tokens and self._num_outside > num_before:
-            # Somebody made room, and no event would call for another look.
-            more, again = self.plan(now)
-            return actions + more, again
+            if plan.num_tokens or self._num_outside == num_outside:
+                break
+        if not plan.num_tokens and self._prompts.num_begun:
+            # They have all the slots, or what a chosen one now waits to share.
+            more, plan = self._compute(self._prompts.begun, is_quiet=False)
+            actions += more
+        assert plan.num_tokens or self._is_called_again, "nobody would look again"
         self._is_decoding = len(self.batch) > 0
         self._planned_at_s = now
         self._timer.planned(plan, now)
@@ -125,8 +127,12 @@ class TurnTakingCore(DecodeCore):
             num_jobs += 1
             is_parked = task.stage is Stage.PARKED
             assert not (is_parked and self._queues.is_on_device(task_id))
+            if task_id not in self._changed:
+                needs = self._needs_of(task)
+                assert self._queues.needs_of(task_id) == needs
+                is_held_up = not needs.can_run and task.stage is not Stage.HELD
+                assert (task_id in self._held_up) == is_held_up
         assert num_jobs == len(self._queues)
-        assert self._awaiting.keys() <= self._task_by_id.keys()
         assert self._held_up.keys() <= self._task_by_id.keys()
 
     @property
@@ -134,18 +140,22 @@ class TurnTakingCore(DecodeCore):
         """It grows whenever somebody makes room."""
         return self._swapping.num_parked - len(self._task_by_id)
 
+    @property
+    def _is_growing(self) -> bool:
+        """The router is to answer somebody."""
+        return any(task.is_growing for task in self._task_by_id.values())
+
+    @property
+    def _is_called_again(self) -> bool:
+        """An event is on its way, or nobody is here: the router is to answer somebody, KV to
+        arrive, or a late sender to come to its end."""
+        num_others = len(self._task_by_id) - len(self._queues)
+        return num_others > 0 or not len(self._queues) or self._is_growing
+
     def _command(self, event: CommandArrived) -> list[WorkerAction]:
-        command = event.command
-        task = self._task_by_id.get(command.task_id)
-        if task is not None:
-            self._changed[task.task_id] = None
-        is_parked = task is not None and task.stage is Stage.PARKED
-        if task is None or not is_parked or not isinstance(command, GrantGrowth):
-            return super()._command(event)
-        if task.is_growing:  # it comes back with them
-            task.is_growing = False
-            task.num_blocks += command.num_blocks
-        return []
+        if event.command.task_id in self._task_by_id:
+            self._changed[event.command.task_id] = None
+        return super()._command(event)
 
     def _admit_prompt(
         self, session_id: SessionId, command: AdmitPrompt, now: float
@@ -169,6 +179,7 @@ class TurnTakingCore(DecodeCore):
     def _add(self, task: GenerationTask, now: float, place: KvPlace) -> None:
         prefill_s = self._rule.prefill_s(task.sequence.num_tokens)
         self._queues.add(task.task_id, prefill_s, self._needs_of(task), now, place)
+        self._update(task)
 
     def _step_finished(self, event: StepFinished) -> list[WorkerAction]:
         for task in self._prompts.planned_tasks():
@@ -182,10 +193,13 @@ class TurnTakingCore(DecodeCore):
 
     def _room_again(self) -> list[WorkerAction]:
         actions, changed = self._growth.room_again()
-        for task in changed:
+        self._note_changed(changed)
+        return actions
+
+    def _note_changed(self, tasks: Iterable[GenerationTask]) -> None:
+        for task in tasks:
             self.batch.watch(task)
             self._changed[task.task_id] = None
-        return actions
 
     def _release(self, task: GenerationTask) -> list[WorkerAction]:
         self._forget(task.task_id)
@@ -193,7 +207,7 @@ class TurnTakingCore(DecodeCore):
 
     def _forget(self, task_id: TaskId) -> None:
         self._queues.remove(task_id)
-        for ids in (self._changed, self._awaiting, self._held_up):
+        for ids in (self._changed, self._held_up):
             ids.pop(task_id, None)
 
     # --- a turn -----------------------------------------------------------------------------------
@@ -226,10 +240,18 @@ class TurnTakingCore(DecodeCore):
                 self._changed[task_id] = None
         for task_id in self._held_up:
             actions += self._growth.ask(self._task_by_id[task_id])
-        has_slot = any(self._task_by_id[task_id].slot is not None for task_id in choice.run)
-        if choice.run and not has_slot and not self._slots.num_free:
-            prompts = self._prompts.begun  # who has a slot has to come to its end
         return actions, prompts
+
+    def _compute(
+        self, prompts: list[GenerationTask], *, is_quiet: bool
+    ) -> tuple[list[WorkerAction], StepPlan]:
+        """A token for each of the chosen answers, and chunks of these prompts."""
+        actions = self._fill_slots()
+        for task in self.batch.take_in():
+            actions += self._growth.ask(task)
+        more, chunks = self._prompts.plan_chosen(prompts, self._rule.settings.max_prompt_tokens)
+        self._note_not_begun(prompts)
+        return actions + more, self.batch.plan(chunks, is_steady=is_quiet)
 
     def _choose(self) -> MlfqChoice:
         swapping = self._swapping
@@ -237,7 +259,7 @@ class TurnTakingCore(DecodeCore):
         choice = self._queues.choose(room, may_give_up=False)
         if choice.run or choice.swap_out or choice.swap_in:
             return choice
-        if any(task.is_growing for task in self._task_by_id.values()):
+        if self._is_growing:
             return choice  # the ledger's answer may help
         return self._queues.choose(room)
 
@@ -246,13 +268,9 @@ class TurnTakingCore(DecodeCore):
             step_s = self._steps_s / self._num_steps
             self._queues.step_finished(step_s, now, self._num_steps)
             self._num_steps, self._steps_s = 0, 0.0
-        for task_id in list(self._awaiting):
-            if not self._prompts.is_awaiting(self._task_by_id[task_id]):
-                del self._awaiting[task_id]
-                self._changed[task_id] = None
         for task_id in self._changed:
             if task_id in self._queues:
-                self._queues.update(task_id, self._needs_of(self._task_by_id[task_id]))
+                self._update(self._task_by_id[task_id])
         self._changed.clear()
 
     def _note_steps(self, now: float) -> None:
@@ -268,31 +286,36 @@ class TurnTakingCore(DecodeCore):
             if task.slot is not None:
                 self._changed[task_id] = None
                 continue
-            if task.awaited is not None:
-                self._awaiting[task_id] = None
             self._queues.put(task_id, KvPlace.NOWHERE)
-            self._queues.update(task_id, self._needs_of(task))
+            self._update(task)
+
+    def _awaits(self, task_id: TaskId) -> bool:
+        """It begins like a prompt that is being computed, and one that is can always go on."""
+        return self._prompts.is_awaiting(self._task_by_id[task_id])
+
+    def _update(self, task: GenerationTask) -> None:
+        needs = self._needs_of(task)
+        self._queues.update(task.task_id, needs)
+        self._held_up.pop(task.task_id, None)
+        if not needs.can_run and task.stage is not Stage.HELD:
+            self._held_up[task.task_id] = None
 
     def _needs_of(self, task: GenerationTask) -> JobNeeds:
-        task_id = task.task_id
-        self._held_up.pop(task_id, None)
-        if task.stage is Stage.PARKED:
-            return JobNeeds(task.num_blocks, 0, 0)
-        num_blocks = self.pool.num_blocks_of(task_id)
+        num_blocks = self.pool.num_blocks_of(task.task_id)
         if task.stage is Stage.PROMPT:
             num_missing = task.num_missing_tokens
             if task.slot is not None:
                 return JobNeeds(num_blocks, 0, num_missing, is_movable=False)
-            can_run = task_id not in self._awaiting
-            return JobNeeds(0, task.num_blocks, num_missing, can_run=can_run)
+            return JobNeeds(0, task.num_blocks, num_missing)
         if task.stage is Stage.HELD:  # until the router says that it may begin
             return JobNeeds(num_blocks, 0, 0, can_run=False, is_movable=False)
-        can_run = self._growth.has_room(task) or task.num_owed_blocks > 0
-        if not can_run:
-            self._held_up[task_id] = None
+        num_new = 0 if self._growth.has_room(task) else task.num_owed_blocks
+        can_run = num_new > 0 or self._growth.has_room(task)
+        if task.stage is Stage.PARKED:
+            return JobNeeds(task.num_blocks, 0, 0, can_run)
         at_most = num_blocks_for(task.num_tokens_at_most + 1, self._settings.block_size)
         is_movable = at_most <= self.pool.num_blocks
-        return JobNeeds(num_blocks, task.num_owed_blocks, 0, can_run, is_movable)
+        return JobNeeds(num_blocks, num_new, 0, can_run, is_movable)
 
     def _pause(self, task: GenerationTask) -> list[WorkerAction]:
         """It keeps its blocks, and what it has asked for is still to come."""
@@ -305,24 +328,20 @@ class TurnTakingCore(DecodeCore):
 
     def _swap_out(self, task: GenerationTask) -> list[WorkerAction]:
         self._changed[task.task_id] = None
-        num_blocks = self.pool.num_blocks_of(task.task_id) + task.num_owed_blocks
+        num_blocks = self.pool.num_blocks_of(task.task_id)
         swap_out = self._swapping.take_out(task)
-        if swap_out is None:
-            self._queues.put(task.task_id, KvPlace.DEVICE)
-            return []
-        is_growing = task.is_growing
-        self._growth.forget(task)
-        task.stage, task.num_blocks, task.is_growing = Stage.PARKED, num_blocks, is_growing
+        assert swap_out is not None, "the queues know what host memory holds"
+        task.stage, task.num_blocks = Stage.PARKED, num_blocks + self._growth.take_along(task)
         report = SwappedOut(task.task_id, len(swap_out.block_ids))
         actions = [*self.lending.take_reports(), SendReport(task.session_id, report)]
-        return [swap_out, *actions, *self._room_again()]
+        more, changed = self._growth.hand_out()
+        self._note_changed(changed)
+        return [swap_out, *actions, *more]
 
     def _swap_in(self, task: GenerationTask) -> list[WorkerAction]:
         self._changed[task.task_id] = None
         swap_in = self._swapping.bring_back(task, task.num_blocks)
-        if swap_in is None:
-            self._queues.put(task.task_id, KvPlace.HOST)
-            return []
+        assert swap_in is not None, "the queues know what the device holds"
         task.stage = Stage.READY
         self._sharing.arrived(task)
         return [swap_in]

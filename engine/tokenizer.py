@@ -3,7 +3,8 @@
 Used by the router (prompts in) and by the workers (tokens out). Imports no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import tokenizers
 
 from engine.json_file import read_file, read_json_object
 from engine.model_folder_errors import InvalidTokenizer, UnsupportedModelOption
+from engine.text_pieces import TokenLengths, ends_of_pieces, known_cuts
 from engine.token_pieces import TokenPieces
 from scheduling.errors import InvalidRequest
 
@@ -25,6 +27,9 @@ DEFAULT_MAX_CHARS = 4_000_000
 # The library gives a batch to threads of its own, even one of a single text: a way of some ten
 # microseconds.
 _LONG_TEXT = 1024
+# While it works, the library takes several hundred times the memory of what it is given at once.
+# A piece of this size takes it 10 ms.
+PIECE_CHARS = 12_288
 
 # The names under which a chat template sees the model's special tokens.
 _SPECIAL_NAMES = (
@@ -55,6 +60,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._cuts = known_cuts(backend)
         # bos_token, eos_token and so on, as a chat template names them.
         self.special_token_by_name = special_token_by_name
         self.max_chars = max_chars
@@ -107,11 +113,7 @@ class Tokenizer:
         that a chat template rendered already holds them.
         Raises: InvalidRequest when the text is too long, or is not Unicode text.
         """
-        if len(text) > self.max_chars:
-            raise InvalidRequest(
-                "prompt",
-                f"has {len(text)} characters, at most {self.max_chars} are read; shorten it",
-            )
+        self._require_length(text)
         try:
             if len(text) <= _LONG_TEXT:
                 return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -120,6 +122,38 @@ class Tokenizer:
             return batch[0].ids
         except (UnicodeEncodeError, TypeError):
             raise InvalidRequest("prompt", "holds half of a surrogate pair; send text") from None
+
+    def ends_of_pieces(self, text: str, piece_chars: int = PIECE_CHARS) -> list[int]:
+        """Where `encode_pieces` may cut; the end alone where nothing is known to be safe.
+
+        Raises: InvalidRequest when the text is too long.
+        """
+        self._require_length(text)
+        return [len(text)] if self._cuts is None else ends_of_pieces(text, piece_chars)
+
+    def encode_pieces(
+        self, text: str, ends: Sequence[int], *, add_special_tokens: bool = True
+    ) -> Iterator[list[int]]:
+        """What `encode` gives, piece by piece; `ends` are those of `ends_of_pieces`.
+
+        Raises: InvalidRequest where it comes to what is not Unicode text.
+        """
+        if self._cuts is None or len(ends) == 1:
+            yield self.encode(text, add_special_tokens=add_special_tokens)
+            return
+        if add_special_tokens:
+            yield list(self._cuts.before)
+        start = 0
+        for end in ends:
+            yield self.encode(text[start:end], add_special_tokens=False)
+            start = end
+        if add_special_tokens:
+            yield list(self._cuts.after)
+
+    @cached_property
+    def token_lengths(self) -> TokenLengths:
+        """How many tokens a text has at least; looking through the vocabulary takes a while."""
+        return TokenLengths(self._backend)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of whole sequences; for a sequence that still grows see engine.detokenizer.
@@ -139,6 +173,13 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it; None for an unknown one."""
         return self._backend.token_to_id(token)
+
+    def _require_length(self, text: str) -> None:
+        if len(text) > self.max_chars:
+            raise InvalidRequest(
+                "prompt",
+                f"has {len(text)} characters, at most {self.max_chars} are read; shorten it",
+            )
 
     def _id_of_name(self, name: str) -> int | None:
         token = self.special_token_by_name.get(name)

@@ -11,6 +11,7 @@ from kvtransfer.errors import LayoutMismatch
 from kvtransfer.layout import block_index
 from kvtransfer.plan import CopyRun, batch_runs, merge_runs, sampled_indices
 from kvtransfer.protocol import BlockMoves, CopyBytes
+from kvtransfer.zerocopy import ZeroCopy
 
 
 def plain_copy(target: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:
@@ -27,6 +28,8 @@ class PushSettings:
     # Bytes announced, copied and published as one: the grain of cancels and deadlines.
     # A batch costs half a millisecond over TCP (docs/decisions/kv-over-tcp.md).
     max_batch_bytes: int = 16 << 20
+    # Over TCP: when the kernel may read the blocks where they lie.
+    zerocopy: ZeroCopy = ZeroCopy.AUTO
     # The copy itself: replaced to inject faults.
     copy_bytes: CopyBytes = plain_copy
 

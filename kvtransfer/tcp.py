@@ -1,8 +1,8 @@
 """Blocks between hosts, over plain TCP connections of their own.
 
 The receiver reads block bytes from the kernel straight to their final place, the sender hands them
-over from theirs: one copy into the kernel and one out of it. Who knows the export's token may
-write; nothing is encrypted: use a network that only the cluster sees.
+over from theirs: one copy out of the kernel and at most one into it. Who knows the export's token
+may write; nothing is encrypted: use a network that only the cluster sees.
 """
 
 from typing import Final

@@ -20,6 +20,7 @@ from kvtransfer.tcp_frames import (
     read_welcome,
 )
 from kvtransfer.tcp_stream import ConnectionLost, Patience, Stream
+from kvtransfer.zerocopy import ZeroCopy
 from runtime.clock import Clock, MonotonicClock
 from scheduling.messages import KvExport
 
@@ -38,7 +39,12 @@ def patience_of(clock: Clock, timeout_s: float, export: KvExport) -> Patience:
     return wait_on
 
 
-def dial(export: KvExport, sender_id: str, welcome_timeout_s: float = _TIMEOUT_S) -> Stream:
+def dial(
+    export: KvExport,
+    sender_id: str,
+    welcome_timeout_s: float = _TIMEOUT_S,
+    zerocopy: ZeroCopy = ZeroCopy.NEVER,
+) -> Stream:
     """A connection that was welcomed.
 
     Raises: PeerGone, StaleIncarnation, LayoutMismatch, ExportUnavailable.
@@ -59,7 +65,7 @@ def dial(export: KvExport, sender_id: str, welcome_timeout_s: float = _TIMEOUT_S
     except OSError as error:
         # Refused, unreachable, or no such name: to this worker the peer is not there.
         raise PeerGone(export.worker_id, export.incarnation) from error
-    stream = Stream(connection)
+    stream = Stream(connection, zerocopy)
     try:
         patience = patience_of(MonotonicClock(), welcome_timeout_s, export)
         stream.send([memoryview(hello)], patience)

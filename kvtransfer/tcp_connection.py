@@ -5,7 +5,10 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from kvtransfer.errors import LinkBroken, TransferError
 from kvtransfer.tcp_stream import Stream
+from runtime.logging import get_logger
 from scheduling.messages import KvExport
+
+log = get_logger()
 
 _GOODBYE_S: Final = 0.5
 
@@ -50,11 +53,17 @@ class Connection(Generic[L]):
             self._line = self._dial()
 
     def drop(self) -> None:
-        """Give the line up at once, whatever is on its way."""
+        """Give the line up, whatever is on its way; afterwards nothing of the source is read."""
         line, self._line = self._line, None
-        if line is not None:
-            line.stream.reset()
-            line.close()
+        if line is None:
+            return
+        if not line.stream.reset():
+            log.error(
+                "kv_blocks_still_read",
+                worker_id=self._export.worker_id,
+                hint="a network device holds packets for minutes; set kv_tcp_zerocopy to never",
+            )
+        line.close()
 
     def loss(self, problem: str) -> TransferError:
         """The line broke: whether the receiver is gone too. Makes a new one if it is not."""

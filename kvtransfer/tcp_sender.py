@@ -28,8 +28,12 @@ from kvtransfer.tcp_frames import (
     read_answer,
 )
 from kvtransfer.tcp_stream import ConnectionLost, Stream
+from kvtransfer.zerocopy import ZeroCopy
 from runtime.clock import Clock
+from runtime.logging import get_logger
 from scheduling.messages import KvExport
+
+log = get_logger()
 
 # Batches that are sent and not answered: enough that the wire never waits for an answer.
 MAX_BATCHES_AHEAD: Final = 4
@@ -56,7 +60,11 @@ class TcpSender:
         self._export = export
         self._settings = settings
         self._clock = clock
-        self._connection = Connection(export, lambda: TcpLine(dial(export, sender_id)))
+        # What the log has heard of zero copy.
+        self._told: str | None = None
+        self._connection = Connection(
+            export, lambda: TcpLine(dial(export, sender_id, zerocopy=settings.zerocopy))
+        )
 
     def push(
         self,
@@ -74,19 +82,32 @@ class TcpSender:
         stream = self._connection.line().stream
         push = _Push(stream, moves, pool, self._clock, timeout_s, should_stop)
         try:
-            return push.run(batches, block_bytes)
+            receipt = push.run(batches, block_bytes)
         except (ConnectionLost, FrameError) as error:
             raise self._connection.loss(error.problem) from error
         except BaseException:
-            if push.is_out_of_step:
+            # Not answered: the kernel may still read it, and the next push would get the answer.
+            if push.is_out_of_step or push.ahead:
                 self._connection.drop()
             raise
+        self._tell_of_zerocopy(stream)
+        return receipt
 
     def check(self) -> None:
         self._connection.check()
 
     def close(self) -> None:
         self._connection.close()
+
+    def _tell_of_zerocopy(self, stream: Stream) -> None:
+        if self._settings.zerocopy is ZeroCopy.NEVER:
+            return
+        sends = stream.sends_in_place
+        verdict = "used" if sends.has_worked else sends.problem
+        if verdict is None or verdict == self._told:
+            return
+        self._told = verdict
+        log.info("kv_tcp_zerocopy", worker_id=self._export.worker_id, verdict=verdict)
 
 
 @dataclass(slots=True)
@@ -119,7 +140,8 @@ class _Push:
                 break
             self.is_out_of_step = True
             self.ahead.append((number, batch))
-            self.stream.send(self._buffers(number, batch), self._go_on)
+            frame = pack_batch(number, self.moves.transfer_id, batch.blocks)
+            self.stream.send_blocks(memoryview(frame), self._spans(batch), self._go_on)
             self.is_out_of_step = False
             num_copies += len(batch.runs)
             num_checksums += len(batch.blocks.sampled)
@@ -132,10 +154,8 @@ class _Push:
             elapsed_s=self.clock.now() - self.started_at_s,
         )
 
-    def _buffers(self, number: int, batch: Batch) -> list[memoryview]:
-        frame = pack_batch(number, self.moves.transfer_id, batch.blocks)
-        spans = [self.pool[src : src + length].reshape(-1).data for src, _, length in batch.runs]
-        return [memoryview(frame), *spans]
+    def _spans(self, batch: Batch) -> list[memoryview]:
+        return [self.pool[src : src + length].reshape(-1).data for src, _, length in batch.runs]
 
     def _stop_between_batches(self) -> None:
         """Raises: TransferCancelled, TransferTimeout, once all that was sent is answered."""

@@ -31,18 +31,21 @@ def build_prefill(place: Workplace) -> RoleParts:
     )
     pusher = Pusher(place.transports, pool.as_bytes(), kv.on_done, settings, MonotonicClock())
     kv.attach(pusher)
-    core = PrefillCore(
-        PrefillSettings(
-            num_blocks=place.num_blocks,
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            prefix_caching=config.prefix_caching,
-            is_learning=True,
-        )
-    )
+    core = PrefillCore(prefill_settings_of(config, place.num_blocks))
 
     def close(timeout_s: float) -> None:
         pusher.close(timeout_s)
 
     return RoleParts(core, kv, pool, close, prepare_peer=kv.prepare_peer)
+
+
+def prefill_settings_of(config: PrefillConfig, num_blocks: int) -> PrefillSettings:
+    """What the core decides by, of a worker with so many blocks."""
+    return PrefillSettings(
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        prefix_caching=config.prefix_caching,
+        is_learning=True,
+    )

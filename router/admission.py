@@ -4,31 +4,37 @@ A router knows its own tasks. What others have on the worker counts as held for 
 worker's load shows it: cautious where several routers share workers, exact where there is one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from router.fleet import Fleet, WorkerView
+from router.fleet import WorkerView
 from router.sequence import Sequence
 from router.state import RouterState
 from scheduling.admission import Demand
-from scheduling.placement import Candidate
+from scheduling.block_pool import num_blocks_for
 
 # How many workers are asked about for one task; whoever is preferred less is fuller still.
 _MAX_ASKED = 8
 
 
+def decode_blocks(state: RouterState, sequence: Sequence, block_size: int) -> int:
+    """Blocks that its prompt, and the answer as far as the policy says, are given to begin."""
+    num_kv_tokens, num_response_tokens = sequence.num_kv_tokens, sequence.num_response_tokens
+    by_rule = state.policy.allocation.num_decode_blocks(
+        num_kv_tokens, num_response_tokens, block_size
+    )
+    return max(by_rule, num_blocks_for(num_kv_tokens + sequence.num_tokens_again, block_size))
+
+
 def admitting(
-    state: RouterState, candidates: Iterable[Candidate], sequence: Sequence
-) -> tuple[Candidate, ...]:
+    state: RouterState, candidates: tuple[WorkerView, ...], sequence: Sequence
+) -> tuple[WorkerView, ...]:
     """Those of the preferred workers that should take the task, in the same order."""
-    candidates = tuple(candidates)
-    if not state.policy.admission.needs_demands or sequence.reserve_all:
+    if not state.policy.admission.needs_demands or sequence.has_made_room:
         return candidates
-    return tuple(c for c in candidates[:_MAX_ASKED] if _admits(state, state.fleet, c, sequence))
+    return tuple(view for view in candidates[:_MAX_ASKED] if _admits(state, view, sequence))
 
 
-def _admits(state: RouterState, fleet: Fleet, candidate: Candidate, sequence: Sequence) -> bool:
-    view = fleet.get(candidate.worker_id)
-    assert view is not None
+def _admits(state: RouterState, view: WorkerView, sequence: Sequence) -> bool:
     rule, size = state.policy.admission, view.hello.block_size
     num_blocks = view.num_general_blocks - _num_foreign_blocks(view)
     num_answers = len(view.decode_legs) + 1
@@ -63,9 +69,8 @@ def _num_remaining(state: RouterState, sequence: Sequence, num_output: int) -> i
         features = sequence.request.spec.features(num_output_tokens=num_output)
         sequence.predicted = state.predictor.predict(features)
     at_most = sequence.request.spec.stop.max_tokens - num_output
-    if sequence.reserve_all:
-        return at_most
-    return max(1, min(at_most, sequence.predicted.mean - num_output))
+    expected = max(1, sequence.predicted.mean - num_output, sequence.num_tokens_again)
+    return min(at_most, expected)
 
 
 def _num_foreign_blocks(view: WorkerView) -> int:

@@ -8,7 +8,7 @@ its KV there, and gets the rest in a group of its length (EcoServe, SyncDecouple
 - An answer gets room that leaves what prompts do not use of the reserve. Beside answers that wait
   on prefill workers there is one order: in place nobody goes who comes after the first of those.
 - Nothing runs on the worker: the reserve counts no more, and if nobody fits even so, the last in
-  line makes room. It is computed again and then gets all at once, so it makes room once.
+  line makes room. It is computed again, and gets room for both together from then on.
 """
 
 from collections.abc import Iterator

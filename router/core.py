@@ -31,6 +31,7 @@ from router.scheduler import Scheduler
 from router.sequence import Request, Sequence
 from router.state import RouterSettings, RouterState
 from router.swapped import next_overdue_at
+from scheduling.backlog import BacklogLimit
 from scheduling.errors import (
     CanNeverFit,
     DeadlineExceeded,
@@ -58,7 +59,7 @@ class RouterCore:
     def __init__(
         self, policy: Policy, predictor: LengthPredictor, settings: RouterSettings
     ) -> None:
-        fleet = Fleet()
+        fleet = Fleet(BacklogLimit(settings.max_backlog_tokens, policy.is_queued_on_workers))
         self.state = RouterState(
             fleet=fleet,
             legs=LegBook(fleet),
@@ -104,7 +105,13 @@ class RouterCore:
         self._scheduler.check_invariants()
 
     def _take(self, event: Event, now: float) -> list[Action]:
-        match event:
+        match event:  # what comes most often first
+            case ReportsArrived():
+                return self._reports.handle(event, now)
+            case ReservationAnswered():
+                return self._scheduler.reservation_answered(event, now)
+            case ExtensionAnswered():
+                return self._reports.extension_answered(event, now)
             case RequestArrived(spec):
                 return self._admit(spec, now)
             case CallerLeft(request_id):
@@ -113,8 +120,8 @@ class RouterCore:
             case OperatorCancelled(request_id, message):
                 ended = RequestCancelled(message)
                 return self._end_request(request_id, ended, Change.OPERATOR_CANCELLED, now)
-            case ReaderFellBehind(request_id, max_bytes):
-                behind = ReaderTooSlow(max_bytes)
+            case ReaderFellBehind(request_id, max_bytes, is_shared):
+                behind = ReaderTooSlow(max_bytes, is_shared=is_shared)
                 return self._end_request(request_id, behind, Change.CALLER_LEFT, now)
             case DrainTimedOut():
                 return self._end_all(now)
@@ -129,12 +136,6 @@ class RouterCore:
                 return [*actions, *self.state.fleet.introductions(hello)]
             case WorkerLost():
                 return self._lose_worker(event, now)
-            case ReportsArrived():
-                return self._reports.handle(event, now)
-            case ReservationAnswered():
-                return self._scheduler.reservation_answered(event, now)
-            case ExtensionAnswered():
-                return self._reports.extension_answered(event, now)
             case TimeReached():
                 self._woken_for_s = None
                 return self._expire(now)

@@ -31,7 +31,7 @@ from router.worker_link import WorkerLink
 from runtime.clock import Clock
 from runtime.logging import get_logger
 from runtime.metrics import Metrics
-from scheduling.errors import TandemError
+from scheduling.errors import ReaderTooSlow, TandemError
 from scheduling.ids import WorkerId
 
 log = get_logger()
@@ -54,6 +54,7 @@ class Dispatcher:
         self._metrics = metrics
         self._clock = clock
         self._wake: asyncio.TimerHandle | None = None
+        self._is_making_room = False
         # Bound once: that costs more than a line which is not written.
         self._log = log.bind()
 
@@ -86,6 +87,8 @@ class Dispatcher:
                 self._perform(action)
         if self._streams.overfull:
             self._end_slow_readers()
+        if self._streams.memory.is_too_full and not self._is_making_room:
+            self._make_room()
 
     def _tell(self, now: float, event: Event, result: list[Action] | Exception) -> None:
         if self.on_event is not None:
@@ -149,6 +152,26 @@ class Dispatcher:
         for stream in overfull:
             if not stream.is_over:
                 self.apply(ReaderFellBehind(stream.request_id, stream.max_bytes))
+
+    def _make_room(self) -> None:
+        """All answers together are more than is kept: who left most of one unread loses it."""
+        max_bytes = self._streams.memory.max_bytes
+        assert max_bytes is not None
+        self._is_making_room = True
+        try:
+            for stream in self._streams.make_room():
+                num_bytes, request_id = stream.num_bytes, stream.request_id
+                log.warning("slow_reader_ended", request_id=request_id, num_bytes=num_bytes)
+                if not stream.is_over:
+                    self.apply(ReaderFellBehind(request_id, max_bytes, is_shared=True))
+                    continue
+                # The core knows it no more: all that was missing is its reader.
+                error = ReaderTooSlow(max_bytes, is_shared=True)
+                stream.fail(EmitFailed(request_id, error, gpu_work_spent=True))
+                if self._streams.get(request_id) is stream:
+                    self._streams.discard(request_id)
+        finally:
+            self._is_making_room = False
 
     def _wake_at(self, at_s: float) -> None:
         if self._wake is not None:

@@ -103,6 +103,8 @@ class ReaderFellBehind:
 
     request_id: RequestId
     max_bytes: int
+    # The limit is that of all answers together, and of this one most was unread.
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Final
 
 from router.events import DECODE_LEG, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
 from router.sequence import Leg
+from scheduling.backlog import NO_LIMIT, BacklogLimit
 from scheduling.batch_time_online import PassTimeError
 from scheduling.block_leases import LentPlace
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
@@ -34,6 +35,7 @@ class WorkerView:
     num_promised_blocks: int = 0
     # Prompt tokens dispatched by this router whose first token has not come back.
     num_backlog_tokens: int = 0
+    max_backlog_tokens: int = NO_LIMIT  # it gets new prompts while these are fewer
     # Of legs in place whose answers have no room of their own yet: what they hold, and will need.
     num_staged_blocks: int = 0
     num_due_blocks: int = 0
@@ -101,7 +103,8 @@ class WorkerView:
 class Fleet:
     """Workers by id, in the order in which they connected."""
 
-    def __init__(self) -> None:
+    def __init__(self, backlog: BacklogLimit = BacklogLimit()) -> None:  # noqa: B008 - frozen
+        self._backlog = backlog
         self._view_by_id: dict[WorkerId, WorkerView] = {}
         # Tokens that the largest decode worker of each compatibility holds; None: not known yet.
         self._reach_by_compatibility: dict[str, int] | None = None
@@ -144,7 +147,9 @@ class Fleet:
         """A session was opened; an earlier life of the worker has been removed before."""
         idle = WorkerLoad(hello.num_blocks, 0, 0, 0, admission=hello.admission)
         number = next(self._numbers)
-        self._view_by_id[hello.worker_id] = WorkerView(hello, idle, number=number)
+        most = self._backlog.tokens(hello.role, hello.max_num_batched_tokens)
+        view = WorkerView(hello, idle, number=number, max_backlog_tokens=most)
+        self._view_by_id[hello.worker_id] = view
         self._touched.add(hello.worker_id)
         self._changed()
 
@@ -180,6 +185,8 @@ class Fleet:
     def with_parked(self) -> list[WorkerView]:
         """Workers that have parked tasks of this router, in the order in which they connected."""
         numbers = self._number_with_parked
+        if not numbers:
+            return []
         return [
             self._view_by_id[worker_id] for worker_id in sorted(numbers, key=numbers.__getitem__)
         ]
@@ -379,6 +386,7 @@ def _candidate(view: WorkerView, share: Share, prefix: PromptPrefix | None) -> C
         num_running=view.load.num_running,
         num_hit_blocks=view.prefixes.num_hits(keys),
         last_taken=view.last_taken,
+        max_backlog_tokens=view.max_backlog_tokens,
     )
 
 
@@ -386,6 +394,7 @@ def free_estimate(view: WorkerView, share: Share) -> int:
     """Blocks of that share that a task may be promised, as far as this router knows."""
     # The reported free count also shows what other routers' tasks use; it may lag behind our own
     # promises, so the smaller of the two is believed.
-    withheld = 0 if share == GROWTH else view.hello.num_blocks - view.num_general_blocks
-    own = view.hello.num_blocks - view.num_promised_blocks
+    hello = view.hello
+    withheld = 0 if share == GROWTH else hello.num_growth_blocks
+    own = hello.num_blocks - view.num_promised_blocks
     return max(0, min(own, view.load.num_free_blocks) - withheld)

@@ -66,8 +66,8 @@ class Guests:
     def entered(self, sequence: Sequence, key: tuple[float, ...]) -> None:
         """It waits in the PT queue."""
         self._num_arrivals += 1
-        # Who made room once gets all that it can ever need, of its own.
-        if self._lengths is not None and not sequence.reserve_all:
+        # Who has made room gets room of its own.
+        if self._lengths is not None and not sequence.has_made_room:
             self._lengths.push(sequence.task_id, key, sequence.num_response_tokens)
 
     def left(self, task_id: TaskId) -> None:
@@ -88,7 +88,7 @@ class Guests:
 
     def embedded(self, sequence: Sequence, now: float) -> GuestOffer | None:
         """Where the task fits into the end of another's allocation, most tightly."""
-        if self._kind is not Sharing.EMBED or sequence.reserve_all:
+        if self._kind is not Sharing.EMBED or sequence.has_made_room:
             return None
         for view in self._hosting(sequence.task_id, now):
             offer = self._embedded_on(view, sequence)
@@ -101,7 +101,7 @@ class Guests:
         if self._lengths is not None:
             self._lengths.check_invariants()
             waiting = set(self._state.prompt_queue.in_order())
-            may_borrow = {t for t in waiting if not self._state.sequence_by_task[t].reserve_all}
+            may_borrow = {t for t in waiting if not self._state.sequence_by_task[t].has_made_room}
             assert set(self._lengths.in_order()) == may_borrow
 
     def _has_waited_enough(self, head: TaskId) -> bool:
@@ -111,12 +111,11 @@ class Guests:
 
     def _hosting(self, what: TaskId | int, now: float) -> Iterator[WorkerView]:
         """Mixed workers that may have a place for `what`, and had not when it was last asked."""
-        max_backlog_tokens = self._state.settings.max_backlog_tokens
         for view in self._state.fleet.some(_MAX_LOOKED_AT):
             if (
                 view.takes_prompts
                 and may_be_asked(view, now)
-                and view.num_backlog_tokens < max_backlog_tokens
+                and view.num_backlog_tokens < view.max_backlog_tokens
                 and len(view.decode_legs) < view.hello.max_num_seqs
                 and free_estimate(view, self._share) > 0
                 and (view.has_new_places or view.looked_at_for != what)
@@ -126,7 +125,7 @@ class Guests:
 
     def _pipelined_on(self, view: WorkerView, lengths: LengthGroups) -> list[GuestOffer]:
         state, size = self._state, view.hello.block_size
-        hosts = list(hosts_on(state, view, _num_iterations_to_begin(state, view)))
+        hosts = list(hosts_on(state, view, _num_iterations_to_begin(view)))
         if not hosts:
             return []
         num_free_blocks = free_estimate(view, self._share)
@@ -167,7 +166,7 @@ class Guests:
     def _embedded_on(self, view: WorkerView, sequence: Sequence) -> GuestOffer | None:
         if sequence.num_tokens_at_most > view.num_tokens:
             return None
-        lead = _num_iterations_to_begin(self._state, view)
+        lead = _num_iterations_to_begin(view)
         hosts = EmbeddingHosts(hosts_on(self._state, view, lead), view.hello.block_size)
         num_response_tokens = sequence.num_response_tokens
         guest = hosts.take(sequence.task_id, sequence.num_kv_tokens, num_response_tokens)
@@ -184,9 +183,9 @@ class Guests:
         return GuestOffer(sequence, view, 1, place)
 
 
-def _num_iterations_to_begin(state: RouterState, view: WorkerView) -> int:
+def _num_iterations_to_begin(view: WorkerView) -> int:
     # Prompts in front of it, at the rate of half a backlog in each iteration.
-    num_in_front = -(-2 * view.num_backlog_tokens // state.settings.max_backlog_tokens)
+    num_in_front = -(-2 * view.num_backlog_tokens // view.max_backlog_tokens)
     return NUM_LEAD_ITERATIONS + num_in_front
 
 

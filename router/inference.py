@@ -35,7 +35,7 @@ from scheduling.errors import (
 )
 from scheduling.ids import RequestId
 from scheduling.prefix_chain import PromptPrefix
-from scheduling.sampling import StopParams
+from scheduling.sampling import StopParams, seed_of
 from tandemserve.api.v1 import inference_pb2 as pb
 from tandemserve.api.v1 import inference_pb2_grpc
 
@@ -138,6 +138,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 self._apply(CallerLeft(stream.request_id))
             stream.holds.discard(call.hold)
             call.hold.release()
+            stream.leave()
         if stream.failure is not None:
             failure = stream.failure
             with _caller_may_be_gone():
@@ -193,7 +194,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             messages = messages_of(request.chat) if kind == "chat" else None
             text = request.text if kind == "text" else None
             with self._room.hold(request.ByteSize()):
-                token_ids = await self._encoder.encode(text, messages, None)
+                token_ids = await self._encoder.encode(text, messages, None, is_bounded=False)
         except Exception as error:  # refused, or a defect: abort_with tells them apart
             await abort_with(context, error)
         return pb.TokenizeResponse(token_ids=token_ids)
@@ -284,7 +285,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         deadline_s: float | None,
     ) -> RequestSpec:
         goals = self._goals[call.request_class]
-        seed = secrets.randbits(64) if call.resume.seed is None else call.resume.seed
+        seed = seed_of(request_id) if call.resume.seed is None else call.resume.seed
         sampling = resolve_sampling(call.sampling, call.stop, self._model, seed)
         stop = StopParams(
             max_tokens=self._max_tokens(call.stop, len(token_ids)),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import partial
 
-from router.admission import admitting
+from router.admission import admitting, decode_blocks
 from router.answers_in_place import blocks_in_place, share_for_prompt
 from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, Reserve, Role, Share
 from router.fleet import WorkerView, free_estimate, may_be_asked
@@ -15,7 +15,6 @@ from router.state import RouterState
 from scheduling.block_leases import LentPlace
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import WorkerId
-from scheduling.placement import Candidate
 
 
 class Reservations:
@@ -32,19 +31,18 @@ class Reservations:
             now,
             num_tokens,
             sequence.num_tokens_at_most,
-            self._state.settings.max_backlog_tokens,
             sequence.prefill_prefix,
         )
         if not candidates:
             return None
-        num_blocks = num_blocks_for(num_tokens, candidates[0].block_size)
+        num_blocks = num_blocks_for(num_tokens, candidates[0].hello.block_size)
         return self._open_leg(sequence, PREFILL_LEG, candidates, num_blocks, GENERAL)
 
     def in_place(self, sequence: Sequence, now: float) -> Reserve | None:
         """Room for a prompt on a mixed worker; for its answer too, unless they are decoupled."""
-        if self._state.policy.is_decoupled and not sequence.reserve_all:
+        if self._state.policy.is_decoupled and not sequence.has_made_room:
             return self._staged(sequence, now)
-        num_blocks_for_size = partial(self._num_decode_blocks, sequence)
+        num_blocks_for_size = partial(decode_blocks, self._state, sequence)
         share: Share = GENERAL
         candidates = self._mixed(sequence, now, num_blocks_for_size)
         most = self._state.fleet.most_general_tokens_in_place()
@@ -54,17 +52,16 @@ class Reservations:
         candidates = admitting(self._state, candidates, sequence)
         if not candidates:
             return None
-        num_blocks = num_blocks_for_size(candidates[0].block_size)
+        num_blocks = num_blocks_for_size(candidates[0].hello.block_size)
         return self._open_leg(sequence, DECODE_LEG, candidates, num_blocks, share, is_in_place=True)
 
     def for_guest(self, offer: GuestOffer) -> Reserve:
         """Room for what a guest does not borrow, beside its host."""
         sequence, num_blocks, place = offer.sequence, offer.num_blocks, offer.place
-        there = [self._state.fleet.as_candidate(offer.view, GENERAL, sequence.prefill_prefix)]
         return self._open_leg(
             sequence,
             DECODE_LEG,
-            there,
+            [offer.view],
             num_blocks,
             GROWTH if self._state.policy.is_decoupled else GENERAL,
             is_in_place=True,
@@ -81,7 +78,7 @@ class Reservations:
         prefill = fleet.get(sequence.prefill.worker_id)
         assert prefill is not None
         hello, prefix = prefill.hello, sequence.request.prefix
-        num_blocks = self._num_decode_blocks(sequence, hello.block_size)
+        num_blocks = decode_blocks(self._state, sequence, hello.block_size)
         # Where the general share of no worker could ever hold the task, it may take from the other.
         most = fleet.max_general_blocks(hello.compatibility)
         share: Share = GENERAL if num_blocks <= most else GROWTH
@@ -93,9 +90,8 @@ class Reservations:
             and may_be_asked(view, now)
             and free_estimate(view, share) >= num_blocks
         ):
-            others = (c for c in candidates if c.worker_id != first)
-            ahead = fleet.as_candidate(view, share, prefix)
-            candidates = (ahead, *others)[:MAX_PREFERENCES]
+            others = (other for other in candidates if other is not view)
+            candidates = (view, *others)[:MAX_PREFERENCES]
         candidates = admitting(self._state, candidates, sequence)
         if not candidates:
             return None
@@ -120,10 +116,9 @@ class Reservations:
         )
         if not candidates:
             return None
-        shares = {c.worker_id: self._share_on(c, sequence) for c in candidates}
-        share = shares[candidates[0].worker_id]
-        alike = [c for c in candidates if shares[c.worker_id] == share]
-        num_blocks, num_due_blocks = blocks_in_place(sequence, alike[0].block_size)
+        share = self._share_on(candidates[0], sequence)
+        alike = [view for view in candidates if self._share_on(view, sequence) == share]
+        num_blocks, num_due_blocks = blocks_in_place(sequence, alike[0].hello.block_size)
         return self._open_leg(
             sequence,
             DECODE_LEG,
@@ -140,12 +135,11 @@ class Reservations:
         now: float,
         num_blocks_for_size: Callable[[int], int],
         has_room: Callable[[WorkerView], bool] | None = None,
-    ) -> tuple[Candidate, ...]:
+    ) -> tuple[WorkerView, ...]:
         return self._preferences.mixed(
             now,
             sequence.num_kv_tokens,
             sequence.num_tokens_at_most,
-            self._state.max_backlog_tokens,
             sequence.prefill_prefix,
             num_blocks_for_size,
             has_room,
@@ -155,31 +149,21 @@ class Reservations:
         """Where no general share could ever hold the task, it may take from the other."""
 
         def has_room(view: WorkerView) -> bool:
-            num_blocks = self._num_decode_blocks(sequence, view.hello.block_size)
+            num_blocks = decode_blocks(self._state, sequence, view.hello.block_size)
             return view.num_general_blocks < num_blocks <= free_estimate(view, GROWTH)
 
         return has_room
 
-    def _share_on(self, candidate: Candidate, sequence: Sequence) -> Share:
-        view = self._state.fleet.get(candidate.worker_id)
-        assert view is not None
+    def _share_on(self, view: WorkerView, sequence: Sequence) -> Share:
         share = share_for_prompt(self._state, view, sequence)
         assert share is not None
         return share
-
-    def _num_decode_blocks(self, sequence: Sequence, block_size: int) -> int:
-        num_kv_tokens = sequence.num_kv_tokens
-        num_response_tokens = sequence.num_response_tokens
-        if sequence.reserve_all:
-            return num_blocks_for(num_kv_tokens + num_response_tokens, block_size)
-        allocation = self._state.policy.allocation
-        return allocation.num_decode_blocks(num_kv_tokens, num_response_tokens, block_size)
 
     def _open_leg(
         self,
         sequence: Sequence,
         role: Role,
-        candidates: Seq[Candidate],
+        candidates: Seq[WorkerView],
         num_blocks: int,
         share: Share,
         *,
@@ -187,12 +171,7 @@ class Reservations:
         place: LentPlace | None = None,
         num_due_blocks: int | None = None,
     ) -> Reserve:
-        fleet = self._state.fleet
-        preferences = [
-            (view.hello.worker_id, view.hello.incarnation)
-            for view in (fleet.get(c.worker_id) for c in candidates)
-            if view is not None
-        ]
+        preferences = tuple((view.hello.worker_id, view.hello.incarnation) for view in candidates)
         leg = Leg(self._state.legs.next_claim(sequence.task_id, role), num_blocks)
         leg.worker_id, leg.incarnation = preferences[0]
         leg.num_tokens = sequence.num_kv_tokens
@@ -205,4 +184,4 @@ class Reservations:
         leg.num_backlog_tokens = sequence.num_kv_tokens if is_prompt else 0
         self._state.legs.open(leg)
         sequence.set_leg(role, leg)
-        return Reserve(leg.claim, tuple(preferences), num_blocks, share)
+        return Reserve(leg.claim, preferences, num_blocks, share)

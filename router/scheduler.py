@@ -185,7 +185,7 @@ class Scheduler:
         actions = self.drop_try(sequence, "the task is computed again")
         if change is Change.PREEMPTED:
             sequence.num_preemptions += 1
-            sequence.reserve_all = state.policy.reserves_all_again
+            sequence.has_made_room = state.policy.reserves_more_again
             state.counters.num_preemptions += 1
         elif change is Change.EVACUATED:
             # Nobody failed: it costs none of the tries.

@@ -16,6 +16,9 @@ from scheduling.prediction import ResponseLength
 from scheduling.prefill_pace import PrefillPace
 from scheduling.prefix_chain import PromptPrefix
 
+# Room for so many tokens more, twice over, is what the first comes back with that made room.
+LEAST_TOKENS_AGAIN = 64
+
 
 class LegState(Enum):
     """What is known of one leg's blocks."""
@@ -132,8 +135,8 @@ class Sequence:
     num_resumed_tokens: int = 0
     prefill: Leg | None = None
     decode: Leg | None = None
-    # Preempted once: the next reservation covers all that may come, so it cannot happen twice.
-    reserve_all: bool = False
+    # Its next reservation covers more than a newcomer's, so that it does not make room for ever.
+    has_made_room: bool = False
     num_extensions: int = 0
     num_preemptions: int = 0
     # Of these, how often the KV moved to host memory.
@@ -214,11 +217,25 @@ class Sequence:
     @property
     def num_response_tokens(self) -> int:
         """Upper bound on the tokens still to come, by prediction."""
-        num_output_tokens = self.num_output_tokens
-        remaining = self.request.spec.stop.max_tokens - num_output_tokens
-        if self.reserve_all:
-            return remaining
-        return min(remaining, max(1, self.predicted.bound - num_output_tokens))
+        predicted = max(1, self.predicted.bound - self.num_output_tokens)
+        return min(self._num_remaining_at_most, max(predicted, self.num_tokens_again))
+
+    @property
+    def num_tokens_again(self) -> int:
+        """The least that one which has made room gets more of before it comes back; 0 of others.
+
+        As much again as it has, and twice as much with every time: however long it may become, it
+        makes room a logarithmic number of times, without room for the longest answer that its
+        caller allows, which hardly any answer uses.
+        """
+        if not self.has_made_room:
+            return 0
+        least = LEAST_TOKENS_AGAIN << min(self.num_preemptions, 32)
+        return min(self._num_remaining_at_most, max(self.num_output_tokens, least))
+
+    @property
+    def _num_remaining_at_most(self) -> int:
+        return self.request.spec.stop.max_tokens - self.num_output_tokens
 
     def move(self, change: Change, now: float, why: str = "") -> None:
         """Take one row of the transition table and account for the time in the phase left."""
@@ -291,6 +308,7 @@ class Sequence:
             stop=spec.stop,
             cache_salt=spec.cache_salt,
             tpot_s=spec.tpot_s,
+            num_predicted_tokens=min(self.predicted.bound, spec.stop.max_tokens),
         )
 
     @property

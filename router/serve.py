@@ -24,19 +24,20 @@ from engine.model_folder_errors import ModelFolderError
 from router import inference
 from router.admin import service as admin
 from router.admin.service import AdminService, RouterIdentity
-from router.command_frames import max_sequence_tokens
 from router.core_setup import CoreSetup
 from router.dispatcher import Dispatcher
 from router.events import DrainTimedOut, ReportsArrived, WorkerConnected, WorkerLost
 from router.inference import InferenceService, ServiceGoals
 from router.ledger_client import LedgerClient
 from router.measure import record_pass_times
+from router.policy_check import PolicyCheck
+from router.process_setup import check_policy, core_setup_of
 from router.prompt_room import PromptRoom
 from router.recorder import Recorder
 from router.recording.entries import RecordingHead
 from router.recording.file import RECORDING_SUFFIX
 from router.served_model import PromptEncoder, ServedModel, load_served_model
-from router.state import RouterSettings
+from router.stream_memory import StreamMemory
 from router.streams import StreamBook
 from router.worker_link import LinkEvents, LinkSettings, WorkerLink
 from router.write_turns import BusyMeter, WriteTurns
@@ -45,6 +46,7 @@ from runtime.collector import spare_the_collector
 from runtime.config import RouterConfig
 from runtime.errors import StartupError
 from runtime.grpc_server import BoundServer, ServerOptions, TlsFiles, build_server
+from runtime.heap import HeapTrimmer
 from runtime.logging import get_logger
 from runtime.process import StopRequested
 from runtime.telemetry import start_telemetry
@@ -52,7 +54,6 @@ from runtime.wire import ReportBatch
 from scheduling.errors import StaleIncarnation
 from scheduling.ids import Incarnation, RouterId, WorkerId
 from scheduling.messages import WorkerHello
-from scheduling.policy import POLICIES
 from tandemserve.api.v1 import admin_pb2_grpc
 from tandemserve.version import VERSION
 
@@ -63,6 +64,7 @@ SERVICES = (inference.SERVICE_NAME, admin.SERVICE_NAME)
 _CLOSE_TIMEOUT_S = 5.0
 # Joins and leaves are announced; this finds leases that ran out.
 _MEMBERSHIP_POLL_S = 1.0
+_MIB = 1024 * 1024
 
 
 async def serve(config: RouterConfig, stop: StopRequested) -> None:
@@ -71,9 +73,7 @@ async def serve(config: RouterConfig, stop: StopRequested) -> None:
         raise StartupError(
             "no Redis: give --redis-url redis://HOST:PORT, or let `tandem up` start everything"
         )
-    known = [name for name, policy in POLICIES.items() if not policy.needs_foresight]
-    if config.policy not in known:
-        raise StartupError(f"policy {config.policy!r} is unknown; use one of {', '.join(known)}")
+    check_policy(config)
     try:
         model = await asyncio.to_thread(
             load_served_model,
@@ -120,24 +120,15 @@ class RouterProcess:
         self._clock = MonotonicClock()
         self._incarnation = incarnation
         self._telemetry = start_telemetry("router", config.router_id, version=VERSION)
-        setup = CoreSetup(
-            config.policy,
-            config.deadline_bucket_ms / 1e3,
-            config.kvc_bucket_blocks,
-            config.lending,
-            RouterSettings(
-                config.max_prompt_queue,
-                config.max_retries_per_task,
-                max_sequence_tokens=max_sequence_tokens(
-                    config.max_message_bytes, model.config.vocab_size
-                ),
-                task_tag=f"{config.router_id}.{incarnation:x}.",
-            ),
-        )
+        setup = core_setup_of(config, incarnation, model.config.vocab_size)
         self._core = setup.new_core()
+        self._policy_check = PolicyCheck(setup.policy)
         turns = WriteTurns(config.stream_coalesce_ms / 1e3, BusyMeter(thread_cpu_s))
+        self._heap = HeapTrimmer()
         self._streams = StreamBook(
-            turns=turns, max_stream_bytes=config.max_stream_mib * 1024 * 1024
+            turns=turns,
+            max_stream_bytes=config.max_stream_mib * _MIB,
+            memory=StreamMemory(config.all_streams_mib * _MIB, self._heap.freed),
         )
         self._dispatcher = Dispatcher(
             self._core, self._streams, self._telemetry.metrics, self._clock
@@ -158,7 +149,9 @@ class RouterProcess:
         )
         self._dispatcher.ask_ledger = self._ledger.perform
         self._membership = membership
-        self._encoder = PromptEncoder(model, config.tokenizer_threads)
+        threads = config.tokenizer_threads
+        self._room = PromptRoom(config.max_prompt_mib, threads, self._heap.freed)
+        self._encoder = PromptEncoder(model, threads, self._room)
         self._inference = self._add_services()
 
     async def run(self) -> None:
@@ -233,10 +226,10 @@ class RouterProcess:
                 "standard": _goals(config.standard_ttft_ms, config.standard_tpot_ms),
                 "batch": _goals(config.batch_ttft_ms, config.batch_tpot_ms),
             },
-            PromptRoom(config.max_prompt_mib),
+            self._room,
         )
         inference.add_to_server(service, self._server.server)
-        identity = RouterIdentity(config.router_id, self._model.name, config.policy)
+        identity = RouterIdentity(config.router_id, self._model.name, config.policy_name)
         admin_service = AdminService(
             identity,
             self._core,
@@ -269,6 +262,7 @@ class RouterProcess:
             await link.close()
         await self._ledger.close(_CLOSE_TIMEOUT_S)
         self._encoder.close()
+        self._heap.close()
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close, _CLOSE_TIMEOUT_S)
         self._telemetry.shutdown()
@@ -335,6 +329,14 @@ class RouterProcess:
 
     def _worker_connected(self, hello: WorkerHello) -> None:
         log.info("worker_connected", worker_id=hello.worker_id, role=hello.role)
+        if self._policy_check.is_news(hello):
+            log.warning(
+                "worker_policy_differs",
+                worker_id=hello.worker_id,
+                worker_policy=hello.policy,
+                router_policy=self._config.policy_name,
+                advice="give every process of the cluster the same policy and policy_set",
+            )
         self._dispatcher.apply(WorkerConnected(hello))
         self._show_readiness()
 

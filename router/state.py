@@ -18,8 +18,6 @@ from scheduling.prediction import LengthPredictor
 from scheduling.prefill_pace import PrefillPace
 from scheduling.triage import TriagedQueue
 
-_NO_LIMIT = 2**63
-
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
@@ -27,8 +25,8 @@ class RouterSettings:
 
     max_prompt_queue: int = 1024
     max_retries_per_task: int = 3
-    # A prefill worker gets new prompts while its backlog is below this.
-    max_backlog_tokens: int = 1024
+    # A worker gets new prompts while its backlog is below this; None: two of its own iterations.
+    max_backlog_tokens: int | None = None
     # Prompt and answer that fit into one message to a worker.
     max_sequence_tokens: int = 2**31 - 1
     # Predictions that differ by less count as equal where tasks are chosen by length.
@@ -83,12 +81,6 @@ class RouterState:
     # Of every new sequence; None but in a simulation.
     num_unheard: Callable[[Sequence], int] | None = None
     _attempts: Iterator[int] = field(default_factory=lambda: count(1))
-
-    @property
-    def max_backlog_tokens(self) -> int:
-        """A mixed worker gets new prompts while its backlog is below this."""
-        is_limited = not self.policy.is_queued_on_workers
-        return self.settings.max_backlog_tokens if is_limited else _NO_LIMIT
 
     @property
     def is_anything_waiting(self) -> bool:

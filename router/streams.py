@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from router.events import EmitFailed, EmitFinished, EmitPromptLogprobs, EmitTokens
 from router.prompt_room import Hold
 from router.stream_log import Emission, Starts, StreamLog
+from router.stream_memory import StreamMemory
 from router.write_turns import WriteTurns
 from scheduling.errors import BeginningForgotten, DuplicateRequest, ReaderTooSlow
 from scheduling.ids import RequestId
@@ -57,6 +58,8 @@ class RequestStream:
         # Shared by all streams of a router; by itself, a stream waits for nobody.
         self.turns = WriteTurns()
         self.max_bytes = _MAX_BYTES
+        # What this and all other streams take; by itself, it is bounded by its own limit only.
+        self.memory: StreamMemory[RequestStream] = StreamMemory()
         # Streams whose reader leaves too much unread; whoever appends ends their requests.
         self.overfull: list[RequestStream] = []
         # Another router may have sent the tokens before.
@@ -64,6 +67,9 @@ class RequestStream:
         self._num_choices = num_choices
         self._num_open_choices = num_choices - starts.count(None)
         self._reader = 0
+        # Calls that took over and have not left yet, and whether others may still find it.
+        self._num_readers = 0
+        self._is_known = False
         # Emissions in the log that the present reader has taken.
         self._num_taken = 0
         # What the log held when it came: it is to be read again first.
@@ -83,6 +89,11 @@ class RequestStream:
         return self._log.num_bytes
 
     @property
+    def has_readers(self) -> bool:
+        """Whether a call holds it, so that to forget it frees nothing."""
+        return self._num_readers > 0
+
+    @property
     def forgotten(self) -> BeginningForgotten | None:
         """Why nobody can have the answers from their first token; None where one can."""
         if not self._log.num_dropped:
@@ -99,7 +110,9 @@ class RequestStream:
         # Before it is there: nobody could have taken it.
         if self._log.num_bytes > self.max_bytes:
             self._make_room()
+        num_bytes = self._log.num_bytes
         self._log.append(emission)
+        self.memory.changed(self, self._log.num_bytes - num_bytes)
         if type(emission) is EmitFinished:
             self._num_open_choices -= 1
             self._give_room_back()
@@ -110,18 +123,32 @@ class RequestStream:
         """End with an error."""
         self.failure = failure
         if isinstance(failure.error, ReaderTooSlow):
+            self.memory.changed(self, -self._log.num_bytes)
             self._log.clear()  # it would stay for as long as the reader stands still
             self._num_taken = 0
         self._give_room_back()
         self.start_writing()
 
     def take_over(self) -> int:
-        """Become the reader; an earlier one is sent away."""
+        """Become the reader, until `leave`; an earlier one is sent away."""
         self._reader += 1
+        self._num_readers += 1
         self._num_taken = 0
         self._num_bytes_found = min(self._log.num_bytes, self.max_bytes)
         self.start_writing()
         return self._reader
+
+    def leave(self) -> None:
+        """A call that took over has ended."""
+        self._num_readers -= 1
+        self._let_go()
+
+    def found_by_others(self, is_known: bool) -> None:
+        """Whether further calls may take over."""
+        self._is_known = is_known
+        if is_known:
+            self.memory.count(self)
+        self._let_go()
 
     def is_reader(self, reader: int) -> bool:
         """Whether nobody took over since."""
@@ -172,10 +199,19 @@ class RequestStream:
         if turn is not None and not turn.done():
             turn.set_result(None)
 
+    def drop_sent(self, num_left_bytes: int) -> None:
+        """Let go of what the present reader was sent, oldest first, until so much is left."""
+        num_bytes = self._log.num_bytes
+        self._num_taken -= self._log.drop(self._num_taken, num_left_bytes)
+        self.memory.changed(self, self._log.num_bytes - num_bytes)
+
+    def _let_go(self) -> None:
+        if not self._is_known and not self._num_readers:
+            self.memory.let_go(self)
+
     def _make_room(self) -> None:
         """Drop what was sent. A reader that left too much for that has its request ended."""
-        wanted_bytes = int(self.max_bytes * (1 - _DROPPED_FRACTION))
-        self._num_taken -= self._log.drop(self._num_taken, wanted_bytes)
+        self.drop_sent(int(self.max_bytes * (1 - _DROPPED_FRACTION)))
         is_too_much = self._log.num_bytes > self.max_bytes + self._num_bytes_found
         if is_too_much and self not in self.overfull:
             self.overfull.append(self)
@@ -242,7 +278,10 @@ class StreamBook:
         max_finished_bytes: int = 64 * 1024 * 1024,
         turns: WriteTurns | None = None,
         max_stream_bytes: int = _MAX_BYTES,
+        memory: StreamMemory[RequestStream] | None = None,
     ) -> None:
+        # Of all streams together.
+        self.memory = memory or StreamMemory()
         self._turns = turns or WriteTurns()
         self._max_stream_bytes = max_stream_bytes
         # Running ones that are to be ended with `ReaderTooSlow`.
@@ -278,12 +317,15 @@ class StreamBook:
     def open(self, stream: RequestStream) -> None:
         """A new request was accepted."""
         stream.turns, stream.overfull = self._turns, self.overfull
-        stream.max_bytes = self._max_stream_bytes
+        stream.max_bytes, stream.memory = self._max_stream_bytes, self.memory
+        self._forget(stream.request_id)
         self._stream_by_id[stream.request_id] = stream
+        stream.found_by_others(True)
 
     def closed(self, stream: RequestStream) -> None:
         """Keep a finished stream for a while; the oldest make room."""
         num_bytes = stream.num_bytes
+        self.num_finished_bytes -= self._finished.pop(stream.request_id, 0)
         self._finished[stream.request_id] = num_bytes
         self.num_finished_bytes += num_bytes
         while self._finished and (
@@ -300,6 +342,21 @@ class StreamBook:
         """Streams that are not over."""
         return [stream for stream in self._stream_by_id.values() if not stream.is_over]
 
+    def make_room(self) -> list[RequestStream]:
+        """Where all streams take too much: let go of what can be had again.
+
+        What is left is unread: those of which there is most are to be ended, and returned.
+        """
+        for request_id in list(self._finished):
+            if self.memory.num_bytes <= self.memory.num_wanted_bytes:
+                return []
+            if not self._stream_by_id[request_id].has_readers:
+                self._forget(request_id)
+        self.memory.drop_sent()
+        return self.memory.largest() if self.memory.is_too_full else []
+
     def _forget(self, request_id: RequestId) -> None:
-        self._stream_by_id.pop(request_id, None)
+        stream = self._stream_by_id.pop(request_id, None)
+        if stream is not None:
+            stream.found_by_others(False)
         self.num_finished_bytes -= self._finished.pop(request_id, 0)

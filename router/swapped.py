@@ -2,11 +2,12 @@
 
 Only that worker has the KV, so each worker has a line of its own; nobody else stands behind it. The
 worker takes nothing new meanwhile, so its running tasks end and make room. Each reservation here
-covers all that the sequence may still need: it never asks for more again, so it is swapped once.
+covers more than the one before (`Sequence.num_tokens_again`), so nobody is swapped for ever.
 """
 
 from collections.abc import Iterator
 
+from router.admission import decode_blocks
 from router.events import DECODE_LEG, GENERAL, GROWTH, Action, Reserve, SendCommand, Share
 from router.fleet import WorkerView, free_estimate
 from router.sequence import Leg, LegState, Sequence
@@ -23,7 +24,7 @@ def park(state: RouterState, sequence: Sequence, now: float) -> list[Action]:
     assert leg is not None
     if leg.parked_at_s is None:
         note_swap(state, sequence)
-        sequence.reserve_all = True
+        sequence.has_made_room = True
         leg.parked_at_s = now
         sequence.move(Change.SWAPPED_OUT, now)
     key = state.policy.ordering.generation_key(sequence.as_waiting())
@@ -80,7 +81,8 @@ def to_recompute(state: RouterState, now: float) -> Iterator[Sequence]:
         assert leg is not None
         if leg.state is not LegState.PARKED:
             continue
-        if _num_blocks(sequence, view) > view.hello.num_blocks or (
+        size = view.hello.block_size
+        if num_blocks_for(sequence.num_tokens_at_most, size) > view.hello.num_blocks or (
             _is_overdue(state, leg, now) and _is_room_elsewhere(state, sequence, view, now)
         ):
             yield sequence
@@ -106,7 +108,7 @@ def _resume_first(state: RouterState, view: WorkerView, now: float) -> Reserve |
     assert leg is not None
     if leg.state is not LegState.PARKED:
         return None  # the ledger has been asked
-    num_blocks = _num_blocks(sequence, view)
+    num_blocks = decode_blocks(state, sequence, view.hello.block_size)
     share: Share = GENERAL if num_blocks <= view.num_general_blocks else GROWTH
     if free_estimate(view, share) < num_blocks:
         return None
@@ -115,17 +117,12 @@ def _resume_first(state: RouterState, view: WorkerView, now: float) -> Reserve |
     return Reserve(leg.claim, (life,), num_blocks, share)
 
 
-def _num_blocks(sequence: Sequence, view: WorkerView) -> int:
-    num_tokens = sequence.num_kv_tokens + sequence.num_response_tokens
-    return num_blocks_for(num_tokens, view.hello.block_size)
-
-
 def _is_room_elsewhere(
     state: RouterState, sequence: Sequence, view: WorkerView, now: float
 ) -> bool:
     if len(state.prompt_queue) or len(state.generation_queue):
         return False  # they are to have it
-    num_blocks = _num_blocks(sequence, view)
+    num_blocks = decode_blocks(state, sequence, view.hello.block_size)
     candidates = state.fleet.decode_candidates(now, GENERAL, sequence.request.prefix)
     return bool(decode_preferences(candidates, num_blocks, view.hello.compatibility))
 

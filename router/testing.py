@@ -210,7 +210,6 @@ def plain_prefill(
     now: float,
     num_tokens: int,
     num_tokens_at_most: int,
-    max_backlog_tokens: int,
     prefix: PromptPrefix | None,
 ) -> tuple[Candidate, ...]:
     """What `Preferences.prefill` finds, and who comes after."""
@@ -221,7 +220,7 @@ def plain_prefill(
         and may_be_asked(view, now)
         and min(view.num_tokens, fleet.max_tokens_beyond(view)) >= num_tokens_at_most
     )
-    return prefill_preferences(candidates, num_tokens, max_backlog_tokens)
+    return prefill_preferences(candidates, num_tokens)
 
 
 def plain_mixed(
@@ -229,7 +228,6 @@ def plain_mixed(
     now: float,
     num_tokens: int,
     num_tokens_at_most: int,
-    max_backlog_tokens: int,
     prefix: PromptPrefix | None,
     num_blocks_for_size: Callable[[int], int],
 ) -> tuple[Candidate, ...]:
@@ -239,7 +237,7 @@ def plain_mixed(
         for view in fleet
         if view.takes_prompts and may_be_asked(view, now) and view.num_tokens >= num_tokens_at_most
     )
-    return mixed_preferences(candidates, num_tokens, max_backlog_tokens, num_blocks_for_size)
+    return mixed_preferences(candidates, num_tokens, num_blocks_for_size)
 
 
 def plain_decode(

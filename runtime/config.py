@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import ConfigDict, Field, SecretStr, model_validator
 
 from runtime import config_sources
+from runtime.policy_config import PolicyConfig
+from scheduling.policy import DEADLINE_BUCKET_S, KVC_BUCKET_BLOCKS
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -21,7 +23,7 @@ Milliseconds = Annotated[float, Field(gt=0, le=86_400_000)]
 WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", "[::]"})
 
 
-class ProcessConfig(BaseModel):
+class ProcessConfig(PolicyConfig):
     """What all processes share. Values with a secret in them are masked wherever it is printed."""
 
     model_config = ConfigDict(
@@ -93,7 +95,6 @@ class RouterConfig(ProcessConfig):
         description="name by which clients ask for the model; default: name of its folder",
         examples=["llama-3-8b"],
     )
-    policy: Name = Field("default", description="scheduling policy", examples=["fcfs"])
     max_prompt_queue: int = Field(
         1024, ge=1, le=1_000_000, description="prompt tasks that may wait; more are refused"
     )
@@ -111,11 +112,21 @@ class RouterConfig(ProcessConfig):
         description="memory for the tokens of one running request; of what was sent the first are "
         "dropped beyond it, a request of which as much is unread is ended",
     )
+    max_all_streams_mib: int | None = Field(
+        None,
+        ge=1,
+        le=16_777_216,
+        description="the same for all requests together, with finished ones kept for replay: that "
+        "of which most is unread is ended; default: 32 times max_stream_mib",
+    )
     deadline_bucket_ms: Milliseconds = Field(
-        200.0, description="deadlines closer together than this count as equal"
+        1e3 * DEADLINE_BUCKET_S, description="deadlines closer together than this count as equal"
     )
     kvc_bucket_blocks: int = Field(
-        4, ge=1, le=1_000_000, description="KVC occupancies closer than this count as equal"
+        KVC_BUCKET_BLOCKS,
+        ge=1,
+        le=1_000_000,
+        description="KVC occupancies closer than this count as equal",
     )
     lending: bool = Field(
         True,
@@ -167,6 +178,19 @@ class RouterConfig(ProcessConfig):
     auth_token: SecretStr | None = Field(
         None, description="clients must send this bearer token", examples=["s3cret"]
     )
+
+    @property
+    def all_streams_mib(self) -> int:
+        """The value, or the default that follows from max_stream_mib."""
+        return self.max_all_streams_mib or 32 * self.max_stream_mib
+
+    @model_validator(mode="after")
+    def _one_stream_fits_among_all(self) -> Self:
+        if self.all_streams_mib < self.max_stream_mib:
+            raise ValueError(
+                "max_all_streams_mib is below max_stream_mib; one request may take as much as that"
+            )
+        return self
 
     @model_validator(mode="after")
     def _heartbeats_fit_their_timeout(self) -> Self:
@@ -255,6 +279,11 @@ class WorkerConfig(ProcessConfig):
         description="address under which prefill workers reach kv_host; default: kv_host, or what "
         "routers are told",
     )
+    kv_tcp_zerocopy: Literal["auto", "never"] = Field(
+        "auto",
+        description="whether the kernel may send KV over TCP from where it lies; auto: where one "
+        "send on the connection has shown that it does so",
+    )
     kv_checksum_fraction: float = Field(
         0.05, ge=0, le=1, description="share of moved KV blocks whose checksum is verified"
     )
@@ -319,11 +348,6 @@ class DecodeConfig(WorkerConfig):
     role: Literal["decode", "mixed"] = Field(
         "decode", description="what the worker computes; mixed: prompts as well, in place"
     )
-    policy: Name = Field(
-        "default",
-        description="what an iteration of a mixed worker holds; give it the router's policy",
-        examples=["sarathi"],
-    )
     preemption: Literal["auto", "cheaper", "first", "swap", "recompute"] = Field(
         "auto",
         description="how a sequence makes room: its KV moves to host memory or is computed again, "
@@ -341,12 +365,13 @@ class DecodeConfig(WorkerConfig):
         description="how fast KV is copied to host memory and back, assumed before the first copy",
         examples=[25_000_000_000],
     )
-    growth_reserve: float = Field(
-        0.0625,
+    growth_reserve: float | None = Field(
+        None,
         ge=0,
         le=0.5,
         description="share of the KV blocks that new answers may not take, so that running ones "
-        "can outgrow their prediction",
+        "can outgrow their prediction; default: as the policy has it",
+        examples=[0.0625],
     )
 
 

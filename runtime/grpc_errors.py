@@ -53,6 +53,15 @@ STATUS_BY_CODE: dict[str, StatusRule] = {
 }
 
 
+class MalformedMessage(InvalidRequest):
+    """The bytes of a call are no message of its method; told in the log when the call ends."""
+
+    def __init__(self, method: str) -> None:
+        problem = f"is no message of {method}; use a client of this API"
+        super().__init__("request", problem)
+        self.method = method
+
+
 async def abort_with(
     context: grpc.aio.ServicerContext[Any, Any],
     error: Exception,
@@ -64,6 +73,8 @@ async def abort_with(
     Raises: always, what `context.abort` raises.
     """
     status = status_of(error, gpu_work_spent=gpu_work_spent)
+    if isinstance(error, MalformedMessage):
+        get_logger().warning("malformed_message", method=error.method, peer=context.peer())
     _forget_frames(error)
     code = STATUS_BY_CODE[_code_of(error)].status
     await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))

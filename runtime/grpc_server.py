@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from runtime.errors import StartupError
 from runtime.health import HEALTH_SERVICE, HealthBoard
+from runtime.malformed import MalformedMessageCheck
 
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _KEEPALIVE_TIMEOUT_MS = 10_000
@@ -74,7 +75,9 @@ def build_server(options: ServerOptions, service_names: Sequence[str]) -> BoundS
 
     Raises: StartupError for a port that cannot be had or TLS files that cannot be read.
     """
-    interceptors = [] if options.auth_token is None else [BearerTokenCheck(options.auth_token)]
+    interceptors: list[grpc.aio.ServerInterceptor] = [MalformedMessageCheck()]
+    if options.auth_token is not None:
+        interceptors.insert(0, BearerTokenCheck(options.auth_token))
     server = grpc.aio.server(
         interceptors=interceptors,
         options=[

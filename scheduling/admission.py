@@ -6,7 +6,9 @@ With paged KV this is what lending unwritten blocks (EcoServe) and embedding a r
 allocation (CacheOPT) aim at, without owners of single blocks.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from scheduling.block_pool import num_blocks_for
@@ -55,20 +57,29 @@ class WhatIsReserved:
         return True
 
 
+@dataclass(frozen=True, slots=True)
 class FuturePeak:
     """The highest predicted total, the newcomer's included, stays within the pool."""
 
+    # So many times the pool, where answers that are ahead of their pace make room for others.
+    overcommit: float = 1.0
     needs_demands = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.overcommit < math.inf:
+            raise ValueError(f"overcommit must be at least 1 and finite, got {self.overcommit}")
 
     def admits(
         self, running: Sequence[Demand], newcomer: Demand, num_blocks: int, size: int
     ) -> bool:
         """An empty pool admits whatever fits at all."""
-        return not running or peak_blocks((*running, newcomer), size) <= num_blocks
+        return not running or (
+            peak_blocks((*running, newcomer), size) <= self.overcommit * num_blocks
+        )
 
     def admits_any(self, num_answers: int, num_tokens: int, num_blocks: int, size: int) -> bool:
         """No peak is higher than the sum of the ends."""
-        return 2 * num_tokens + num_answers * size <= 2 * num_blocks * size
+        return 2 * num_tokens + num_answers * size <= 2 * self.overcommit * num_blocks * size
 
 
 def peak_blocks(demands: Iterable[Demand], size: int) -> int:

@@ -4,12 +4,17 @@ AccelGen's dynamic chunks ask the first question in every iteration, EcoServe's 
 is the answer to the second.
 """
 
-from scheduling.batch_time import BatchShape, BatchTimeModel
+from dataclasses import replace
+
+from scheduling.batch_time import BatchShape, BatchTime, BatchTimeModel
+from scheduling.batch_time_online import OnlineBatchTime
 
 # Candidates for the target forward size are multiples of this.
 _SIZE_STEP = 16
 # Gives nearly the size that AccelGen measured for OPT-13B on one A100 (848 and 768 tokens).
 DEFAULT_FRACTION = 0.85
+# A bend is known when a pass this much larger was seen.
+_SEEN_BEYOND = 1.5
 
 
 def max_prompt_tokens(
@@ -61,3 +66,38 @@ def target_forward_size(
     rates = [size / model.seconds(BatchShape(num_prompt_tokens=size)) for size in sizes]
     enough = fraction * max(rates)
     return next(size for size, rate in zip(sizes, rates, strict=True) if rate >= enough)
+
+
+class ForwardSize:
+    """EcoServe's TFS of a model that may learn: looked for anew whenever the model has changed."""
+
+    def __init__(
+        self, model: BatchTimeModel, max_tokens: int, fraction: float = DEFAULT_FRACTION
+    ) -> None:
+        self._model = model
+        self._max_tokens = max_tokens
+        self._fraction = fraction
+        self._known: tuple[BatchTimeModel, int] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """The knee of the model as it is now, at most `max_tokens`; a look-up between two fits."""
+        model = self._model
+        fitted = model.model if isinstance(model, OnlineBatchTime) else model
+        if self._known is None or self._known[0] is not fitted:
+            self._known = fitted, self._found(fitted)
+        return self._known[1]
+
+    def _found(self, fitted: BatchTimeModel) -> int:
+        model: BatchTimeModel = fitted
+        if isinstance(self._model, OnlineBatchTime):
+            assert isinstance(fitted, BatchTime)
+            seen = self._model.largest_seen
+            if not seen:
+                return self._max_tokens
+            # Larger passes are believed to go on as those that were seen. The prior's further bends
+            # would put the knee below them, where no pass would ever show that there is none.
+            bends = tuple(bend for bend in fitted.bends if _SEEN_BEYOND * bend[0] <= seen)
+            model = replace(fitted, bends=bends)
+        # Of all sizes, not of those that the limit allows: the limit is no knee.
+        return min(self._max_tokens, target_forward_size(model, self._fraction))

@@ -92,6 +92,7 @@ class OnlineBatchTime:
         self._errors = _RecentErrors(self._settings.error_window)
         self._error: PassTimeError | None = None
         self._num_observed = 0
+        self._largest_fitted = 0
         self._next_refit = 1
 
     @property
@@ -107,6 +108,11 @@ class OnlineBatchTime:
     def num_kept(self) -> int:
         """Passes in memory, at most window_per_kind * max_kinds."""
         return sum(map(len, self._rows_by_kind.values()))
+
+    @property
+    def largest_seen(self) -> int:
+        """Tokens of the largest pass that the model was fitted to; 0 before the first fit."""
+        return self._largest_fitted
 
     @property
     def mean_relative_error(self) -> float | None:
@@ -154,6 +160,7 @@ class OnlineBatchTime:
 
     def _fitted(self) -> BatchTime:
         believed = [row for rows in self._rows_by_kind.values() for row in self._middle(rows)]
+        self._largest_fitted = max(row.shape.num_tokens for row in believed)
         ratios = sorted(row.seconds / self._prior.seconds(row.shape) for row in believed)
         # What was never seen is as much slower or faster than the prior as what was.
         speed = ratios[len(ratios) // 2]

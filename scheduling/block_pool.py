@@ -7,6 +7,7 @@ writes there itself (scheduling/block_leases.py); never for both reasons.
 Blocks are handed out in runs of neighbours where possible, so that a transfer is few large copies.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 
 from scheduling.block_leases import BlockLeases, Lease, LeaseKind
@@ -30,8 +31,9 @@ class BlockPool:
         # Cached blocks that nobody holds.
         self._evictable: EvictionOrder = eviction or LeastRecentlyUsed()
         self._blocks_by_owner: dict[TaskId, list[BlockId]] = {}
-        self._num_owners = [0] * num_blocks
-        self._generations = [0] * num_blocks
+        # No lists: the collector would look at each of so many numbers.
+        self._num_owners = array("I", [0]) * num_blocks
+        self._generations = array("Q", [0]) * num_blocks
         self._hash_by_block: dict[BlockId, BlockHash] = {}
         self._block_by_hash: dict[BlockHash, BlockId] = {}
         # Held blocks whose content went wrong: not to be shared before they are handed out anew.
@@ -47,7 +49,7 @@ class BlockPool:
     @property
     def num_free_blocks(self) -> int:
         """Blocks that nobody holds: what is cached there gives way."""
-        return len(self._free) + len(self._evictable)
+        return self._free.num_free + len(self._evictable)
 
     @property
     def num_cached_blocks(self) -> int:
@@ -135,7 +137,8 @@ class BlockPool:
         """
         blocks = self._blocks_by_owner.pop(owner, [])
         freed: list[BlockId] = []
-        num_owners, is_any_lent = self._num_owners, len(self._leases) > 0
+        num_owners, hash_by_block = self._num_owners, self._hash_by_block
+        is_any_lent = len(self._leases) > 0
         # The end of a chain is worth nothing without its beginning: it is to be evicted first.
         for block_id in reversed(blocks):
             if is_any_lent and self._leases.leave(block_id, owner):
@@ -143,7 +146,7 @@ class BlockPool:
             num_owners[block_id] -= 1
             if num_owners[block_id]:
                 continue
-            if block_id in self._hash_by_block:
+            if block_id in hash_by_block:
                 self._evictable.add(block_id)
             else:
                 freed.append(block_id)
@@ -273,7 +276,7 @@ class BlockPool:
             for block_id in blocks:
                 holders.setdefault(block_id, []).append(owner)
         num_owners = [len(holders.get(BlockId(i), ())) for i in range(self._num_blocks)]
-        assert num_owners == self._num_owners
+        assert num_owners == self._num_owners.tolist()
         self._leases.check_invariants(holders)
         assert not any(map(self._leases.is_lent, self._hash_by_block)), "lent and shared"
         unheld = {block_id for block_id, number in enumerate(num_owners) if not number}
@@ -290,13 +293,15 @@ class BlockPool:
 
     def _take(self, num_blocks: int) -> list[BlockId]:
         """New blocks for one holder; there are so many that nobody holds."""
-        num_evicted = max(0, num_blocks - len(self._free))
+        num_evicted = max(0, num_blocks - self._free.num_free)
         taken = sorted(self._free.take(num_blocks - num_evicted) + self._evict(num_evicted))
-        self._distrusted.difference_update(taken)
+        if self._distrusted:
+            self._distrusted.difference_update(taken)
+        generations, num_owners = self._generations, self._num_owners
         for block_id in taken:
             # As of one that is handed out: what was known of it holds no more.
-            self._generations[block_id] += 1
-            self._num_owners[block_id] = 1
+            generations[block_id] += 1
+            num_owners[block_id] = 1
         return taken
 
     def _hand_out(self, block_id: BlockId) -> None:

@@ -37,8 +37,10 @@ class DeadlineFill:
     target_tokens: int
     # Prompts get so many tokens even where answers are behind: else they could wait until all end.
     min_prompt_tokens: int = 64
-    # An answer may fall behind as far as so many tokens without a pause make up for.
+    # An answer may fall behind as far as so many tokens without a pause make up for: where it
+    # pauses, and where it has its token in a long pass, which it may meet again and again.
     catch_up_tokens: int = 8
+    long_pass_catch_up_tokens: int = 2
     # The longest pause, in goals for the mean gap: a reader notices it, whatever the mean is.
     max_pause_goals: float = 4.0
 
@@ -64,8 +66,25 @@ class DeadlineFill:
         left_s = self._left_s(state, running_s, self.catch_up_tokens if may_fall_behind else 0)
         if alone and prompts_s + running_s <= left_s:
             return IterationChoice(False, alone)
-        limit_s = max(left_s, state.tightest_tpot_s)
-        return IterationChoice(True, self._filled(state, order, running, limit_s))
+        long_s = self._left_s(state, running_s, self.long_pass_catch_up_tokens)
+        chunks = self._ending_in(state, order, running, long_s)
+        if not chunks:
+            limit_s = max(left_s, state.tightest_tpot_s)
+            chunks = self._filled(state, order, running, limit_s)
+        return IterationChoice(True, chunks)
+
+    def _ending_in(
+        self, state: IterationState, order: Order, running: BatchShape, limit_s: float
+    ) -> tuple[tuple[int, int], ...]:
+        """A long pass for the first tokens that it brings, and the share of a late one; nothing
+        where it brings none."""
+        timely, others = order
+        chunks = self._filled(state, order, running, limit_s)
+        ending = [c for c in chunks if c[1] == state.prompts[c[0]].num_missing_tokens]
+        if not any(index in timely for index, _ in ending):
+            return ()
+        late = others[:1]
+        return tuple(chunk for chunk in chunks if chunk in ending or chunk[0] in late)
 
     def _filled(
         self, state: IterationState, order: Order, shape: BatchShape, limit_s: float
@@ -78,7 +97,8 @@ class DeadlineFill:
         # The one that has been late for longest moves on in every pass: nobody waits for ever.
         turns = [(index, budget) for index in timely + others]
         if timely and others:
-            most = max_prompt_tokens(self.model, shape, limit_s, budget)
+            short_s = min(limit_s, state.tightest_tpot_s)
+            most = max_prompt_tokens(self.model, shape, short_s, budget)
             turns.insert(0, (others[0], max(1, int(LATE_SHARE * most))))
         for index, at_most in turns:
             work, done = state.prompts[index], chunks.get(index, 0)

@@ -1,37 +1,22 @@
 """Iterations as large as the tightest latency goal allows, filled in order of slack. Pure.
 
-A batch-time model says how long an iteration would take. `ProportionalTime` makes it the published
-rule, S_b = S_pf * SLO_min / T_pf; a fitted model also knows what running sequences and attention
-cost. Source: AccelGen, dynamic chunking, iteration-level prioritisation, multi-resource batching.
+A batch-time model says how long an iteration would take. One without a fixed cost makes it the
+published rule, S_b = S_pf * SLO_min / T_pf; a fitted one also knows what running sequences and
+attention cost.
+Source: AccelGen, dynamic chunking, iteration-level prioritisation, multi-resource batching.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from scheduling.batch_time import BatchShape, BatchTimeModel
-from scheduling.batch_time_limits import max_prompt_tokens
+from scheduling.batch_time_limits import ForwardSize, max_prompt_tokens
 from scheduling.batching import IterationChoice, IterationState
 from scheduling.two_resource_fit import Resources, closest_fit
 
 # A time that equals the goal but for its last bits keeps it.
 _ROUNDING = 1 + 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class ProportionalTime:
-    """An iteration of S_pf tokens takes T_pf; a smaller one takes its share of that."""
-
-    saturating_tokens: int
-    saturating_s: float
-
-    def __post_init__(self) -> None:
-        if self.saturating_tokens < 1 or self.saturating_s <= 0:
-            raise ValueError(f"the saturating iteration needs tokens and a time, got {self}")
-
-    def seconds(self, shape: BatchShape) -> float:
-        """Proportional to the forward size."""
-        return self.saturating_s * shape.num_tokens / self.saturating_tokens
 
 
 class IterationGoal(StrEnum):
@@ -41,12 +26,47 @@ class IterationGoal(StrEnum):
     TPOT = "tpot"
     # What is left until the first of their next tokens is due.
     NEXT_TOKEN = "next_token"
+    # As long as the largest iteration takes: chunks of fixed size.
+    NONE = "none"
 
     def seconds(self, state: IterationState) -> float:
-        """May be negative, where a token is late; inf where nobody runs."""
-        if self is IterationGoal.TPOT:
-            return state.tightest_tpot_s
-        return state.next_token_due_at_s - state.now
+        """May be negative, where a token is late; inf where nobody runs, or nothing counts."""
+        match self:
+            case IterationGoal.TPOT:
+                return state.tightest_tpot_s
+            case IterationGoal.NEXT_TOKEN:
+                return state.next_token_due_at_s - state.now
+            case IterationGoal.NONE:
+                return math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSettings:
+    """What a policy may choose of `DynamicChunk`; see there."""
+
+    goal: IterationGoal = IterationGoal.TPOT
+    gamma_s: float = 0.75
+    is_by_slack: bool = True
+    is_cutting_one: bool = True
+    # None: what the worker allows in one iteration.
+    max_tokens: int | None = None
+    # S_pf: the tokens that give so much of the best tokens/s; None: as many as are allowed.
+    saturation: float | None = None
+    # Of a goal: what iterations are planned for. Predictions are a few percent off.
+    margin: float = 0.95
+
+    def rule(self, model: BatchTimeModel, max_tokens: int) -> "DynamicChunk":
+        """For a worker that takes so many tokens in one iteration."""
+        return DynamicChunk(
+            model,
+            max_tokens if self.max_tokens is None else min(self.max_tokens, max_tokens),
+            self.goal,
+            self.gamma_s,
+            is_by_slack=self.is_by_slack,
+            is_cutting_one=self.is_cutting_one,
+            saturation=self.saturation,
+            margin=self.margin,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +81,37 @@ class DynamicChunk:
     """
 
     model: BatchTimeModel
-    # S_pf: tokens of an iteration beyond which nothing is gained, whatever the goals allow.
-    saturating_tokens: int
+    # S_pf at most: tokens of an iteration beyond which nothing is gained, whatever goals allow.
+    max_tokens: int
     goal: IterationGoal = IterationGoal.TPOT
     gamma_s: float = 0.75
     # Prompts get so many tokens even where a goal is missed: one that no iteration could keep would
     # otherwise let them wait until nobody runs.
     min_prompt_tokens: int = 16
+    # False: nobody is urgent, and prompts go as the router sent them.
+    is_by_slack: bool = True
+    # False: any number of prompts may be half computed.
+    is_cutting_one: bool = True
+    # None: S_pf is `max_tokens`; else what gives so much of the best tokens/s, by the model.
+    saturation: float | None = None
+    # What iterations are planned for, of a goal of those that run.
+    margin: float = 1.0
+    _size: ForwardSize | None = field(init=False, default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.saturating_tokens < 1 or self.gamma_s < 0 or self.min_prompt_tokens < 0:
+        if self.max_tokens < 1 or self.gamma_s < 0 or self.min_prompt_tokens < 0:
             raise ValueError(
-                "needs saturating_tokens >= 1, gamma_s >= 0 and min_prompt_tokens >= 0, got "
-                f"{self.saturating_tokens}, {self.gamma_s} and {self.min_prompt_tokens}"
+                "needs max_tokens >= 1, gamma_s >= 0 and min_prompt_tokens >= 0, got "
+                f"{self.max_tokens}, {self.gamma_s} and {self.min_prompt_tokens}"
             )
+        if self.saturation is not None:
+            size = ForwardSize(self.model, self.max_tokens, self.saturation)
+            object.__setattr__(self, "_size", size)
+
+    @property
+    def saturating_tokens(self) -> int:
+        """S_pf as far as it is known now."""
+        return self.max_tokens if self._size is None else self._size.num_tokens
 
     def choose(self, state: IterationState) -> IterationChoice:
         """Running sequences always; prompts by slack and fit."""
@@ -104,8 +141,10 @@ class DynamicChunk:
             num_iterations = math.ceil(work.num_missing_tokens / num_tokens)
             slack_s = work.due_at_s - state.now - num_iterations * iteration_s
             is_begun = index < state.num_in_progress
-            prompts.append(_Prompt(index, slack_s, 0 <= slack_s < iteration_s, is_begun))
-        prompts.sort(key=lambda prompt: (prompt.slack_s, prompt.index))
+            is_urgent = self.is_by_slack and 0 <= slack_s < iteration_s
+            prompts.append(_Prompt(index, slack_s, is_urgent, is_begun))
+        if self.is_by_slack:
+            prompts.sort(key=lambda prompt: (prompt.slack_s, prompt.index))
         return prompts
 
 
@@ -132,7 +171,7 @@ class _Filling:
         # None: not known since something was added.
         self._room: int | None = None
         self._least_tokens = max(rule.min_prompt_tokens, 0 if state.num_decode else 1)
-        self.limit_s = rule.goal.seconds(state)
+        self.limit_s = rule.margin * rule.goal.seconds(state)
         self.chunks: list[tuple[int, int]] = []
 
     def room(self) -> int:
@@ -147,7 +186,8 @@ class _Filling:
         missing, start = work.num_missing_tokens, work.num_computed_tokens
         if self._is_full or self._needed_blocks(prompt) > self._num_free_blocks:
             return 0
-        may_cut = prompt.is_begun or prompt.is_urgent or self._num_partial == 0
+        is_alone = self._num_partial == 0 or not self._rule.is_cutting_one
+        may_cut = prompt.is_begun or prompt.is_urgent or is_alone
         if missing > self.room() and not may_cut:
             return 0
         room = min(self.room(), self._room_from(start, missing)) if start else self.room()
@@ -177,7 +217,8 @@ class _Filling:
         self._num_partial -= prompt.is_begun
         # Its first token comes with this iteration, so its goal holds for it if it can be kept.
         left_s = work.due_at_s - self._state.now
-        if self._rule.model.seconds(self._shape) <= left_s * _ROUNDING:
+        has_goal = self._rule.goal is not IterationGoal.NONE
+        if has_goal and self._rule.model.seconds(self._shape) <= left_s * _ROUNDING:
             self.limit_s = min(self.limit_s, left_s)
 
     def _room_from(self, start: int, max_tokens: int) -> int:

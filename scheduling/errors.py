@@ -127,10 +127,19 @@ class ReaderTooSlow(TandemError):
 
     code = "reader_too_slow"
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, is_shared: bool = False) -> None:
+        """`is_shared`: the limit is that of all answers together."""
+        problem = f"{max_bytes} bytes of the answer were there and not read"
+        setting = "max_stream_mib"
+        if is_shared:
+            problem = (
+                f"answers of all requests filled the {max_bytes} bytes that the router has for "
+                "them, and of this one most was not read"
+            )
+            setting = "max_all_streams_mib"
         super().__init__(
-            f"{max_bytes} bytes of the answer were there and not read; read faster, ask for fewer "
-            "answers or logprobs, or raise max_stream_mib of the router"
+            f"{problem}; read faster, ask for fewer answers or logprobs, or raise {setting} of "
+            "the router"
         )
         self.max_bytes = max_bytes
 

@@ -18,10 +18,7 @@ class FreeRuns:
     def __init__(self, num_blocks: int) -> None:
         self._end_by_start = {0: num_blocks}
         self._start_by_end = {num_blocks: 0}
-        self._num_free = num_blocks
-
-    def __len__(self) -> int:
-        return self._num_free
+        self.num_free = num_blocks
 
     def __iter__(self) -> Iterator[int]:
         for start, end in self._end_by_start.items():
@@ -29,7 +26,7 @@ class FreeRuns:
 
     def take(self, num_blocks: int) -> list[BlockId]:
         """That many free blocks, one run where one is found quickly. There are so many."""
-        assert num_blocks <= self._num_free
+        assert num_blocks <= self.num_free
         taken: list[BlockId] = []
         looks = islice(self._end_by_start.items(), _MAX_LOOKS)
         start = next((s for s, end in looks if end - s >= num_blocks), None)
@@ -43,13 +40,13 @@ class FreeRuns:
             if stop < end:
                 self._end_by_start[stop], self._start_by_end[end] = end, stop
             start = None
-        self._num_free -= num_blocks
+        self.num_free -= num_blocks
         return taken
 
     def give(self, block_ids: Iterable[BlockId]) -> None:
         """Blocks that nobody has any more; none of them is free."""
         for start, end in runs_of(sorted(block_ids)):
-            self._num_free += end - start
+            self.num_free += end - start
             left = self._start_by_end.pop(start, start)
             right = self._end_by_start.pop(end, end)
             if right != end:
@@ -59,17 +56,21 @@ class FreeRuns:
     def check_invariants(self) -> None:
         """Raise AssertionError unless the two views agree and runs are merged."""
         assert {end: start for start, end in self._end_by_start.items()} == self._start_by_end
-        assert sum(end - start for start, end in self._end_by_start.items()) == self._num_free
+        assert sum(end - start for start, end in self._end_by_start.items()) == self.num_free
         assert not self._end_by_start.keys() & self._start_by_end.keys(), "adjacent runs"
-        assert len(set(self)) == self._num_free
+        assert len(set(self)) == self.num_free
 
 
 def runs_of(ascending: Sequence[int]) -> list[tuple[int, int]]:
     """Cut ascending numbers into maximal runs [start, end)."""
     runs: list[tuple[int, int]] = []
+    if not ascending:
+        return runs
+    start = end = ascending[0]
     for number in ascending:
-        if runs and runs[-1][1] == number:
-            runs[-1] = (runs[-1][0], number + 1)
-        else:
-            runs.append((number, number + 1))
+        if number != end:
+            runs.append((start, end))
+            start = number
+        end = number + 1
+    runs.append((start, end))
     return runs

@@ -56,7 +56,9 @@ class LengthGroups:
     """Tasks in key order, equal keys in order of arrival, and by predicted length. Bounded.
 
     The first part of a key is the deadline bucket. A group stays within one, so that no task is
-    overtaken by one of a later bucket; with `spans_buckets` it takes all of a length.
+    overtaken by one of a later bucket; with `spans_buckets` it takes all of a length. Without
+    `is_grouping` a group is one task and nobody is overtaken; guests are found by length all the
+    same.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class LengthGroups:
         max_length_tokens: int = 1 << 20,
         max_overtakes: int = 64,
         spans_buckets: bool = False,
+        is_grouping: bool = True,
     ) -> None:
         if min(length_quantum, max_length_tokens) < 1:
             raise ValueError("lengths are counted in whole tokens")
@@ -78,6 +81,7 @@ class LengthGroups:
         # How often in a row others may fill the gap that is too small for the first.
         self._max_overtakes = max_overtakes
         self._spans_buckets = spans_buckets
+        self._is_grouping = is_grouping
         self._entry_by_task: dict[TaskId, Entry] = {}
         # By length in quanta.
         self._line_by_index: dict[int, _Line] = {}
@@ -181,7 +185,7 @@ class LengthGroups:
             self.num_selections += 1
             group = self._take_group(first, room)
             if group is None:
-                return groups + self._fill_gap(first[2], room)
+                return groups + (self._fill_gap(first[2], room) if self._is_grouping else [])
             groups.append(group)
         return groups
 
@@ -218,7 +222,7 @@ class LengthGroups:
             self.remove(task_id)
             taken.append(task_id)
             line = self._line_by_index.get(index)
-            entry = None if line is None else line.heap[0]
+            entry = None if line is None or not self._is_grouping else line.heap[0]
         return LengthGroup(index * self._quantum, tuple(taken)) if taken else None
 
     def _fill_gap(self, overtaken: TaskId, room: Room) -> list[LengthGroup]:

@@ -29,8 +29,9 @@ class SequenceSpec:
     stop: StopParams
     # Cached KV is shared among sequences of equal salt only.
     cache_salt: str = ""
-    # What the caller wishes the mean gap between tokens to be.
-    tpot_s: float = math.inf
+    tpot_s: float = math.inf  # what the caller wishes the mean gap between tokens to be
+    # Of the whole answer, as the router predicts it, an upper bound; 0: it did not say.
+    num_predicted_tokens: int = 0
 
     @property
     def needs_prompt_logits(self) -> bool:
@@ -386,15 +387,14 @@ class WorkerHello:
     num_blocks: int
     block_size: int
     max_num_seqs: int
-    # Equal on two workers that may exchange KV.
-    compatibility: str
-    # Equal to the router's own: configuration and tokenizer of the model.
-    model_fingerprint: str
-    # The pool that others may push into; None on a prefill worker.
-    export: KvExport | None = None
+    compatibility: str  # equal on two workers that may exchange KV
+    model_fingerprint: str  # equal to the router's own: configuration and tokenizer of the model
+    export: KvExport | None = None  # the pool that others may push into; None on a prefill worker
     admission: Admission = Admission.OPEN  # when the session opened; then the load says it
     max_message_bytes: int = 64 * 1024 * 1024  # gRPC ends the session for a larger one
     # Of num_blocks, so many are for running answers that grow, not for new tasks.
     num_growth_blocks: int = 0
     # Above 0: num_blocks counts host memory too, which the worker fills; no task may need more.
     max_task_blocks: int = 0
+    max_num_batched_tokens: int = 0  # in one iteration; 0: it did not say
+    policy: str = ""  # the name of the one that it decides by; "": it did not say

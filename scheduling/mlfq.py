@@ -7,7 +7,7 @@ blocks each job holds. Source: FastServe (Wu et al. 2023) and its released sched
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -145,8 +145,12 @@ class _Room:
 class SkipJoinMlfq:
     """Jobs in queues; no job may ever need more blocks than the device has."""
 
-    def __init__(self, settings: MlfqSettings) -> None:
+    def __init__(
+        self, settings: MlfqSettings, awaits: Callable[[TaskId], bool] = lambda _: False
+    ) -> None:
+        """`awaits`: whether a job without KV waits to share what another is computing now."""
         self._settings = settings
+        self._awaits = awaits
         self._queues: list[OrderedDict[TaskId, _Job]] = [
             OrderedDict() for _ in range(settings.num_queues)
         ]
@@ -169,6 +173,10 @@ class SkipJoinMlfq:
     def queue_of(self, task_id: TaskId) -> int:
         """0 is the highest."""
         return self._job_by_id[task_id].queue
+
+    def needs_of(self, task_id: TaskId) -> JobNeeds:
+        """As told, or as the choices so far say."""
+        return self._job_by_id[task_id].needs
 
     def is_on_device(self, task_id: TaskId) -> bool:
         """It has KV on the device, as far as the choices so far say."""
@@ -193,8 +201,9 @@ class SkipJoinMlfq:
         self._job_by_id[task_id].needs = needs
 
     def put(self, task_id: TaskId, place: KvPlace) -> None:
-        """Its KV is there, whatever the latest choice said: that could not be done."""
+        """Its KV is there, and it does not run, whatever the latest choice said."""
         self._job_by_id[task_id].place = place
+        self._chosen.pop(task_id, None)
 
     def remove(self, task_id: TaskId) -> None:
         """It is over; harmless for one that is not here."""
@@ -283,7 +292,7 @@ class SkipJoinMlfq:
             if not needs.can_run or (is_host_full and job.place is KvPlace.NOWHERE):
                 continue
             if needs.num_prompt_tokens:
-                if num_tokens > max_tokens:
+                if num_tokens > max_tokens or not self._can_run(job):
                     continue
                 num_tokens += min(needs.num_prompt_tokens, max_tokens)
                 if num_tokens > max_tokens:
@@ -322,9 +331,14 @@ class SkipJoinMlfq:
     def _first_that_fits(self, left: _Room) -> list[_Job]:
         """Host memory is full and the highest job has no room: whoever can go on, goes on."""
         for job in self._in_order():
-            if job.needs.can_run and job.num_missing_blocks <= left.num_free:
+            if job.num_missing_blocks <= left.num_free and self._can_run(job):
                 return [job]
         return []
+
+    def _can_run(self, job: _Job) -> bool:
+        """With room: it waits for nothing else."""
+        is_begun = job.place is not KvPlace.NOWHERE
+        return job.needs.can_run and (is_begun or not self._awaits(job.task_id))
 
     def _to_bring_back(self, batch: list[_Job], num_free: int) -> list[_Job]:
         """Jobs near the top that will run soon, as far as the reserve stays free."""
@@ -333,22 +347,21 @@ class SkipJoinMlfq:
         others = (job for job in self._in_order() if job.task_id not in chosen)
         found: list[_Job] = []
         for _, job in zip(range(self._settings.max_num_seqs), others, strict=False):
-            if job.place is KvPlace.HOST and job.needs.num_blocks <= num_free:
+            if job.place is KvPlace.HOST and job.needs.can_run and job.needs.num_blocks <= num_free:
                 num_free -= job.needs.num_blocks
                 found.append(job)
         return found
 
     def _give_up_one(self) -> tuple[TaskId, ...]:
-        for job in self._from_below():
-            needs = job.needs
-            is_begun_prompt = needs.num_prompt_tokens > 0 and not needs.is_movable
-            if job.place is KvPlace.DEVICE and needs.num_blocks and not is_begun_prompt:
-                job.place = KvPlace.NOWHERE
-                job.needs = JobNeeds(
-                    0, needs.num_blocks + needs.num_new_blocks, needs.num_prompt_tokens
-                )
-                return (job.task_id,)
-        return ()
+        """Of those on the device, if there are any: that is where the others lack room."""
+        holders = [job for job in self._from_below() if job.needs.num_blocks]
+        found = [job for job in holders if job.needs.is_movable or not job.needs.num_prompt_tokens]
+        if not found:
+            return ()
+        job = min(found, key=lambda job: job.place is KvPlace.HOST)
+        job.place, num_blocks = KvPlace.NOWHERE, job.needs.num_blocks + job.needs.num_new_blocks
+        job.needs = JobNeeds(0, num_blocks, job.needs.num_prompt_tokens)
+        return (job.task_id,)
 
     def _serve(self, job: _Job, step_s: float, num_steps: int) -> None:
         """It ran so many iterations: down where it has used a quantum up, each time afresh."""

@@ -8,6 +8,7 @@ that need not travel, another one gets it. So a prefix that everybody uses sprea
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from scheduling.backlog import NO_LIMIT
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import WorkerId
 
@@ -29,6 +30,8 @@ class Candidate:
     num_hit_blocks: int = 0
     # Larger for whoever was given a task later; 0: never.
     last_taken: int = 0
+    # It gets new prompts while its backlog is below this.
+    max_backlog_tokens: int = NO_LIMIT
 
     def num_tokens_to_compute(self, num_tokens: int) -> int:
         """What of a prompt of so many tokens is not there; the last token never is."""
@@ -36,22 +39,20 @@ class Candidate:
         return num_tokens - num_hits * self.block_size
 
 
-def prefill_preferences(
-    candidates: Iterable[Candidate], num_tokens: int, max_backlog_tokens: int
-) -> tuple[Candidate, ...]:
+def prefill_preferences(candidates: Iterable[Candidate], num_tokens: int) -> tuple[Candidate, ...]:
     """Workers that may start a prompt now, the best first; all of one block size.
 
     The cost is the time until the prompt is computed plus the work that it makes, both in tokens:
     a prompt that begins like one in work waits for that rather than keep a second worker busy.
 
-    A worker whose backlog has reached the limit is left out: what waits in the router's queue can
+    A worker whose backlog has reached its limit is left out: what waits in the router's queue can
     still be reordered, what waits in a worker cannot.
     """
     fitting = [
         c
         for c in candidates
         if c.num_free_blocks >= num_blocks_for(num_tokens, c.block_size)
-        and c.num_backlog_tokens < max_backlog_tokens
+        and c.num_backlog_tokens < c.max_backlog_tokens
     ]
 
     def order(c: Candidate) -> tuple[int, int, int, WorkerId]:
@@ -66,7 +67,6 @@ def prefill_preferences(
 def mixed_preferences(
     candidates: Iterable[Candidate],
     num_tokens: int,
-    max_backlog_tokens: int,
     num_blocks_for_size: Callable[[int], int],
 ) -> tuple[Candidate, ...]:
     """Mixed workers that may start a prompt now, the best first; all of one block size.
@@ -78,7 +78,7 @@ def mixed_preferences(
         c
         for c in candidates
         if c.num_free_blocks >= num_blocks_for_size(c.block_size)
-        and c.num_backlog_tokens < max_backlog_tokens
+        and c.num_backlog_tokens < c.max_backlog_tokens
     ]
 
     def order(c: Candidate) -> tuple[int, int, int, int, WorkerId]:

@@ -9,11 +9,11 @@ from enum import StrEnum
 from typing import Protocol
 
 from scheduling.admission import Admission, FuturePeak, WhatIsReserved
+from scheduling.batch_time_limits import DEFAULT_FRACTION
 from scheduling.batch_time_online import OnlineBatchTime
 from scheduling.batch_time_recovery import Preemption
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import (
-    Filling,
     FillToTarget,
     PromptsFirst,
     WaitingRatio,
@@ -21,12 +21,13 @@ from scheduling.batching_rules import (
 )
 from scheduling.block_pool import num_blocks_for
 from scheduling.deadline_fill import DeadlineFill
-from scheduling.dynamic_chunk import DynamicChunk
+from scheduling.dynamic_chunk import ChunkSettings
 from scheduling.feedback_queues import FeedbackQueues
 from scheduling.generation_queue import GenerationQueue, OneByOne
-from scheduling.length_choice import length_predictor_named
+from scheduling.length_choice import length_predictor_named, needs_foresight
 from scheduling.length_groups import LengthGroups
 from scheduling.mlfq import MlfqSettings
+from scheduling.modelled_filling import FillToKnee, FillWithinGoal
 from scheduling.prediction import LengthPredictor
 from scheduling.task_queue import Key
 from scheduling.victims import (
@@ -74,6 +75,11 @@ class ArrivalOrder:
         return (task.arrival_at_s,)
 
 
+# Widths where nobody sets others, in a router and in a simulation.
+DEADLINE_BUCKET_S = 0.5
+KVC_BUCKET_BLOCKS = 4
+
+
 @dataclass(frozen=True, slots=True)
 class DeadlineThenOccupancy:
     """Deadline bucket first, then the larger KVC holder, then the longer task.
@@ -83,8 +89,12 @@ class DeadlineThenOccupancy:
     Source: EcoServe, section Ordering.
     """
 
-    deadline_bucket_s: float = 0.5
-    kvc_bucket_blocks: int = 4
+    deadline_bucket_s: float = DEADLINE_BUCKET_S
+    kvc_bucket_blocks: int = KVC_BUCKET_BLOCKS
+
+    def __post_init__(self) -> None:
+        if self.deadline_bucket_s <= 0 or self.kvc_bucket_blocks < 1:
+            raise ValueError(f"buckets must have a width, got {self}")
 
     def prompt_key(self, task: WaitingTask) -> Key:
         """(deadline bucket, −KVC bucket, −prompt length)."""
@@ -126,6 +136,10 @@ class BlockAllocation:
 
     num_tokens_ahead: int = 1
 
+    def __post_init__(self) -> None:
+        if self.num_tokens_ahead < 1:
+            raise ValueError(f"num_tokens_ahead must be at least 1, got {self.num_tokens_ahead}")
+
     def num_decode_blocks(
         self, num_kv_tokens: int, num_response_tokens: int, block_size: int
     ) -> int:
@@ -139,8 +153,10 @@ class Batching(StrEnum):
 
     # Decode tokens first, prompts cut to fill the rest.
     FILL = "fill"
-    # The same, the rest filled with whole prompts as far as some fit.
-    FIT = "fit"
+    # The same, but no longer than the tightest goal for gaps allows.
+    FILL_WITHIN_GOAL = "fill-within-goal"
+    # Up to where larger passes gain little, filled with whole prompts as far as some fit.
+    FIT_TO_KNEE = "fit-to-knee"
     PROMPTS_FIRST = "prompts-first"
     WHOLE_MIXED = "whole-mixed"
     WAITING_RATIO = "waiting-ratio"
@@ -175,10 +191,14 @@ class Policy:
     ordering: Ordering
     allocation: Allocation
     batching: Batching = Batching.FILL
+    # What iterations hold, where these are dynamic.
+    chunks: ChunkSettings = ChunkSettings()  # noqa: RUF009 - frozen
     # Of `length_choice`: how long an answer will be, and how much room that means.
     predictor: str = "quantiles"
     bound: str | None = None
     growth_reserve: float = GROWTH_RESERVE
+    # Answers ask for room before they have none (CacheOPT, proactive allocation).
+    is_growing_ahead: bool = True
     # Whether waiting prompts may begin in blocks of running answers.
     sharing: Sharing = Sharing.NONE
     # Whether a task may join those that run on a worker with room for its first blocks.
@@ -188,9 +208,10 @@ class Policy:
     is_preempting_eagerly: bool = False
     # What becomes of the KV of those who make room.
     preemption: Preemption = Preemption.CHEAPER
-    # A sequence that made room comes back with all that it can ever need: it makes room once.
-    # Without this only a rule whose first never makes room gets everybody to an end.
-    reserves_all_again: bool = True
+    # A sequence that made room comes back with room for as much again as it has, and for twice as
+    # much with every time. Without this only a rule whose first never makes room gets everybody to
+    # an end.
+    reserves_more_again: bool = True
     # A prompt whose first token cannot be in time any more goes behind those that can be.
     late_yields: bool = False
     # Answers of equal predicted length that wait for room get it together, a gap too small for the
@@ -207,7 +228,7 @@ class Policy:
     @property
     def needs_foresight(self) -> bool:
         """It must be told how long answers will be: only a simulation can."""
-        return self.predictor == "oracle"
+        return needs_foresight(self.predictor)
 
     def new_predictor(self) -> LengthPredictor:
         """A predictor that knows nothing yet."""
@@ -217,6 +238,8 @@ class Policy:
         """An empty queue for answers that wait for room."""
         if self.is_grouping:
             return LengthGroups(max_tasks, length_quantum=length_quantum)
+        if self.sharing is Sharing.PIPELINE:
+            return LengthGroups(max_tasks, length_quantum=length_quantum, is_grouping=False)
         return OneByOne(max_tasks)
 
     def batching_rule(self, max_tokens: int, max_seqs: int) -> BatchingRule:
@@ -224,8 +247,10 @@ class Policy:
         match self.batching:
             case Batching.FILL:
                 return FillToTarget(max_tokens)
-            case Batching.FIT:
-                return FillToTarget(max_tokens, Filling.FIT)
+            case Batching.FILL_WITHIN_GOAL:
+                return FillWithinGoal(OnlineBatchTime(), max_tokens)
+            case Batching.FIT_TO_KNEE:
+                return FillToKnee(OnlineBatchTime(), max_tokens)
             case Batching.PROMPTS_FIRST:
                 return PromptsFirst(max_tokens, max_seqs)
             case Batching.WHOLE_MIXED:
@@ -235,32 +260,38 @@ class Policy:
             case Batching.BY_DEADLINE:
                 return DeadlineFill(OnlineBatchTime(), max_tokens)
             case Batching.DYNAMIC:
-                return DynamicChunk(OnlineBatchTime(), max_tokens)
+                return self.chunks.rule(OnlineBatchTime(), max_tokens)
             case Batching.FEEDBACK:
                 return FeedbackQueues(OnlineBatchTime(), MlfqSettings(max_seqs, max_tokens))
 
+
+# Blocks as answers grow, newcomers as far as the predicted peak allows; who is ahead of its pace
+# makes room for others, late ones yield.
+_DEFAULT = Policy(
+    "default",
+    DeadlineThenOccupancy(),
+    BlockAllocation(num_tokens_ahead=64),
+    Batching.BY_DEADLINE,
+    growth_reserve=0.01,
+    admission=FuturePeak(overcommit=1.2),
+    victims=LargestSlack(),
+    is_preempting_eagerly=True,
+    late_yields=True,
+)
 
 _ECOSERVE = Policy(
     "ecoserve",
     DeadlineThenOccupancy(),
     ExactAllocation(),
-    Batching.FIT,
+    Batching.FIT_TO_KNEE,
+    bound="padded",
     sharing=Sharing.PIPELINE,
     is_grouping=True,
     is_decoupled=True,
 )
 
 _ALL = (
-    # Blocks as answers grow, newcomers as far as the predicted peak allows.
-    # Late ones yield.
-    Policy(
-        "default",
-        DeadlineThenOccupancy(),
-        BlockAllocation(num_tokens_ahead=64),
-        Batching.BY_DEADLINE,
-        admission=FuturePeak(),
-        late_yields=True,
-    ),
+    _DEFAULT,
     _ECOSERVE,
     # CacheOPT: a bound that holds with a set confidence, prompts embedded where answers have room.
     Policy(
@@ -283,7 +314,7 @@ _ALL = (
         victims=LastArrived(),
         is_preempting_eagerly=True,
         preemption=Preemption.RECOMPUTE,
-        reserves_all_again=False,
+        reserves_more_again=False,
     ),
     # Orca reserves the longest answer that the caller allows, so nobody ever makes room.
     Policy(
@@ -299,11 +330,12 @@ _ALL = (
         "sarathi",
         ArrivalOrder(),
         BlockAllocation(),
+        Batching.FILL_WITHIN_GOAL,
         growth_reserve=0.01,
         victims=LastArrived(),
         is_preempting_eagerly=True,
         preemption=Preemption.RECOMPUTE,
-        reserves_all_again=False,
+        reserves_more_again=False,
     ),
     Policy(
         "tgi",
@@ -314,11 +346,13 @@ _ALL = (
         growth_reserve=0.0,
         preemption=Preemption.RECOMPUTE,
     ),
+    # DistServe: what differs from it as published is told in docs/decisions/distserve-as-built.md.
     Policy(
         "distserve",
         ArrivalOrder(),
         BlockAllocation(),
         growth_reserve=0.01,
+        victims=LastArrived(),
         preemption=Preemption.FIRST,
         is_disaggregated=True,
     ),
@@ -338,21 +372,13 @@ _ALL = (
         DeadlineThenOccupancy(),
         BlockAllocation(),
         Batching.DYNAMIC,
+        ChunkSettings(saturation=DEFAULT_FRACTION),
         growth_reserve=0.01,
         victims=LargestSlack(),
         is_preempting_eagerly=True,
     ),
     # The default with perfect foresight.
-    Policy(
-        "oracle",
-        DeadlineThenOccupancy(),
-        BlockAllocation(num_tokens_ahead=64),
-        Batching.BY_DEADLINE,
-        admission=FuturePeak(),
-        late_yields=True,
-        predictor="oracle",
-        growth_reserve=0.0,
-    ),
+    replace(_DEFAULT, name="oracle", predictor="oracle", growth_reserve=0.0),
 )
 POLICIES: dict[str, Policy] = {policy.name: policy for policy in _ALL}
 

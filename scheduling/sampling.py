@@ -1,7 +1,10 @@
 """What a client asks of the next token and of the end of the answer, already resolved."""
 
+import hashlib
 from array import array
 from dataclasses import dataclass
+
+from scheduling.ids import RequestId
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class SamplingParams:
     top_k: int = 0
     # Keep the smallest set whose probability reaches this, in (0, 1].
     top_p: float = 1.0
-    # 64-bit; the router draws one where the client gave none.
+    # 64-bit; `seed_of` the request where the client gave none.
     seed: int = 0
     # Report the logprob of each token and of this many alternatives; None reports nothing.
     num_logprobs: int | None = None
@@ -36,6 +39,14 @@ class SamplingParams:
     end_token_ids: tuple[int, ...] = ()
     # As num_logprobs, of each prompt token but the first; computed with the prompt.
     num_prompt_logprobs: int | None = None
+
+
+def seed_of(request_id: RequestId) -> int:
+    """The seed of a request that names none, the same at every router and in every version.
+
+    The first 53 bits of the SHA-256 of its id: JSON readers keep no more of a number.
+    """
+    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8]) >> 11
 
 
 @dataclass(frozen=True, slots=True)

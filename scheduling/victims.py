@@ -96,8 +96,11 @@ class LowestQueue:
 
 @dataclass(frozen=True, slots=True)
 class LargestSlack:
-    """Who can wait longest. Source: AccelGen, room for urgent requests."""
+    """Who can wait longest; without goals, the shortest.
+
+    Source: AccelGen, room for urgent requests.
+    """
 
     def key(self, candidate: Candidate) -> Key:
-        """Slack, descending."""
-        return (-candidate.slack_s,)
+        """(−slack, tokens)."""
+        return (-candidate.slack_s, candidate.num_tokens)

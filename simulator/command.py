@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from runtime.clock import MonotonicClock
@@ -17,6 +18,7 @@ from simulator.report.json_file import write_json
 from simulator.report.text_table import text_table
 from simulator.reporting import write_report, write_wall_times
 from simulator.runs import Runner
+from simulator.side_by_side import run_side_by_side
 from simulator.usage import (
     Parser,
     UsageError,
@@ -35,6 +37,8 @@ examples:
   tandem simulate --trace requests.csv --policy default,fcfs --rate-scale 1,2,4 --report out
   tandem simulate --trace lengths.csv --rate 3 --policy ecoserve --cluster prefill:1,decode:3
   tandem simulate --trace requests.csv --slo ttft=500ms,tpot=50ms --search-goodput
+  tandem simulate --policy default,fcfs --set victims=last-arrived
+  tandem simulate --policy default,default+victims=last-arrived
 
 The trace may be a csv file with the columns arrival_s, prompt_tokens and output_tokens, or any of
 the formats of docs/traces.md; docs/simulator.md says what is modelled, and how well.
@@ -82,7 +86,7 @@ def _simulate(argv: Sequence[str]) -> None:
     options = _parser().parse_args(argv)
     chosen = [
         (policy, cluster_for(options.cluster, is_disaggregated=policy.is_disaggregated))
-        for policy in policies_of(options.policy, is_lending=not options.no_lending)
+        for policy in policies_of(options.policy, options.set, is_lending=not options.no_lending)
     ]
     rates = _Rates.of(options)
     if options.report is not None:
@@ -92,11 +96,14 @@ def _simulate(argv: Sequence[str]) -> None:
     if options.search_goodput:
         _search(options, runner, chosen, rates.scales[0])
         return
-    results: list[RunResult] = []
-    for scale in rates.scales:
-        for policy, cluster in chosen:
-            is_traced = options.report is not None and not results
-            results.append(runner.run(policy, cluster, scale, is_traced=is_traced))
+    jobs = [
+        partial(Runner.run, policy=policy, cluster=cluster, rate_scale=scale)
+        for scale in rates.scales
+        for policy, cluster in chosen
+    ]
+    if options.report is not None:
+        jobs[0] = partial(jobs[0], is_traced=True)
+    results = run_side_by_side(jobs, runner, options.jobs)
     _write(options, runner, results, results, text_table([summary(one) for one in results]), {})
 
 
@@ -127,18 +134,19 @@ def _search(
     start: float,
 ) -> None:
     search = RateSearch(options.attainment, start, options.tolerance, options.max_probes)
-    found: list[Goodput] = []
-    for policy, cluster in chosen:
-        is_for_report = options.report is not None
-        one = search_goodput(
-            runner,
-            policy,
-            cluster,
-            search,
+    is_for_report = options.report is not None
+    jobs = [
+        partial(
+            search_goodput,
+            policy=policy,
+            cluster=cluster,
+            search=search,
             is_for_report=is_for_report,
-            is_traced=is_for_report and not found,
+            is_traced=is_for_report and number == 0,
         )
-        found.append(one)
+        for number, (policy, cluster) in enumerate(chosen)
+    ]
+    found = run_side_by_side(jobs, runner, options.jobs)
     # Where nothing serves, the run that came nearest to it.
     best = [one.best or _nearest(one) for one in found]
     shown = [run for one in found for run in one.complete] or best

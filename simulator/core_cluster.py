@@ -166,21 +166,21 @@ class CoreCluster:
                 worker = self.worker_by_id.get(worker_id)
                 if worker is not None:
                     self._in_order(worker, partial(self._command, worker, command))
+            case EmitTokens(_, _, tokens):
+                key = tokens.task_id, tokens.first_token_index
+                self._audience.tokens(action, self.now, self._gaps_s.get(key, _NO_GAPS))
+            case Reserve() | Extend() | TransferHolding() | ReleaseHolding():
+                self.at(self._timing.ledger_s(), partial(self._ask_ledger, action))
+            case EmitFinished():
+                self._audience.finished(action, self.now)
+            case WakeAt(at_s):
+                self.at(max(0.0, at_s - self.now), partial(self.tell, TimeReached()))
+            case EmitFailed():
+                self._audience.failed(action, self.now)
             case IntroducePeer():
                 pass  # every pool is at hand here
             case EmitPromptLogprobs():
                 pass  # no test here asks for any
-            case EmitTokens(_, _, tokens):
-                key = tokens.task_id, tokens.first_token_index
-                self._audience.tokens(action, self.now, self._gaps_s.get(key, _NO_GAPS))
-            case EmitFinished():
-                self._audience.finished(action, self.now)
-            case EmitFailed():
-                self._audience.failed(action, self.now)
-            case WakeAt(at_s):
-                self.at(max(0.0, at_s - self.now), lambda: self.tell(TimeReached()))
-            case Reserve() | Extend() | TransferHolding() | ReleaseHolding():
-                self.at(self._timing.ledger_s(), partial(self._ask_ledger, action))
 
     def _ask_ledger(self, action: LedgerQuestion) -> None:
         answer = self._ledger_turns.answer(action, self.now)

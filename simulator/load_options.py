@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scheduling.policy import POLICIES, Policy, Sharing
+from scheduling.policy_settings import PolicyInvalid, joined, policy_of
 from simulator.hardware.description import known_names, load_hardware
 from simulator.load import DEFAULT_SWAP_GIB, Load, LoadSettings
 from simulator.traces.reading import read_workload
@@ -33,6 +34,8 @@ def add_load_options(parser: Parser) -> None:
     add("--swap-gib", type=gib, default=DEFAULT_SWAP_GIB, metavar="GIB", help=about)
     about = "let workers compute what prompts share every time"
     add("--no-prefix-caching", action="store_true", help=about)
+    about = "choose otherwise in every policy, such as victims=last-arrived; may be repeated"
+    add("--set", action="append", default=[], metavar="FIELD=VALUE,...", help=about)
     about = "let no prompt begin in blocks that running answers need only later"
     add("--no-lending", action="store_true", help=about)
 
@@ -45,20 +48,24 @@ def add_output_options(parser: Parser, about_report: str) -> None:
     about = "write how long the simulation itself took there, as JSON"
     add("--wall-times", type=file_to_write, metavar="FILE", help=about)
     add("--quiet", action="store_true", help="no progress, no notes on stderr")
+    about = "so many runs, or searches, side by side; each needs its own memory (default: 1)"
+    add("--jobs", type=count, default=1, metavar="N", help=about)
 
 
-def policies_of(text: str, *, is_lending: bool = True) -> list[Policy]:
-    """The named policies, each once; of those that lend blocks, only whether they may is changed.
+def policies_of(text: str, changes: Sequence[str] = (), *, is_lending: bool = True) -> list[Policy]:
+    """The named policies, each once, with all that is changed in every one of them.
 
+    Without lending, of those that lend blocks only whether they may is changed as well.
     Raises: UsageError.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in POLICIES:
-            raise UsageError(f"unknown policy {name!r}; use some of {', '.join(POLICIES)}")
     if not names:
         raise UsageError(f"--policy names none; use some of {', '.join(POLICIES)}")
-    policies = [POLICIES[name] for name in names]
+    pairs = [pair for each in changes for pair in each.split(",") if pair.strip()]
+    try:
+        policies = [policy_of(joined(name, pairs)) for name in names]
+    except PolicyInvalid as error:
+        raise UsageError(str(error)) from error
     return policies if is_lending else [replace(p, sharing=Sharing.NONE) for p in policies]
 
 

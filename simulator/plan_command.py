@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from runtime.clock import MonotonicClock
@@ -18,6 +19,7 @@ from simulator.report.json_file import write_json
 from simulator.report.whole_file import replace_file
 from simulator.reporting import write_wall_times
 from simulator.runs import Runner
+from simulator.side_by_side import run_side_by_side
 from simulator.usage import NothingServes, Parser, UsageError, count, guarded, positive, share
 
 _AUTO = "auto"
@@ -71,7 +73,7 @@ def _parser() -> Parser:
 
 def _plan(argv: Sequence[str]) -> None:
     options = _parser().parse_args(argv)
-    policies = policies_of(options.policy, is_lending=not options.no_lending)
+    policies = policies_of(options.policy, options.set, is_lending=not options.no_lending)
     shapes = [_shape(options.shape, policy) for policy in policies]
     if Shape.SPLIT in shapes and options.max_workers < 2:
         raise UsageError("prefill and decode on separate workers need --max-workers 2 or more")
@@ -87,10 +89,13 @@ def _plan(argv: Sequence[str]) -> None:
         prefill_demand=demand.prefill,
         decode_demand=demand.decode,
     )
-    plans = [
-        plan_cluster(runner, policy, shape, options.rate_scale, search)
+    jobs = [
+        partial(
+            plan_cluster, policy=policy, shape=shape, rate_scale=options.rate_scale, search=search
+        )
         for policy, shape in zip(policies, shapes, strict=True)
     ]
+    plans = run_side_by_side(jobs, runner, options.jobs)
     _write(options, runner, plans)
     if all(plan.best is None for plan in plans):
         # A cut search is told in the table as well, but it is the first thing to change.

@@ -20,8 +20,10 @@ class RateSearch:
     # The rate found serves, and one that is higher by this factor (1 + tolerance) does not.
     tolerance: float = 0.05
     max_probes: int = 20
-    # Rates beyond start times or over this are not tried.
+    # Rates beyond start times this are not tried.
     max_factor: float = 1024.0
+    # Nor are those below start over this.
+    max_divisor: float = 1024.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def highest_rate(attainment_at: Callable[[float], float], settings: RateSearch) 
 
 def _bracket(search: _Search) -> Ending | None:
     settings = search.settings
-    highest, lowest = settings.start * settings.max_factor, settings.start / settings.max_factor
+    highest, lowest = settings.start * settings.max_factor, settings.start / settings.max_divisor
     rate, rises = settings.start, search.serves(settings.start)
     while search.highest_served is None or search.lowest_failed_above is None:
         rate = rate * 2 if rises else rate / 2

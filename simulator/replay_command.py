@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from router.recording.entries import ENDED, FULL, TOO_SLOW, Handled
-from router.recording.file import Recording
+from router.recording.file import Recording, RecordingUnreadable
 from router.recording.values import Encoder, Json
 from simulator.replaying import Difference, Replayed, replay
 from simulator.usage import DONE, FAILED, Parser, count, guarded
@@ -20,8 +20,8 @@ examples:
 The router writes a recording where its setting record_dir names a folder. docs/simulator.md says
 what is in it: prompts and answers as token ids, but no text.
 
-Exit codes: 0 every action is the same, 1 one differs or the file cannot be read, 2 wrong usage,
-130 interrupted.
+Exit codes: 0 every action is the same, 1 one differs, nothing was recorded or the file cannot be
+read, 2 wrong usage, 130 interrupted.
 """
 _WHY = {
     ENDED: "",
@@ -68,6 +68,9 @@ def _replay(argv: Sequence[str]) -> bool:
     with options.recording.open("rb", buffering=0) as file:
         recording = Recording(options.recording, file)
         replayed = replay(recording, watch, is_checking=options.check)
+    if not replayed.num_events:
+        problem = f"nothing was recorded: {_why_nothing(recording)}"
+        raise RecordingUnreadable(options.recording, 0, problem, "record a router that serves")
     if options.json:
         told = _as_json(recording, replayed) | {"shown": shown[0] if shown else None}
         sys.stdout.write(json.dumps(told) + "\n")
@@ -75,6 +78,13 @@ def _replay(argv: Sequence[str]) -> bool:
         sys.stdout.writelines(json.dumps(one, indent=1) + "\n" for one in shown)
         sys.stdout.write(_report(recording, replayed))
     return replayed.difference is None
+
+
+def _why_nothing(recording: Recording) -> str:
+    reason = recording.end_reason
+    if reason == ENDED:
+        return f"{recording.head.router_id} ended before it was told anything"
+    return _CUT if reason is None else _WHY.get(reason, reason)
 
 
 def _report(recording: Recording, replayed: Replayed) -> str:

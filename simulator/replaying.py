@@ -8,6 +8,7 @@ from router.events import RequestArrived
 from router.recording.entries import Handled, about, handle, is_same, outcome_of
 from router.recording.file import Recording, RecordingUnreadable
 from router.recording.values import Encoder, Json
+from scheduling.policy_settings import PolicyInvalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,10 @@ def _new_core(recording: Recording) -> RouterCore:
     setup = recording.head.setup
     try:
         return setup.new_core()
-    except KeyError as error:
+    except PolicyInvalid as error:
         problem = f"this version has no policy {setup.policy!r}"
-        raise RecordingUnreadable(recording.path, 1, problem) from error
+        way_out = f"replay it with Tandem {recording.head.product}"
+        raise RecordingUnreadable(recording.path, 1, problem, way_out) from error
 
 
 def _checked(core: RouterCore, came: Json) -> Json:

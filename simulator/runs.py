@@ -28,18 +28,29 @@ class Trial:
     attainment: float
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about runs of a policy that whoever looks on should know, once."""
+
+    policy: str
+    # Of one kind, the first is told: a search need not say it again at every rate.
+    kind: str
+    text: str
+
+
 @dataclass(slots=True)
 class Runner:
     """Runs one load again and again; the same calls give the same results."""
 
     load: Load
     clock: Clock
-    # Where progress and notes go; None: nowhere.
+    # Where notes go, and progress unless that has a stream of its own; None: nowhere.
     stream: IO[str] | None = None
+    progress: IO[str] | None = None
     # Wall times of all runs so far.
     wall_times: list[Mapping[str, Json]] = field(default_factory=list)
-    # Policies and what of theirs was told: a search need not say it again at every rate.
-    _told: set[tuple[str, str]] = field(default_factory=set)
+    # One of each kind.
+    notes: list[Note] = field(default_factory=list)
 
     def run(
         self, policy: Policy, cluster: ClusterSpec, rate_scale: float, *, is_traced: bool = False
@@ -65,9 +76,9 @@ class Runner:
         simulation = Simulation(self.load.scenario(rate_scale), policy, cluster, recorder)
         name = policy.name if rate_scale == 1 else f"{policy.name} x{rate_scale:.4g}"
         line = None
-        if self.stream is not None:
-            title = f"{name} on {cluster.text}"
-            line = ProgressLine(self.stream, self.clock, title, num_requests)
+        stream = self.progress or self.stream
+        if stream is not None:
+            line = ProgressLine(stream, self.clock, f"{name} on {cluster.text}", num_requests)
 
         def goes_on(now: float) -> bool:
             if line is not None:
@@ -88,7 +99,7 @@ class Runner:
         if is_complete and num_ended < num_requests:
             num_left = num_requests - num_ended
             text = f"{num_left} requests never ended: this is a defect; report it with the trace"
-            self._tell(policy.name, "never ended", text)
+            self.tell(Note(policy.name, "never ended", text))
         num_met = record.requests.all.num_attained if is_complete else num_requests - misses.num
         return Trial(result, is_complete, num_met / num_requests)
 
@@ -128,12 +139,15 @@ class Runner:
     def _tell_failures(self, policy: str, simulation: Simulation) -> None:
         for error, failure in simulation.failure_by_error.items():
             text = f"{failure.count} requests failed with {error}, the first with: "
-            self._tell(policy, error, text + failure.first_message)
+            self.tell(Note(policy, error, text + failure.first_message))
 
-    def _tell(self, policy: str, what: str, text: str) -> None:
-        if self.stream is not None and (policy, what) not in self._told:
-            self._told.add((policy, what))
-            self.stream.write(f"note: {policy}: {text}\n")
+    def tell(self, note: Note) -> None:
+        """Keep it and write it, unless one of its kind was told."""
+        if any((one.policy, one.kind) == (note.policy, note.kind) for one in self.notes):
+            return
+        self.notes.append(note)
+        if self.stream is not None:
+            self.stream.write(f"note: {note.policy}: {note.text}\n")
 
 
 @dataclass(slots=True)

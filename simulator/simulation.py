@@ -15,8 +15,10 @@ from router.core import RouterCore
 from router.events import EmitFailed, EmitFinished, EmitTokens, RequestArrived, RequestSpec
 from router.state import RouterSettings
 from runtime.clock import ManualClock
+from runtime.collector import spared_collector
 from scheduling.batch_time import shape_of
 from scheduling.batch_time_online import PassTimeError
+from scheduling.batch_time_recovery import Preemption
 from scheduling.errors import TandemError
 from scheduling.ids import RequestId
 from scheduling.lifecycle import TERMINAL
@@ -45,6 +47,8 @@ from simulator.worker_spec import WorkerSpec
 _EVENTS_AT_ONCE = 256
 # Where a request has no goal, a day: it goes behind all that have one.
 _NO_GOAL_S = 86_400.0
+# Of all prompts of a workload in which nothing is cached.
+_NO_PREFIX = PromptPrefix((), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +101,7 @@ class Simulation:
         # Of requests that failed, by the name of the error.
         self.failure_by_error: dict[str, Failure] = {}
         hardware = scenario.hardware
-        limits = hardware.limits
-        settings = RouterSettings(
-            max_prompt_queue=max(1, len(scenario.workload.requests)),
-            max_backlog_tokens=2 * limits.max_num_batched_tokens,
-            max_retries_per_task=100,
-        )
-        router = RouterCore(policy, policy.new_predictor(), settings)
+        router = RouterCore(policy, policy.new_predictor(), router_settings(scenario))
         timing = ModelTiming(
             batch=hardware.batch_time_model(),
             transfer=hardware.transfer.model(),
@@ -132,9 +130,10 @@ class Simulation:
         not ended by then counts as missed, what has not arrived does not count.
         """
         self._schedule_next()
-        while not self._cluster.run_some(_EVENTS_AT_ONCE):
-            if not goes_on(self._cluster.now):
-                break
+        with spared_collector():
+            while not self._cluster.run_some(_EVENTS_AT_ONCE):
+                if not goes_on(self._cluster.now):
+                    break
         return replace(
             self._recorder.finish(self._cluster.now),
             length_calibration=self._cluster.router.state.calibration.report(),
@@ -218,7 +217,7 @@ class Simulation:
             tpot_s=min(slo.tpot_s, _NO_GOAL_S),
             deadline_s=None,
             # None: the router hashes the prompt's blocks itself.
-            prefix=None if is_cached else PromptPrefix((), ""),
+            prefix=None if is_cached else _NO_PREFIX,
             known_output_tokens=num_output_tokens,
         )
 
@@ -290,12 +289,22 @@ class Simulation:
         self._recorder.iterated(worker.hello.worker_id, iteration, num_blocks)
 
 
+def router_settings(scenario: Scenario) -> RouterSettings:
+    """The router's own, but that it refuses nobody and gives nobody up."""
+    return RouterSettings(
+        max_prompt_queue=max(1, len(scenario.workload.requests)),
+        max_retries_per_task=100,
+    )
+
+
 def worker_spec(role: str, scenario: Scenario, policy: Policy) -> WorkerSpec:
     """A worker of the scenario's hardware as the policy wants it."""
     hardware = scenario.hardware
     limits = hardware.limits
     block_size = hardware.kv.block_size
     block_bytes = hardware.kv.bytes_per_token * block_size
+    # What always gives its KV up needs no place for it.
+    keeps_kv = role != "prefill" and policy.preemption is not Preemption.RECOMPUTE
     return WorkerSpec(
         role=role,
         num_blocks=hardware.num_kv_blocks,
@@ -305,11 +314,13 @@ def worker_spec(role: str, scenario: Scenario, policy: Policy) -> WorkerSpec:
         growth_reserve=policy.growth_reserve,
         victims=policy.victims,
         is_preempting_eagerly=policy.is_preempting_eagerly,
-        num_swap_blocks=0 if role == "prefill" else scenario.swap_bytes // block_bytes,
+        is_growing_ahead=policy.is_growing_ahead,
+        num_swap_blocks=scenario.swap_bytes // block_bytes if keeps_kv else 0,
         preemption=policy.preemption,
         swap_bytes_per_s=hardware.swap_model().out.bytes_per_s,
         prefix_caching=scenario.prefix_caching,
         max_untold_tokens=scenario.max_untold_tokens,
         batching=policy.batching_rule(limits.max_num_batched_tokens, limits.max_num_seqs),
         block_bytes=block_bytes,
+        policy=policy.name,
     )

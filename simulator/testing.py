@@ -22,7 +22,8 @@ from runtime.clock import ManualClock
 from scheduling.batch_time_recovery import Preemption
 from scheduling.ids import RequestId, WorkerId
 from scheduling.length_quantiles import OnlineQuantiles
-from scheduling.policy import GROWTH_RESERVE, Policy, policy_named
+from scheduling.policy import GROWTH_RESERVE, Policy
+from scheduling.policy_settings import policy_of
 from scheduling.prediction import LengthPredictor, RequestFeatures, ResponseLength
 from scheduling.sampling import SamplingParams, StopParams
 from simulator.checked_engine import CheckedEngine, answer
@@ -125,6 +126,7 @@ class CheckedCluster(CoreCluster):
                 self._spec,
                 victims=policy.victims,
                 is_preempting_eagerly=policy.is_preempting_eagerly,
+                is_growing_ahead=policy.is_growing_ahead,
             )
         if policy is not None and policy.is_queued_on_workers:
             limits = self._spec.max_num_batched_tokens, max_num_seqs
@@ -214,7 +216,7 @@ def new_cluster(
     """One prefill worker and some decode workers, or others: ids are ROLE-NUMBER."""
     if predictor is None:
         predictor = ShortSighted() if short_sighted else OnlineQuantiles(pooling_samples=4)
-    chosen = policy_named(policy, 0.5, 4)
+    chosen = policy_of(policy)
     router = RouterCore(
         chosen,
         predictor,

@@ -36,15 +36,18 @@ class WorkerSpec:
     batching: BatchingRule | None = None
     victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
     is_preempting_eagerly: bool = False
+    is_growing_ahead: bool = True
     # More than 1 for engines that only count.
     max_untold_tokens: int = 1
     block_bytes: int = 1
+    # The name of the one that the settings above are of.
+    policy: str = ""
     compatibility: str = "same"
 
     def hello(self, worker_id: WorkerId, life: Incarnation) -> WorkerHello:
         """What it says of itself."""
         reserve = growth_reserve_blocks(self.num_blocks, self.growth_reserve)
-        num_host_blocks = None if self.role == "prefill" else self._settings.num_host_blocks
+        num_host_blocks = None if self.role == "prefill" else self.decode_settings.num_host_blocks
         return WorkerHello(
             protocol_version=PROTOCOL_VERSION,
             worker_id=worker_id,
@@ -57,20 +60,14 @@ class WorkerSpec:
             model_fingerprint="model",
             num_growth_blocks=0 if self.role == "prefill" else reserve,
             max_task_blocks=0 if num_host_blocks is None else self.num_blocks,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            policy=self.policy,
         )
 
     def new_core(self, hello: WorkerHello) -> PrefillCore | DecodeCore:
         """The product's own."""
         if self.role == "prefill":
-            return PrefillCore(
-                PrefillSettings(
-                    self.num_blocks,
-                    self.block_size,
-                    self.max_num_seqs,
-                    self.max_num_batched_tokens,
-                    self.prefix_caching,
-                )
-            )
+            return PrefillCore(self.prefill_settings)
         export = KvExport(
             "simulated",
             hello.worker_id,
@@ -80,10 +77,22 @@ class WorkerSpec:
             hello.incarnation,
             "here",
         )
-        return new_core(self._settings, export)
+        return new_core(self.decode_settings, export)
 
     @property
-    def _settings(self) -> DecodeSettings:
+    def prefill_settings(self) -> PrefillSettings:
+        """Of a prefill worker."""
+        return PrefillSettings(
+            self.num_blocks,
+            self.block_size,
+            self.max_num_seqs,
+            self.max_num_batched_tokens,
+            self.prefix_caching,
+        )
+
+    @property
+    def decode_settings(self) -> DecodeSettings:
+        """Of a decode or mixed worker."""
         return DecodeSettings(
             num_blocks=self.num_blocks,
             block_size=self.block_size,
@@ -98,5 +107,6 @@ class WorkerSpec:
             batching=self.batching or FillToTarget(self.max_num_batched_tokens),
             victims=self.victims,
             is_eager=self.is_preempting_eagerly,
+            is_growing_ahead=self.is_growing_ahead,
             max_untold_tokens=self.max_untold_tokens,
         )

@@ -68,6 +68,8 @@ class ClusterStatus:
     num_migrations: int
     # Over all tenants first, then of each that had an answer lately; empty before the first answer.
     length_calibration: tuple[LengthCalibration, ...] = ()
+    # Connected workers that decide by another policy than this router.
+    num_workers_of_other_policy: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,9 @@ class WorkerView:
     num_timed_passes: int = 0
     pass_error_median: float = 0.0
     pass_error_p90: float = 0.0
+    # By which it decides; other than the router's where the two were started differently, empty
+    # where it is not connected or too old to say.
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
             uptime_s=1.5,
             model="fake",
             policy="default",
+            num_workers_of_other_policy=1,
             length_calibration=[_calibration(""), _calibration("acme")],
         )
 
@@ -115,6 +116,7 @@ def _worker_view() -> admin_pb2.WorkerView:
         num_timed_passes=640,
         pass_error_median=0.031,
         pass_error_p90=0.12,
+        policy="fcfs",
     )
 
 

@@ -40,7 +40,7 @@ class GenerateOptions(TypedDict, total=False):
     frequency_penalty: float | None
     # What is added to the logits of which token ids, -100 to 100; at most 1024.
     logit_bias: Mapping[int, float] | None
-    # The same seed gives the same tokens, whatever else runs. Unset draws one.
+    # The same seed gives the same tokens, whatever else runs. Unset follows from the request_id.
     seed: int | None
     # One string or several, never emitted, not even in part.
     stop: str | Sequence[str] | None

@@ -74,12 +74,7 @@ class Settings:
         return self._generation_of(request, options)
 
     def _request(self, options: GenerateOptions) -> inference_pb2.GenerateRequest:
-        return wire.generate_request(
-            options,
-            new_request_id=uuid.uuid4().hex,
-            # JSON readers keep 53 bits of a number.
-            new_seed=self.rng.getrandbits(53),
-        )
+        return wire.generate_request(options, new_request_id=uuid.uuid4().hex)
 
     def _generation_of(
         self, request: inference_pb2.GenerateRequest, options: GenerateOptions

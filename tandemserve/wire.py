@@ -125,15 +125,16 @@ class _Arguments:
 
 
 def generate_request(
-    options: GenerateOptions, *, new_request_id: str, new_seed: int
+    options: GenerateOptions, *, new_request_id: str
 ) -> inference_pb2.GenerateRequest:
-    """The request without its prompt; the new id and seed serve where the caller chose none.
+    """The request without its prompt; the new id serves where the caller chose none.
 
-    Both are always set, so that the call can be repeated without generating anything new.
+    There always is one, so that the call can be repeated without generating anything new. A seed
+    that nobody chose is the router's to take from the id: drawn here, it would make a repeated
+    call another one.
     Raises: TypeError; InvalidRequest for a value that its field cannot hold.
     """
     read = _Arguments(options)
-    seed = read.integer("seed", 0, 2**64 - 1)
     request = inference_pb2.GenerateRequest(
         request_id=read.text("request_id") or new_request_id,
         model=read.text("model"),
@@ -141,7 +142,7 @@ def generate_request(
             temperature=read.number("temperature"),
             top_k=read.integer("top_k", -(2**31), 2**31 - 1),
             top_p=read.number("top_p"),
-            seed=new_seed if seed is None else seed,
+            seed=read.integer("seed", 0, 2**64 - 1),
             min_p=read.number("min_p"),
             repetition_penalty=read.number("repetition_penalty"),
             presence_penalty=read.number("presence_penalty"),

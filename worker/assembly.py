@@ -30,6 +30,7 @@ from kvtransfer.protocol import Transport
 from kvtransfer.shared_memory import SharedMemoryTransport
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.tcp_door import DoorSettings
+from kvtransfer.zerocopy import ZeroCopy
 from runtime.clock import MonotonicClock
 from runtime.config import WorkerConfig
 from runtime.core_sharing import CoreSharing, TooManyEngines, possible_shares
@@ -158,7 +159,7 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         )
     inbox: Inbox = queue.SimpleQueue()
     workplace = Workplace(
-        config, incarnation, layout, num_blocks, _transports(config), post=inbox.put
+        config, incarnation, layout, num_blocks, transports_of(config), post=inbox.put
     )
     try:
         parts = build_role(workplace)
@@ -179,6 +180,8 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         max_message_bytes=config.max_message_bytes,
         num_growth_blocks=parts.num_growth_blocks,
         max_task_blocks=0 if parts.num_host_blocks is None else num_blocks,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        policy=config.policy_name,
     )
     log.info(
         "engine_ready",
@@ -258,8 +261,12 @@ def _compatibility(weights: str, layout: KvLayout, arithmetic: str) -> str:
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
-def _transports(config: WorkerConfig) -> dict[str, Transport]:
-    settings = PushSettings(checksum_fraction=config.kv_checksum_fraction)
+def transports_of(config: WorkerConfig) -> dict[str, Transport]:
+    """By name, in the order of the settings. Raises: StartupError."""
+    settings = PushSettings(
+        checksum_fraction=config.kv_checksum_fraction,
+        zerocopy=ZeroCopy.NEVER if config.kv_tcp_zerocopy == "never" else ZeroCopy.AUTO,
+    )
     door = DoorSettings(
         host=config.kv_host or config.host,
         port=config.kv_port,

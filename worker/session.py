@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from runtime.clock import Clock, MonotonicClock
+from runtime.grpc_errors import MalformedMessage
 from runtime.logging import get_logger
 from runtime.silence import Silence
 from runtime.wire import (
@@ -258,8 +259,9 @@ class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
                 for command in frame:
                     now = self._clock.now()
                     self._post(CommandArrived(session.session_id, command, now))
-        except ProtocolError as error:
+        except (ProtocolError, MalformedMessage) as error:
             log.error("bad_command_frame", router_id=session.hello.router_id, error=str(error))
+            self._cut(session, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except grpc.aio.AioRpcError as error:
             log.info(
                 "router_stream_broke", router_id=session.hello.router_id, code=error.code().name

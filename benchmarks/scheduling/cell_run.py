@@ -1,5 +1,6 @@
 """Measures one cell: the highest rate that serves, and what happens at a rate common to all."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,12 +30,23 @@ _KEPT = (
     "cached_prompt_share",
     "failed",
     "unfinished",
+    # Seconds of a finished request, by phase.
+    "phases_s",
+    "length_prediction",
 )
+_KEPT_OF_ROLES = ("busy_share", "mean_running", "mean_waiting", "iterations")
 _DISTRIBUTIONS = ("ttft_ms", "tbt_ms", "tpot_ms", "jct_s")
 
 
 # Every policy gets so many workers: the least that leave prefill and decode apart a choice.
 NUM_WORKERS = 3
+
+
+class CpuClock:
+    """Implements `Clock`: what this process has computed, whoever else is at work."""
+
+    def now(self) -> float:
+        return time.process_time()
 
 
 def clusters_for(policy: Policy) -> tuple[ClusterSpec, ...]:
@@ -63,11 +75,29 @@ def goodput_of(
 
 def common_of(load: Load, clock: Clock, policy: Policy, scale: float) -> dict[str, Any]:
     """What happens at that rate, on the cluster on which most meet their goals."""
-    runs = (Runner(load, clock).run(policy, one, scale) for one in clusters_for(policy))
+    runner = Runner(load, clock)
+    runs = [runner.run(policy, one, scale) for one in clusters_for(policy)]
     result = max(runs, key=lambda run: run.slo_attainment)
     told = summary(result)
     kept = {name: told[name] for name in ("cluster", *_KEPT)}
-    return {**kept, **{name: told[name] for name in _DISTRIBUTIONS}}
+    # Of the whole simulation, one request's part: the only figure that depends on the machine.
+    took = runner.wall_times[runs.index(result)]
+    return {
+        **kept,
+        **{name: told[name] for name in _DISTRIBUTIONS},
+        "roles": _roles(told),
+        "cpu_us_per_request": took["us_per_request"],
+    }
+
+
+def _roles(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {
+            **{figure: role[figure] for figure in _KEPT_OF_ROLES},
+            "iteration_tokens": role["iteration_tokens"]["mean"],
+        }
+        for name, role in told["roles"].items()
+    }
 
 
 def _per_gpu(result: RunResult) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.scheduling.cells import TraceFile
 from simulator.demand import demand_of
 from simulator.hardware.description import Hardware
-from simulator.load import Load, LoadSettings
+from simulator.load import DEFAULT_SWAP_GIB, Load, LoadSettings
 from simulator.slo import ModelledIdleTimes, RequestSlo
 from simulator.traces.reading import read_workload
 from simulator.traces.workload import TraceRequest, Workload
@@ -99,11 +99,20 @@ def hopeless_share(
     return num_hopeless / len(requests)
 
 
-def load_of(workload: Workload, hardware: Hardware, seed: int) -> Load:
-    """With the published goals, or where these are out of reach, with relative ones."""
+def load_of(
+    workload: Workload,
+    hardware: Hardware,
+    seed: int,
+    slo: str | None = None,
+    swap_gib: float = DEFAULT_SWAP_GIB,
+) -> Load:
+    """With the goals of that text; without it with the published ones, or where these are out of
+    reach, with relative ones. Raises: SloTextInvalid."""
     mean = statistics.fmean(request.num_prompt_tokens for request in workload.requests)
     block_size = _LONG_BLOCK_TOKENS if mean >= _LONG_PROMPT_TOKENS else None
-    settings = LoadSettings(seed=seed, block_size=block_size)
+    settings = LoadSettings(seed=seed, block_size=block_size, swap_gib=swap_gib)
+    if slo is not None:
+        return Load.of(workload, hardware, replace(settings, slo=slo))
     load = Load.of(workload, hardware, settings)
     model, chunk = load.hardware.batch_time_model(), load.hardware.limits.max_num_batched_tokens
     idle = ModelledIdleTimes(model, chunk)

@@ -1,6 +1,6 @@
 """Tables of what `python -m benchmarks.scheduling` measured, as Markdown.
 
-Run: python -m benchmarks.scheduling.report FILE.jsonl [--json FILE]
+Run: python -m benchmarks.scheduling.report FILE.jsonl [MORE ..] [--json FILE]
 """
 
 import argparse
@@ -29,12 +29,12 @@ _ORACLE = "oracle"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scheduling.report")
-    parser.add_argument("file", type=Path, metavar="FILE.jsonl")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.jsonl")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    entries = read_entries(args.file)
+    entries = [entry for file in args.files for entry in read_entries(file)]
     if not entries:
-        print(f"{args.file} holds no cell; run python -m benchmarks.scheduling first")
+        print(f"{args.files[0]} holds no cell; run python -m benchmarks.scheduling first")
         return 1
     print(markdown(entries))
     if args.json is not None:

@@ -83,8 +83,9 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
         for section in _SECTIONS:
             sections[section].setdefault("max-model-len", parsed.max_model_len)
     if parsed.policy is not None:
-        for section in ("router", "decode-worker"):
-            sections[section].setdefault("policy", parsed.policy)
+        sections["router"].setdefault("policy", parsed.policy)
+    if parsed.policy_set:
+        sections["router"].setdefault("policy-set", ",".join(parsed.policy_set))
     if parsed.cluster_name is not None:
         for section in _SECTIONS:
             sections[section]["cluster-name"] = parsed.cluster_name
@@ -186,6 +187,8 @@ def _add_options(parser: argparse.ArgumentParser, port: int, start_timeout_s: fl
     add("--port", type=int, default=port, metavar="P", help=about_port)
     names = ", ".join(name for name, policy in POLICIES.items() if not policy.needs_foresight)
     add("--policy", metavar="NAME", help=f"scheduling policy: one of {names}")
+    about_set = "choose otherwise in it, such as victims=last-arrived; may be repeated"
+    add("--policy-set", action="append", metavar="FIELD=VALUE,...", help=about_set)
     add("--max-model-len", metavar="N", help="longest prompt plus answer, in tokens")
     for option, about in _WORKER_OPTIONS:
         add(f"--{option}", metavar="X", help=f"of every worker: {about}")

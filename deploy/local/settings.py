@@ -88,11 +88,11 @@ class ProcessPlan:
 def effective_configs(settings: ClusterSettings) -> EffectiveConfigs:
     """Let every process's own parser judge its settings. Raises: ConfigError."""
     redis = {} if settings.redis_url is None else {"redis_url": settings.redis_url}
-    router = _router_values(settings, settings.port) | redis
+    router = load_config(RouterConfig, _flags(_router_values(settings, settings.port) | redis))
     return EffectiveConfigs(
-        load_config(RouterConfig, _flags(router)),
-        load_config(PrefillConfig, _flags(_worker_values(settings, "prefill", 0))),
-        load_config(DecodeConfig, _flags(_worker_values(settings, "decode", 0))),
+        router,
+        load_config(PrefillConfig, _flags(_worker_values(settings, "prefill", 0, router))),
+        load_config(DecodeConfig, _flags(_worker_values(settings, "decode", 0, router))),
     )
 
 
@@ -121,7 +121,8 @@ def plan_processes(
         # a step, short enough to leave the core to another engine between two.
         threads["GOMP_SPINCOUNT"] = "30000"
         for number in range(count):
-            values = _worker_values(settings, role, number) | {"num_threads": str(num_threads)}
+            values = _worker_values(settings, role, number, configs.router)
+            values["num_threads"] = str(num_threads)
             if run_folder is not None and config.num_threads is None:
                 values.setdefault("shared_cores", str(run_folder / "cores"))
             plan = _plan(f"{config.process}_worker", values["worker_id"], config, values, redis_url)
@@ -166,9 +167,15 @@ def _router_values(settings: ClusterSettings, port: int) -> dict[str, str]:
     }
 
 
-def _worker_values(settings: ClusterSettings, role: str, number: int) -> dict[str, str]:
+def _worker_values(
+    settings: ClusterSettings, role: str, number: int, router: RouterConfig
+) -> dict[str, str]:
     chosen = settings.prefill_worker if role == "prefill" else settings.decode_worker
     values = {"drain_timeout_s": _DRAIN_TIMEOUT_S, **chosen}
+    # Whoever sets another policy for workers means it, and the router tells of it.
+    if "policy" not in values:
+        values["policy"] = router.policy
+        values.setdefault("policy_set", ",".join(router.policy_set))
     if role == "mixed":
         values["role"] = role
     return values | {"model": str(settings.model), "worker_id": f"{role}-{number}"}

@@ -29,6 +29,7 @@ from router.admin.worker_admission import (
 from router.core import RouterCore
 from router.events import Event
 from router.ledger_client import LedgerClient
+from router.policy_check import num_deciding_otherwise
 from router.worker_link import WorkerLink
 from runtime.clock import Clock
 from runtime.grpc_errors import abort_with
@@ -101,6 +102,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             num_prefill_workers=num_by_role["prefill"],
             num_decode_workers=num_by_role["decode"],
             num_mixed_workers=num_by_role["mixed"],
+            num_workers_of_other_policy=num_deciding_otherwise(state.fleet, self._identity.policy),
             num_prompt_queued=num_by_phase[Phase.PROMPT_QUEUED],
             num_prefilling=num_by_phase[Phase.PREFILLING],
             num_generation_queued=num_by_phase[Phase.GENERATION_QUEUED],
@@ -213,7 +215,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 
     async def _set_admission(self, request: pb.SetWorkerAdmissionRequest) -> WorkerLink:
         wanted = admission_named(request.admission)
-        workers = NameLookup("worker", self._links, "look at `tandem admin workers`")
+        advice = "look at `tandem admin workers`; who still starts is not there yet"
+        workers = NameLookup("worker", self._links, advice)
         name = workers.resolve(request.worker_id)
         link = self._links[WorkerId(name)]
         view = connected_view(self._core.state, link)
@@ -225,7 +228,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         # The worker's word comes with its load, which announces nothing: look now and then.
         while view.load.admission is not wanted:
             if connected_view(self._core.state, link) is not view:
-                raise worker_away(link)
+                raise worker_away(name, "lost", link.problem)
             if self._clock.now() >= deadline_at_s:
                 raise NoWorkerAvailable(
                     f"worker {name} did not answer in {_WORKER_ANSWER_S:g} s; look at its log, "

@@ -6,6 +6,19 @@ from router.worker_link import WorkerLink
 from scheduling.errors import InvalidRequest, LastWorker, NoWorkerAvailable
 from scheduling.messages import Admission
 
+_WHEN_READY = "try again when `tandem admin workers` shows it ready"
+# By the state of a link: what has become of the tasks, and what to do.
+_AWAY = {
+    "connecting": ("it has no tasks from here yet", _WHEN_READY),
+    "lost": ("its tasks go on elsewhere", f"stop its process if there is one, or {_WHEN_READY}"),
+    "incompatible": (
+        "it gets no tasks from here",
+        "stop it, or start it again as the problem says",
+    ),
+    # Just now, and its view is on the way.
+    "ready": ("it has only just connected", _WHEN_READY),
+}
+
 
 def admission_named(name: str) -> Admission:
     """What the operator wants. Raises: InvalidRequest."""
@@ -20,17 +33,18 @@ def connected_view(state: RouterState, link: WorkerLink) -> WorkerView:
     """The worker as it reports itself. Raises: NoWorkerAvailable while it is not connected."""
     view = state.fleet.get(link.worker_id)
     if view is None or link.state != "ready":
-        raise worker_away(link)
+        raise worker_away(link.worker_id, link.state, link.problem)
     return view
 
 
-def worker_away(link: WorkerLink) -> NoWorkerAvailable:
-    """The error for a worker that cannot be told anything now."""
-    problem = f" ({link.problem})" if link.problem else ""
-    return NoWorkerAvailable(
-        f"worker {link.worker_id} is {link.state}{problem}: it gets no tasks, and cannot be told "
-        "anything; try again when `tandem admin workers` shows it ready"
+def worker_away(worker_id: str, state: str, problem: str) -> NoWorkerAvailable:
+    """The error for a worker that cannot be told anything now: what is the case, what to do."""
+    what, way_out = _AWAY[state]
+    why = f" ({problem})" if problem else ""
+    message = (
+        f"worker {worker_id} is {state}{why}: {what}, and it cannot be told anything; {way_out}"
     )
+    return NoWorkerAvailable(message)
 
 
 def require_successor(state: RouterState, view: WorkerView) -> None:

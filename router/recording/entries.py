@@ -18,6 +18,8 @@ from scheduling.errors import TandemError
 FORMAT = "tandem router recording"
 # Raised by one whenever an older reader could misread a line.
 FORMAT_VERSION = 1
+# What to do about a file that is something else.
+ANOTHER_FILE = "give a file that a router wrote where its record_dir is"
 # Why nothing follows the last line: the router ended, or this much was wanted, or the disk or
 # the processor did not keep up.
 ENDED, FULL, TOO_SLOW = "ended", "full", "too slow"
@@ -25,6 +27,11 @@ ENDED, FULL, TOO_SLOW = "ended", "full", "too slow"
 
 class LineMisfit(ValueError):
     """A line is not what stands there in a recording."""
+
+    def __init__(self, problem: str, way_out: str = "") -> None:
+        super().__init__(problem)
+        # "": the file is damaged, and another copy of it might not be.
+        self.way_out = way_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,10 @@ def head_line(head: RecordingHead) -> bytes:
     return _line(plain)
 
 
+def _replay_with(product: Json) -> str:
+    return f"replay it with Tandem {product}" if type(product) is str else "replay it with that one"
+
+
 def event_line(number: int, now: float, event: Json, outcome: Json) -> bytes:
     """Plain event and outcome as a line."""
     return _line({"n": number, "now": now, "event": event, "outcome": outcome})
@@ -102,14 +113,17 @@ def last_line(reason: str) -> bytes:
 
 def read_head(line: bytes) -> RecordingHead:
     """Raises: LineMisfit."""
-    plain = _object(line)
+    try:
+        plain = _object(line)
+    except LineMisfit:
+        plain = {}
     if plain.get("format") != FORMAT:
-        raise LineMisfit("this is no recording of a router")
+        raise LineMisfit("this is no recording of a router", ANOTHER_FILE)
     version = plain.get("version")
     if version != FORMAT_VERSION:
         raise LineMisfit(
-            f"it has version {version} of the format, this Tandem reads version {FORMAT_VERSION}; "
-            f"replay it with the version that wrote it, {plain.get('product')}"
+            f"it has version {version} of the format, this Tandem reads version {FORMAT_VERSION}",
+            _replay_with(plain.get("product")),
         )
     setup = CoreSetup(
         policy=_field(plain, "policy", str),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from router.recording.entries import (
+    ANOTHER_FILE,
     Handled,
     LastLine,
     LineMisfit,
@@ -21,16 +22,19 @@ RECORDING_SUFFIX = ".jsonl.gz"
 # Written for gzip, read from it. The lowest level: the rest gains little on what is packed.
 _GZIP_WINDOW, _LEVEL = 31, 1
 _READ_BYTES = 64 * 1024
+_GZIP_MAGIC = b"\x1f\x8b"
+_WAY_OUT = "ask for the file again, as the router wrote it"
 # A request with a prompt of 40 million tokens.
 MAX_LINE_BYTES = 256 * 1024 * 1024
 
 
 class RecordingUnreadable(ValueError):
-    """A file is no recording, or a line of it is not what it should be."""
+    """A file is no recording, holds none, or a line of it is not what it should be."""
 
-    def __init__(self, path: Path, line: int, problem: str) -> None:
+    def __init__(self, path: Path, line: int, problem: str, way_out: str = "") -> None:
+        """`line` is 0 where it is the file as a whole."""
         where = f"{path}, line {line}" if line else str(path)
-        super().__init__(f"{where}: {problem}; ask for the file again, as the router wrote it")
+        super().__init__(f"{where}: {problem}; {way_out or _WAY_OUT}")
         self.path, self.line, self.problem = path, line, problem
 
 
@@ -75,11 +79,13 @@ class Recording:
         self._lines = _Lines(path, file, max_line_bytes)
         first = next(self._lines, None)
         if first is None:
-            raise RecordingUnreadable(path, 1, "there is not one whole line")
+            is_empty = self._lines.num_read_bytes == 0
+            problem = "the file is empty" if is_empty else "it breaks off within its first line"
+            raise RecordingUnreadable(path, 0, problem)
         try:
             self.head: RecordingHead = read_head(first)
         except LineMisfit as misfit:
-            raise RecordingUnreadable(path, 1, str(misfit)) from misfit
+            raise RecordingUnreadable(path, 1, str(misfit), misfit.way_out) from misfit
 
     def events(self) -> Iterator[Handled]:
         """In the order of the recording. Raises: RecordingUnreadable, OSError."""
@@ -105,6 +111,9 @@ class _Lines:
         self._inflate = zlib.decompressobj(_GZIP_WINDOW)
         self._rest = bytearray()
         self.number = 0
+        # Of the file.
+        self.num_read_bytes = 0
+        self._is_gzip = True
 
     def __iter__(self) -> "_Lines":
         return self
@@ -127,14 +136,24 @@ class _Lines:
     def _more(self) -> bytes:
         inflate = self._inflate
         while not inflate.eof:
-            packed = inflate.unconsumed_tail or self._file.read(_READ_BYTES)
+            packed = inflate.unconsumed_tail or self._read()
             if not packed:  # cut off: what zlib holds back is all there is
                 return inflate.flush()
             try:
                 data = inflate.decompress(packed, _READ_BYTES)
             except zlib.error as error:
-                problem = f"this is no gzip file, or it is damaged ({error})"
+                if not self._is_gzip:
+                    problem = "this is no gzip file, so no recording of a router"
+                    raise RecordingUnreadable(self._path, 0, problem, ANOTHER_FILE) from error
+                problem = f"the file is damaged ({error})"
                 raise RecordingUnreadable(self._path, self.number + 1, problem) from error
             if data:
                 return data
         return b""
+
+    def _read(self) -> bytes:
+        packed = self._file.read(_READ_BYTES)
+        if self.num_read_bytes == 0:
+            self._is_gzip = packed[:2] == _GZIP_MAGIC
+        self.num_read_bytes += len(packed)
+        return packed

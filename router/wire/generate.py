@@ -13,10 +13,12 @@ from router.resuming import ResumeWishes, ToldAnswer, resume_wishes
 from router.stream_log import Emission
 from router.streams import AcceptedInfo
 from router.wire.sampling import SamplingWishes, StopWishes, sampling_wishes, stop_wishes
+from runtime.grpc_errors import MalformedMessage
 from scheduling.errors import InvalidRequest
 from scheduling.sampling import PromptLogprobs
 from tandemserve.api.v1 import inference_pb2 as pb
 
+_METHOD = "/tandemserve.api.v1.InferenceService/Generate"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LABEL = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 _MAX_CHOICES = 16
@@ -59,11 +61,14 @@ class GenerateCall:
 
 
 def decode_generate(message: bytes) -> GenerateCall:
-    """A Generate request as it arrived. Raises: InvalidRequest, as `generate_call` does."""
+    """A Generate request as it arrived.
+
+    Raises: MalformedMessage; InvalidRequest, as `generate_call` does.
+    """
     try:
         request = pb.GenerateRequest.FromString(message)
     except DecodeError:
-        raise InvalidRequest("request", "is no GenerateRequest; use a client of this API") from None
+        raise MalformedMessage(_METHOD) from None
     return generate_call(request)
 
 

@@ -22,6 +22,7 @@ from runtime.wire.values import (
     checked_count,
     checked_float,
     checked_name,
+    checked_text,
     export_from_proto,
     export_to_proto,
     load_from_proto,
@@ -297,6 +298,8 @@ def encode_worker_hello(hello: WorkerHello) -> pb.SessionResponse:
             max_message_bytes=hello.max_message_bytes,
             num_growth_blocks=hello.num_growth_blocks,
             max_task_blocks=hello.max_task_blocks,
+            max_num_batched_tokens=hello.max_num_batched_tokens,
+            policy=hello.policy,
         )
     )
 
@@ -321,7 +324,18 @@ def _worker_hello_from_proto(message: pb.WorkerHello) -> WorkerHello:
         max_task_blocks=checked_count(
             "max_task_blocks", message.max_task_blocks, most=message.num_blocks
         ),
+        max_num_batched_tokens=checked_count(
+            "max_num_batched_tokens", message.max_num_batched_tokens
+        ),
+        policy=_policy(message.policy),
     )
+
+
+def _policy(name: str) -> str:
+    """It goes into log lines and on operators' screens."""
+    if name and not name.isprintable():
+        raise ProtocolError("policy", "must be printable")
+    return checked_text("policy", name)
 
 
 def _num_growth_blocks(message: pb.WorkerHello) -> int:

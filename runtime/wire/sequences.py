@@ -54,6 +54,7 @@ def sequence_to_proto(sequence: SequenceSpec) -> pb.SequenceSpec:
         stop_strings=stop.stop_strings,
         cache_salt=sequence.cache_salt,
         tpot_s=finite_or_none(sequence.tpot_s),
+        num_predicted_tokens=sequence.num_predicted_tokens,
     )
 
 
@@ -86,6 +87,9 @@ def sequence_from_proto(owner: Any) -> SequenceSpec:
         stop=stop,
         cache_salt=checked_text("sequence.cache_salt", message.cache_salt),
         tpot_s=_above_0("tpot_s", message.tpot_s) if message.HasField("tpot_s") else math.inf,
+        num_predicted_tokens=checked_count(
+            "sequence.num_predicted_tokens", message.num_predicted_tokens
+        ),
     )
 
 

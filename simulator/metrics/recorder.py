@@ -164,12 +164,14 @@ class RunRecorder:
         tally.num_swaps += outcome.num_swaps
         tally.num_failed += outcome.status is Status.FAILED
         tally.num_cancelled += outcome.status is Status.CANCELLED
+        meets_ttft, meets_gaps = outcome.meets_ttft, outcome.meets_gaps
+        meets_jct = outcome.meets_jct
         for attainment in (tally.all, tally.by_class[outcome.slo.request_class]):
             attainment.num_finished += outcome.status is Status.FINISHED
-            attainment.num_attained += outcome.meets_slo
-            attainment.num_attained_ttft += outcome.meets_ttft
-            attainment.num_attained_gaps += outcome.meets_gaps
-            attainment.num_attained_jct += outcome.meets_jct
+            attainment.num_attained += meets_ttft and meets_gaps and meets_jct
+            attainment.num_attained_ttft += meets_ttft
+            attainment.num_attained_gaps += meets_gaps
+            attainment.num_attained_jct += meets_jct
         if outcome.status is not Status.FINISHED:
             return
         if outcome.ttft_s is not None:

@@ -41,13 +41,18 @@ class TimeBins:
 
     def spread(self, column: int, begin_s: float, end_s: float, rate: float) -> None:
         """Add rate * time to every bin of a column that [begin_s, end_s) touches."""
-        self.reach(end_s)
-        values, index = self.columns[column], int(begin_s / self.width_s)
-        while begin_s < end_s:
-            until_s = min(end_s, (index + 1) * self.width_s)
+        if end_s >= self.width_s * MAX_BINS:
+            self.reach(end_s)
+        width_s = self.width_s
+        values, index = self.columns[column], int(begin_s / width_s)
+        until_s = (index + 1) * width_s
+        while until_s < end_s:
             values[index] += rate * (until_s - begin_s)
             begin_s = until_s
             index += 1
+            until_s = (index + 1) * width_s
+        if begin_s < end_s:
+            values[index] += rate * (end_s - begin_s)
 
     def num_bins(self, end_s: float) -> int:
         """How many bins [0, end_s) touches."""

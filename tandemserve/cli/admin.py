@@ -45,6 +45,11 @@ def status(connection: ConnectionOptions, as_json: AsJson = False) -> None:
     print_table("Status", ["", "value"], [[name, getattr(found, name)] for name in names])
     if found.length_calibration:
         _print_calibration(found.length_calibration)
+    if found.num_workers_of_other_policy:
+        note(
+            f"workers that decide by another policy than {found.policy}: "
+            f"{found.num_workers_of_other_policy}; `tandem admin workers` names them"
+        )
     if not found.ledger_available:
         note("Redis cannot be reached: requests are admitted against the workers' own capacity")
 

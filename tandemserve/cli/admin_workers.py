@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tandemserve.client import Client
 
 _POLL_S = 0.25
+# Workers that are named beside a policy.
+_MAX_NAMED = 4
 
 WorkerName = Annotated[str, typer.Argument(help="Id, or the beginning of one.")]
 Force = Annotated[
@@ -96,7 +98,8 @@ def drain(
     """Cordon a worker and wait until it is empty, so that it can be stopped without harm.
 
     With --migrate its tasks go on elsewhere: their KV is computed again, and clients see a pause
-    and then the very next token. Exit code 1 when it is not empty in time; it stays cordoned.
+    and then the very next token. Exit code 1 when it is not empty in time (it stays cordoned), when
+    it was started again meanwhile, and when it cannot be told: it is unknown, starting or lost.
 
     Examples:
 
@@ -119,7 +122,7 @@ def drain(
     if as_json:
         print_json({"worker_id": view.worker_id, "empty": True})
     else:
-        print(f"{view.worker_id} is empty; stop it, or `tandem admin uncordon {view.worker_id}`")
+        print(watch.outcome)
 
 
 def _wait_empty(client: "Client", watch: DrainWatch) -> None:
@@ -157,12 +160,29 @@ def _print_workers(found: tuple[WorkerView, ...]) -> None:
     ]
     columns = ["worker", "role", "state", "runs", "tasks", "free KV", "free swap", "address"]
     print_table("Workers", columns, rows)
+    _print_policies(found)
     timed = [view for view in found if view.num_timed_passes]
     if timed:
         _print_pass_times(timed)
     for view in found:
         if view.problem:
             note(f"{view.worker_id}: {view.problem}")
+
+
+def _print_policies(found: tuple[WorkerView, ...]) -> None:
+    """By which each decides; one line where all were started alike."""
+    ids_by_policy: dict[str, list[str]] = {}
+    for view in found:
+        if view.policy:
+            ids_by_policy.setdefault(view.policy, []).append(view.worker_id)
+    rows = [
+        [policy, len(ids), ", ".join(ids[:_MAX_NAMED]) + (", ..." if ids[_MAX_NAMED:] else "")]
+        for policy, ids in sorted(ids_by_policy.items())
+    ]
+    if rows:
+        print_table("Policies", ["policy", "workers", "which"], rows)
+    if len(rows) > 1:
+        note("workers decide by several policies; give all processes the same")
 
 
 def _print_pass_times(found: list[WorkerView]) -> None:

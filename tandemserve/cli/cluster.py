@@ -46,6 +46,10 @@ def up(
     policy: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(POLICY_NAMES)}.")
     ] = None,
+    policy_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Change the policy: victims=last-arrived."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     block_size: Annotated[int | None, typer.Option(min=1, help="Tokens per KV block.")] = None,
     kv_cache_mib: Annotated[int | None, typer.Option(min=1, help="KV pool per worker.")] = None,
@@ -93,6 +97,7 @@ def up(
         "--host": host,
         "--port": port,
         "--policy": policy,
+        "--policy-set": ",".join(policy_set) if policy_set else None,
         "--dtype": dtype,
         "--block-size": block_size,
         "--kv-cache-mib": kv_cache_mib,

@@ -124,7 +124,9 @@ class GenerationOptions:
         list[str] | None,
         _sampling(about="ID:BIAS for a token id, -100 to 100; repeatable.", metavar="ID:BIAS"),
     ] = None
-    seed: Annotated[int | None, _sampling(about="The same seed, the same tokens.")] = None
+    seed: Annotated[
+        int | None, _sampling(about="The same seed, the same tokens; else by the request id.")
+    ] = None
     max_tokens: Annotated[
         int | None, _stopping("--max-tokens", "-m", about="At most so many tokens.")
     ] = None

@@ -27,6 +27,10 @@ Policies = Annotated[
         "--policy", metavar="A,B", help=f"Some of {', '.join(POLICY_NAMES)}, oracle (foresight)."
     ),
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change every policy: victims=last-arrived."),
+]
 MaxRequests = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Only the first so many requests.")
 ]
@@ -51,6 +55,7 @@ def simulate(
     context: typer.Context,
     trace: Trace = None,
     policy: Policies = None,
+    changes: Changes = None,
     cluster: Annotated[
         str | None,
         typer.Option(metavar="SPEC", help="8, mixed:8 or prefill:3,decode:5; 1 by default."),
@@ -86,18 +91,21 @@ def simulate(
       tandem simulate --trace requests.csv --policy default,fcfs --rate-scale 1,2,4 --report out
 
       tandem simulate --trace requests.csv --slo ttft=500ms,tpot=50ms --search-goodput
+
+      tandem simulate --policy default,fcfs --set victims=last-arrived
     """
     options = _shared(trace, policy, hardware, slo, seed, json_file, report)
     options |= {"--max-requests": max_requests}
     options |= {"--cluster": cluster, "--rate": rate, "--rate-scale": rate_scale}
     flags = ["--search-goodput"] if is_goodput_wanted else []
-    _hand_over("simulate", options, [*flags, *context.args])
+    _hand_over("simulate", options, [*flags, *_each("--set", changes), *context.args])
 
 
 def plan(
     context: typer.Context,
     trace: Trace = None,
     policy: Policies = None,
+    changes: Changes = None,
     hardware: Hardware = None,
     slo: Slo = None,
     seed: Seed = None,
@@ -128,7 +136,7 @@ def plan(
     options = _shared(trace, policy, hardware, slo, seed, json_file, report)
     options |= {"--max-requests": max_requests}
     options |= {"--target-rps": target_rps, "--max-workers": max_workers}
-    _hand_over("plan", options, context.args)
+    _hand_over("plan", options, [*_each("--set", changes), *context.args])
 
 
 def replay(
@@ -176,6 +184,11 @@ def _shared(
         "--json": json_file,
         "--report": report,
     }
+
+
+def _each(option: str, values: list[str] | None) -> list[str]:
+    """The option as often as it was given."""
+    return [f"{option}={value}" for value in values or ()]
 
 
 def _hand_over(name: str, options: dict[str, object], rest: list[str]) -> None:

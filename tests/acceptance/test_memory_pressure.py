@@ -106,7 +106,8 @@ async def test_everybody_is_answered_however_full_all_pools_are(
     num_swaps = sum(each.num_swaps for each in timings)
     num_preemptions = sum(each.num_preemptions for each in timings)
     print(pressure, {"swaps": num_swaps, "preemptions": num_preemptions})
-    assert max(each.num_swaps for each in timings) <= 1
+    # Who came last, or is furthest ahead, may make room again; not without a token in between.
+    assert max(each.num_swaps for each in timings) <= MAX_OUTPUT
     if pressure.policy == "fcfs":
         assert num_preemptions > 0
         preemption = pressure.decode["preemption"]

@@ -166,3 +166,15 @@ def test_while_most_of_the_pool_is_free_an_answer_asks_for_more_at_a_time() -> N
     while not more:
         more = asked(step(core))
     assert more == [GrowthNeeded(GROWING, 1)]
+
+
+def test_an_answer_that_does_not_grow_ahead_asks_when_it_has_no_room_and_goes_on_after() -> None:
+    settings = DecodeSettings(8, 4, 4, growth_blocks=1, is_growing_ahead=False)
+    core = DecodeCore(settings, EXPORT)
+    run(core, GROWING, 1, max_tokens=20)
+    # The fourth token's KV has the last place of the block; the next has none.
+    assert asked(step(core)) == [GrowthNeeded(GROWING, 1)]
+    _, plan = core.plan(0.0)
+    assert plan is None
+    send(core, GrantGrowth(GROWING, 1))
+    assert gained(step(core)) or core.plan(0.0)[1] is not None

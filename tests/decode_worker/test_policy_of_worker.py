@@ -79,6 +79,36 @@ def test_an_eager_policy_takes_its_victim_among_all_that_run_by_its_own_rule(
     assert who_makes_room(core, denied={"stuck"}) == Preempted(victim.task_id)
 
 
+# By what the router predicts, not by what the callers allow; the other way round that is FINE.
+LONG_STUCK = replace(STUCK, max_tokens=200, num_predicted_tokens=150)
+SHORT_FINE = replace(FINE, max_tokens=400, num_predicted_tokens=8)
+LONG_FINE = replace(FINE, max_tokens=160, num_predicted_tokens=80)
+
+
+# PAPERS 2.4.4, through the core: loosest goal, then most to come by prediction, then fewest blocks.
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    ("stuck", "fine", "victim"),
+    [
+        (LONG_STUCK, SHORT_FINE, STUCK),
+        (replace(LONG_STUCK, num_predicted_tokens=8), LONG_FINE, FINE),
+        (replace(LONG_STUCK, tpot_s=0.1), replace(SHORT_FINE, tpot_s=0.5), FINE),
+        # Both outlive their prediction by now: nearly equal, so the one on fewer blocks.
+        (replace(LONG_STUCK, num_predicted_tokens=1), replace(FINE, num_predicted_tokens=1), STUCK),
+        (replace(LONG_STUCK, num_predicted_tokens=20), SHORT_FINE, STUCK),
+        # Whose router says nothing may become as long as it is allowed to.
+        (replace(LONG_STUCK, num_predicted_tokens=0), LONG_FINE, STUCK),
+    ],
+)
+def test_cacheopt_takes_the_loosest_goal_then_the_longest_to_go_then_the_smallest(
+    stuck: Answer, fine: Answer, victim: Answer, in_place: bool
+) -> None:
+    core = new_core(POLICIES["cacheopt"].victims, is_eager=True)
+    begin(core, stuck, in_place=in_place)
+    begin(core, fine, in_place=in_place)
+    assert who_makes_room(core, denied={"stuck"}) == Preempted(victim.task_id)
+
+
 @pytest.mark.parametrize(
     ("rule", "victim"), [(LastArrived(), "late/0"), (CheapestToRecompute(), "short/0")]
 )
@@ -111,7 +141,7 @@ def tokens_beside_an_answer(policy: str, pass_s: float) -> int:
     return plan.num_tokens - 1
 
 
-@pytest.mark.parametrize("policy", ["default", "accelgen"])
+@pytest.mark.parametrize("policy", ["default", "accelgen", "sarathi"])
 def test_a_worker_whose_passes_take_long_gives_prompts_less_of_each(policy: str) -> None:
     """What it has learnt of its passes says how much fits before the answer's next token."""
     assert tokens_beside_an_answer(policy, pass_s=0.008) == 400

@@ -1,5 +1,6 @@
 """The core that a worker's process is built around decides by the policy that its settings name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ from kvtransfer.loopback import LoopbackTransport
 from kvtransfer.protocol import Transport
 from runtime.config import DecodeConfig
 from runtime.errors import StartupError
-from scheduling.ids import Incarnation
+from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import Preempted, SwappedOut
-from worker.assembly import Workplace
+from scheduling.policy import POLICIES
+from simulator.hardware.description import load_hardware
+from simulator.simulation import worker_spec
+from simulator.simulation_testing import scene_of
+from worker.assembly import RoleParts, Workplace
 
 EARLY = Answer("early", num_prompt=3, num_blocks=1, arrived_at_s=1.0)
 LATE = Answer("late", num_prompt=3, num_blocks=4, arrived_at_s=2.0)
@@ -22,6 +27,13 @@ LATE = Answer("late", num_prompt=3, num_blocks=4, arrived_at_s=2.0)
 
 def built(policy: str, **settings: object) -> DecodeCore:
     """Its core, on 16 blocks of 4 tokens."""
+    core = parts_of(policy, 16, **settings).core
+    assert isinstance(core, DecodeCore)
+    return core
+
+
+def parts_of(policy: str, num_blocks: int, **settings: object) -> RoleParts:
+    """What its process is made of, closed already."""
     config = DecodeConfig.model_validate(
         {
             "model": Path("unread"),
@@ -35,11 +47,11 @@ def built(policy: str, **settings: object) -> DecodeCore:
     )
     layout = KvLayout(1, 1, 8, BLOCK_SIZE, "float32")
     transports: dict[str, Transport] = {"loopback": LoopbackTransport()}
-    place = Workplace(config, Incarnation(1), layout, 16, transports, post=lambda event: None)
+    life = Incarnation(1)
+    place = Workplace(config, life, layout, num_blocks, transports, post=lambda event: None)
     parts = build_decode(place)
     parts.close(1.0)
-    assert isinstance(parts.core, DecodeCore)
-    return parts.core
+    return parts
 
 
 def test_a_policy_that_nobody_knows_ends_the_start() -> None:
@@ -47,8 +59,10 @@ def test_a_policy_that_nobody_knows_ends_the_start() -> None:
         built("lifo")
 
 
-# The default has nobody make room while others go on; fcfs has who came last, at once.
-@pytest.mark.parametrize(("policy", "who"), [("default", None), ("fcfs", Preempted(LATE.task_id))])
+# DistServe has nobody make room while others go on; fcfs has who came last, at once.
+@pytest.mark.parametrize(
+    ("policy", "who"), [("distserve", None), ("fcfs", Preempted(LATE.task_id))]
+)
 def test_the_policy_says_who_makes_room_and_when(policy: str, who: Preempted | None) -> None:
     core = built(policy)
     for each in (EARLY, LATE):
@@ -66,6 +80,21 @@ def test_what_becomes_of_kv_is_the_policys_word_unless_the_settings_say_otherwis
     for each in (EARLY, LATE):
         begin(core, each, in_place=False)
     assert type(who_makes_room(core, denied={"early"})) is becomes
+
+
+@pytest.mark.parametrize("role", ["decode", "mixed"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_worker_keeps_the_reserve_that_the_simulated_one_keeps(policy: str, role: str) -> None:
+    simulated = worker_spec(role, scene_of([], load_hardware("a100")), POLICIES[policy])
+    simulated = replace(simulated, num_blocks=1600)
+    hello = simulated.hello(WorkerId("decode-0"), Incarnation(1))
+    assert parts_of(policy, 1600, role=role).num_growth_blocks == hello.num_growth_blocks
+
+
+def test_a_reserve_that_is_set_is_kept_whatever_the_policy_has() -> None:
+    for policy in ("default", "fcfs", "orca"):
+        assert parts_of(policy, 1600, growth_reserve=0.25).num_growth_blocks == 400
+        assert parts_of(policy, 1600, growth_reserve=0.0).num_growth_blocks == 0
 
 
 @pytest.mark.parametrize(("policy", "num_beside"), [("default", 1), ("fcfs", 0)])

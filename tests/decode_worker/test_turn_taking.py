@@ -14,6 +14,7 @@ from scheduling.messages import (
     GrantGrowth,
     GrowthNeeded,
     KvExport,
+    Preempted,
     Report,
     SequenceSpec,
     SwappedOut,
@@ -63,8 +64,14 @@ class Worker:
         self.core.check_invariants()
         return actions
 
-    def admit(self, task_id: TaskId, num_prompt: int = 6, num_blocks: int = 2) -> None:
-        first = 1000 * sum(task_id.encode())
+    def admit(
+        self,
+        task_id: TaskId,
+        num_prompt: int = 6,
+        num_blocks: int = 2,
+        like: TaskId | None = None,
+    ) -> None:
+        first = 1000 * sum((like or task_id).encode())
         prompt = tuple(range(first, first + num_prompt))
         spec = SequenceSpec(prompt, (), SamplingParams(), StopParams(60))
         assert self.send(AdmitPrompt(task_id, spec, num_blocks)) == []
@@ -73,11 +80,23 @@ class Worker:
         actions, plan = self.core.plan(self.now)
         self.core.check_invariants()
         assert plan is not None
+        return plan, actions + self.finish(plan)
+
+    def finish(self, plan: StepPlan) -> list[WorkerAction]:
         self.now += STEP_S
         outputs = tuple(SampledOutput(c.slot, 8, "y") for c in plan.chunks if c.samples)
-        actions += self.core.handle(StepFinished(outputs))
+        actions = self.core.handle(StepFinished(outputs))
         self.core.check_invariants()
-        return plan, actions
+        return actions
+
+    def run_dry(self) -> None:
+        """Until nobody has room for its next token; what is asked for finds no answer."""
+        while True:
+            _, plan = self.core.plan(self.now)
+            self.core.check_invariants()
+            if plan is None:
+                return
+            self.finish(plan)
 
     def steps(self, num_steps: int) -> list[WorkerAction]:
         """Every growth that is asked for is granted."""
@@ -158,6 +177,95 @@ def test_blocks_that_are_granted_while_it_is_away_come_back_with_it() -> None:
     worker.send(CancelTask(B, "gone"))
     worker.step()
     assert worker.core.pool.num_blocks_of(A) == held + 1
+
+
+def away_without_room() -> Worker:
+    """A has no room for its next token, has asked for it, and lies in host memory; B is gone."""
+    worker = Worker(num_blocks=18, max_num_seqs=4)
+    worker.admit(A, num_prompt=8, num_blocks=3)
+    worker.steps(30)
+    worker.run_dry()
+    worker.admit(B, num_prompt=30, num_blocks=8)
+    _, actions = worker.step()
+    assert any(isinstance(report, SwappedOut) for report in reports(actions))
+    worker.send(CancelTask(B, "gone"))
+    return worker
+
+
+def test_one_that_is_away_comes_back_when_it_has_room_for_its_next_token() -> None:
+    worker = away_without_room()
+    assert worker.core.plan(worker.now) == ([], None), "it could do nothing here"
+    worker.core.check_invariants()
+    worker.send(GrantGrowth(A, 1))
+    _, actions = worker.step()
+    assert any(isinstance(action, SwapIn) for action in actions)
+    assert not any(isinstance(report, SwappedOut) for report in reports(actions))
+
+
+def test_one_that_is_away_and_gets_no_room_is_given_up_when_nobody_else_could_end() -> None:
+    worker = away_without_room()
+    assert worker.send(GrantGrowth(A, 0)) == []
+    actions, plan = worker.core.plan(worker.now)
+    worker.core.check_invariants()
+    assert (reports(actions), plan) == ([Preempted(A), TaskReleased(A)], None)
+    assert worker.core.load.num_free_blocks == 18 + 40
+
+
+def test_who_was_refused_does_not_ask_again_because_others_move() -> None:
+    worker = away_without_room()
+    worker.admit(B, num_prompt=10, num_blocks=16)
+    worker.step()
+    assert worker.send(GrantGrowth(A, 0)) == []
+    worker.admit(C, num_prompt=10, num_blocks=16)
+    actions = [action for _ in range(8) for action in worker.step()[1]]
+    assert any(isinstance(report, SwappedOut) for report in reports(actions))
+    assert GrowthNeeded(A, 1) not in reports(actions)
+    worker.send(CancelTask(C, "gone"))
+    assert GrowthNeeded(A, 1) in reports(worker.step()[1]), "now the ledger has more room"
+
+
+def test_who_was_refused_does_not_ask_again_because_it_moves() -> None:
+    worker = Worker(num_blocks=18, max_num_seqs=4)
+    worker.admit(A, num_prompt=8, num_blocks=3)
+    worker.steps(30)
+    worker.run_dry()
+    worker.admit(B, num_prompt=8, num_blocks=6)
+    worker.step()
+    assert worker.send(GrantGrowth(A, 0)) == []
+    worker.admit(C, num_prompt=8, num_blocks=8)
+    told = [report for _ in range(3) for report in reports(worker.step()[1])]
+    assert SwappedOut(A, 11) in told
+    assert not any(isinstance(report, GrowthNeeded) for report in told)
+
+
+def test_who_is_owed_blocks_goes_on_while_it_has_room() -> None:
+    worker = Worker(num_blocks=6, num_host=0, max_num_seqs=2)
+    for task_id in (A, B):
+        worker.admit(task_id, num_prompt=8, num_blocks=3)
+        worker.step()
+    assert worker.send(GrantGrowth(A, 1)) == [], "there is none"
+    for _ in range(2):
+        plan, _ = worker.step()
+        assert len(plan.chunks) == 2
+
+
+def test_a_prompt_leaves_its_turn_to_the_one_whose_blocks_it_waits_to_share() -> None:
+    worker = Worker(max_num_seqs=4)
+    worker.admit(A, num_prompt=21, num_blocks=6)
+    worker.step()
+    worker.admit(B, num_prompt=21, num_blocks=6, like=A)
+    # A has fallen into a lower queue than B; a prompt gets all the tokens of an iteration.
+    assert [computed(worker.step()[0]) for _ in range(2)] == [[(8, 8)], [(16, 5)]]
+    plan, _ = worker.step()
+    assert sorted(computed(plan)) == [(20, 1), (21, 1)], "B shares five blocks"
+
+
+def test_who_lost_its_turn_for_want_of_a_slot_is_not_charged_for_it() -> None:
+    worker = Worker(max_num_seqs=1)
+    worker.admit(A, num_prompt=21, num_blocks=6)
+    worker.step()
+    worker.admit(B, num_prompt=21, num_blocks=6)
+    assert [computed(worker.step()[0]) for _ in range(3)] == [[(8, 8)], [(16, 5)], [(0, 8)]]
 
 
 def test_one_that_is_away_can_be_cancelled() -> None:

@@ -49,6 +49,32 @@ def test_a_cluster_name_is_given_to_every_process() -> None:
     assert names == {"blue"}
 
 
+@pytest.mark.parametrize("argument", ["--policy=fcfs", "--router.policy=fcfs"])
+def test_workers_have_the_policy_of_their_router(argument: str) -> None:
+    configs = effective_configs(parse_options(["up", argument]).settings)
+    assert (configs.router.policy, configs.decode.policy) == ("fcfs", "fcfs")
+    assert configs.prefill.policy == "fcfs"
+    other = parse_options(["up", argument, "--decode-worker.policy=sarathi"])
+    assert effective_configs(other.settings).decode.policy == "sarathi"
+
+
+def test_what_is_changed_of_the_policy_is_told_to_every_process() -> None:
+    argv = ["up", "--policy-set=victims=last-arrived", "--policy-set", "growth_reserve=0.1"]
+    configs = effective_configs(parse_options(argv).settings)
+    names = {each.policy_name for each in (configs.router, configs.prefill, configs.decode)}
+    assert names == {"default+growth_reserve=0.1+victims=last-arrived"}
+
+
+def test_a_policy_that_the_environment_names_is_told_to_every_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TANDEM_ROUTER_POLICY", "fcfs")
+    monkeypatch.setenv("TANDEM_ROUTER_POLICY_SET", "victims=largest-slack,reserves_more_again=yes")
+    configs = effective_configs(parse_options(["up"]).settings)
+    assert configs.prefill.policy_name == configs.decode.policy_name == configs.router.policy_name
+    assert configs.decode.policy_name.startswith("fcfs+victims=largest-slack")
+
+
 def test_the_longest_context_is_told_to_every_process() -> None:
     configs = effective_configs(parse_options(["up", "--max-model-len", "4096"]).settings)
     lengths = {config.max_model_len for config in (configs.router, configs.prefill, configs.decode)}
@@ -89,6 +115,7 @@ def test_a_wrong_command_line_is_one_line(argv: list[str], said: str) -> None:
     ("argument", "said"),
     [
         ("--router.polcy=fcfs", "did you mean --policy"),
+        ("--policy-set=victims=oldest", "use one of last-arrived, cheapest-to-recompute"),
         ("--block-size=0", "block_size"),
         ("--device=tpu", "device"),
         ("--redis=http://localhost", "redis_url"),

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from kvtransfer.shared_memory import SharedMemoryTransport
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.tcp_door import DoorSettings
 from kvtransfer.testing import KV_PORT, TransportPair, own_loopback_host
+from kvtransfer.zerocopy import ZeroCopy
 from runtime.clock import Clock
 
 
@@ -22,6 +24,14 @@ def make_tcp(
     """On one port of an address of our own: a restarted receiver is found again."""
     door = DoorSettings(own_loopback_host(), port=KV_PORT, max_senders=max_senders)
     return TcpTransport(door, settings, clock)
+
+
+def make_tcp_in_place(
+    settings: PushSettings | None = None, clock: Clock | None = None, max_senders: int = 128
+) -> TcpTransport:
+    """With every send the kernel is asked to make no copy, though on this machine it does."""
+    settings = replace(settings or PushSettings(), zerocopy=ZeroCopy.INSIST)
+    return make_tcp(settings, clock, max_senders)
 
 
 def make_nixl(
@@ -39,6 +49,7 @@ TRANSPORTS: dict[str, Callable[..., Transport]] = {
     "loopback": LoopbackTransport,
     "shared_memory": SharedMemoryTransport,
     "tcp": make_tcp,
+    "tcp_in_place": make_tcp_in_place,
     "nixl": make_nixl,
 }
 

@@ -54,9 +54,8 @@ def test_a_prompt_goes_where_its_whole_answer_has_room() -> None:
     preferences = Preferences(fleet)
 
     def found(num_tokens_at_most: int) -> list[str]:
-        return [
-            c.worker_id for c in preferences.prefill(0.0, 1, num_tokens_at_most, 1000, prefix=None)
-        ]
+        views = preferences.prefill(0.0, 1, num_tokens_at_most, prefix=None)
+        return [view.hello.worker_id for view in views]
 
     assert found(16) == ["prefill-0", "prefill-1"]
     assert found(17) == ["prefill-1"]

@@ -152,6 +152,21 @@ async def test_a_call_that_takes_over_keeps_the_room_of_the_one_that_began(
         assert room.num_bytes == 0
 
 
+async def test_an_answer_that_nobody_finds_counts_until_its_reader_has_left(
+    model: ServedModel,
+) -> None:
+    async with desk_of(model, PromptRoom()) as desk:
+        call = desk.call(ID, 5)
+        await accepted_of(call)
+        desk.stream().append(EmitFinished(ID, 0, "stop", None, 1, TIMINGS))
+        desk.streams.discard(ID)
+        assert desk.streams.memory.num_bytes > 0
+        async with asyncio.timeout(PATIENCE_S):
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        assert desk.streams.memory.num_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("num_tokens", "code"), [(2_000_000, "FAILED_PRECONDITION"), (1_000_000, "INVALID_ARGUMENT")]
 )
@@ -179,7 +194,7 @@ async def test_bytes_that_are_no_request_are_refused_as_such(model: ServedModel)
     async with desk_of(model, PromptRoom()) as desk:
         call = desk.send(b"\xff\xff")
         assert await code_of(call) == "INVALID_ARGUMENT"
-        assert "request: is no GenerateRequest" in await call.details()
+        assert "request: is no message of" in await call.details()
 
 
 @pytest.mark.parametrize("ends_well", [True, False])

@@ -67,6 +67,16 @@ def test_prompts_wait_in_the_order_of_the_policy(policy: str, first: str) -> Non
     assert started.task_id == core.task_id(request_id=first)
 
 
+def test_a_worker_is_told_how_long_the_answer_is_expected_to_be() -> None:
+    core = CoreUnderTest()
+    for _ in range(40):
+        core.core.state.predictor.observe(spec_of("like", max_tokens=30).features(0.0), 3)
+    core.ask(spec_of("this", max_tokens=30))
+    expected = core.core.state.predictor.predict(spec_of("this", max_tokens=30).features(0.0))
+    (started,) = of_type((what for _, what in commands(core.actions)), StartPrefill)
+    assert started.sequence.num_predicted_tokens == expected.bound < 30
+
+
 @pytest.mark.parametrize(("num_prompt", "max_tokens"), [(8, 2), (4, 30)])
 def test_of_prompts_that_are_due_alike_the_longest_goes_first_whatever_its_answer(
     num_prompt: int, max_tokens: int
@@ -187,6 +197,12 @@ def test_the_widths_of_buckets_reach_the_order_of_both_queues() -> None:
     assert set_up("default").policy.ordering == DeadlineThenOccupancy(9.0, 2)
 
 
+def test_what_is_changed_of_the_policy_is_part_of_its_name() -> None:
+    state = set_up("fcfs+ordering=deadline+sharing=embed")
+    assert state.policy.ordering == DeadlineThenOccupancy(9.0, 2)
+    assert state.policy.sharing is Sharing.EMBED
+
+
 def test_answers_are_predicted_by_the_policys_predictor() -> None:
     features = spec_of(max_tokens=200).features()
     bounds = []
@@ -203,3 +219,6 @@ async def test_a_policy_that_must_be_told_the_future_ends_the_start_of_a_router(
     config = RouterConfig.model_validate(fields)
     with pytest.raises(StartupError, match="'oracle' is unknown; use one of default"):
         await serve(config, asyncio.Event())
+    noisy = {**fields, "policy": "default", "policy_set": ["predictor=noisy-oracle:0.2"]}
+    with pytest.raises(StartupError, match=r"noisy-oracle:0.2 must be told .* use another"):
+        await serve(RouterConfig.model_validate(noisy), asyncio.Event())

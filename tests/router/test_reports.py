@@ -199,19 +199,46 @@ def test_a_refusal_is_forgotten_as_soon_as_something_is_free() -> None:
     assert [type(what) for _, what in commands(released)] == [AdmitGeneration]
 
 
-def test_a_preempted_task_reserves_all_that_may_come() -> None:
-    core = CoreUnderTest()
-    spec = spec_of(num_prompt=4, max_tokens=20)
+def again(core: CoreUnderTest) -> TaskId:
+    """The only request goes through prefill again and decodes."""
+    task = core.task_id()
+    known = core.core.state.sequence_by_task[task].num_output_tokens
+    core.report(PREFILL, PrefillStarted(task))
+    core.report(DECODE, BlocksGranted(task, target_on(DECODE, 200)))
+    core.report(PREFILL, tokens(task, known, 11))
+    core.report(PREFILL, KvPushed(task, 2, 64, 0.001, "loopback"), TaskReleased(task))
+    core.report(DECODE, DecodeStarted(task))
+    return task
+
+
+def test_a_preempted_task_comes_back_with_more_room_every_time_up_to_all_that_may_come() -> None:
+    core = CoreUnderTest(workers=(hello_of(PREFILL, 200), hello_of(DECODE, 200)))
+    spec = spec_of(num_prompt=4, max_tokens=400)
     # Short answers so far: by prediction alone, the next try could be preempted as well.
     for _ in range(20):
         core.core.state.predictor.observe(spec.features(), 3)
     core.ask(spec)
     task = through_prefill(core)
-    before = core.core.state.sequence_by_task[task].num_response_tokens
+    sequence = core.core.state.sequence_by_task[task]
+    room = [sequence.num_response_tokens]
+    assert sequence.num_output_tokens == 1
+    for _ in range(4):
+        core.report(DECODE, Preempted(task), TaskReleased(task))
+        task = again(core)
+        room.append(sequence.num_response_tokens)
+    assert room[:3] == [2, 128, 256]
+    assert room[3:] == [396, 395], "all that its caller allows"
+    assert core.core.state.counters.num_preemptions == 4
+
+
+def test_a_long_answer_that_was_preempted_comes_back_with_room_for_as_much_again() -> None:
+    core = CoreUnderTest(workers=(hello_of(PREFILL, 400), hello_of(DECODE, 400)))
+    core.ask(spec_of(num_prompt=4, max_tokens=1000))
+    task = through_prefill(core)
+    sequence = core.core.state.sequence_by_task[task]
+    sequence.output_token_ids += range(199)
     core.report(DECODE, Preempted(task), TaskReleased(task))
-    sequence = core.core.state.sequence_by_task[core.task_id()]
-    assert (before, sequence.num_response_tokens) == (2, 19)
-    assert core.core.state.counters.num_preemptions == 1
+    assert sequence.num_tokens_again == sequence.num_output_tokens == 200
 
 
 def test_early_kv_that_was_on_its_way_to_a_lost_worker_is_computed_again() -> None:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from router.events import EmitFailed, EmitFinished, EmitTokens, PhaseTimings
+from router.stream_memory import StreamMemory
 from router.streams import AcceptedInfo, RequestStream, StreamBook
 from router.wire.generate import emissions_to_proto
 from router.write_turns import BusyMeter, WriteTurns
@@ -41,7 +42,15 @@ async def some_turns(dice: random.Random, most: int) -> None:
 class Conversation:
     """One request, two routers that each may compute it, and its caller."""
 
-    def __init__(self, number: int, dice: random.Random, turns: WriteTurns) -> None:
+    def __init__(
+        self,
+        number: int,
+        dice: random.Random,
+        turns: WriteTurns,
+        memory: StreamMemory[RequestStream] | None = None,
+    ) -> None:
+        """`memory`: what all conversations of one router share."""
+        self._memory = memory
         self._id = RequestId(f"r{number}")
         self._dice, self._turns = dice, turns
         self._lengths = [dice.randint(1, 60) for _ in range(dice.choice([1, 1, 3]))]
@@ -89,7 +98,7 @@ class Conversation:
         stream = self._streams[router] = RequestStream(
             self._id, b"f", len(self._lengths), INFO, starts
         )
-        book = StreamBook(turns=self._turns, max_stream_bytes=self._max_bytes)
+        book = StreamBook(turns=self._turns, max_stream_bytes=self._max_bytes, memory=self._memory)
         book.open(stream)
         self._computing[router] = asyncio.create_task(self._compute(book, stream, starts))
         return stream
@@ -102,6 +111,9 @@ class Conversation:
         open_answers = [i for i in range(len(done)) if not starts or starts[i] is not None]
         while open_answers:
             await some_turns(dice, 4)
+            if stream.is_over:  # to make room for others
+                self.num_too_slow += 1
+                return
             index = dice.choice(open_answers)
             first = done[index]
             end = min(self._lengths[index], first + dice.choice([1, 1, 1, 3]))
@@ -112,6 +124,10 @@ class Conversation:
             stream.append(EmitTokens(self._id, index, tokens))
             # Twice the limit for who comes again, and what was not seen before it was there.
             assert stream.num_bytes < 2 * self._max_bytes + 2_000
+            self._make_room_for_all(book)
+            if stream.failure is not None:
+                self.num_too_slow += 1
+                return
             if book.overfull:
                 error = ReaderTooSlow(self._max_bytes)
                 stream.fail(EmitFailed(self._id, error, gpu_work_spent=True))
@@ -121,6 +137,14 @@ class Conversation:
             if is_last:
                 stream.append(EmitFinished(self._id, index, "stop", None, end, TIMINGS))
                 open_answers.remove(index)
+
+    def _make_room_for_all(self, book: StreamBook) -> None:
+        if book.memory.is_too_full:
+            for stream in book.make_room():
+                error = ReaderTooSlow(self._max_bytes, is_shared=True)
+                stream.fail(EmitFailed(stream.request_id, error, gpu_work_spent=True))
+            assert not book.memory.is_too_full
+            book.memory.check_invariants()
 
     async def _attempt(
         self, stream: RequestStream, reader: int, starts: tuple[int | None, ...]
@@ -157,3 +181,17 @@ async def test_any_reading_breaking_off_and_resuming_gives_each_token_once(seed:
     turns = turns_of(dice)
     conversations = [Conversation(n, dice, turns) for n in range(dice.choice([1, 5, 40]))]
     await asyncio.gather(*(each.run() for each in conversations))
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_the_same_where_all_answers_share_too_little_memory(seed: int) -> None:
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    turns = turns_of(dice)
+    number = dice.choice([5, 40])
+    # Of the tokens of each, a few.
+    memory: StreamMemory[RequestStream] = StreamMemory(number * dice.choice([4_000, 10_000]))
+    conversations = [Conversation(n, dice, turns, memory) for n in range(number)]
+    await asyncio.gather(*(each.run() for each in conversations))
+    memory.check_invariants()
+    print(f"{sum(each.num_too_slow for each in conversations)} times too slow")

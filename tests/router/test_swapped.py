@@ -213,7 +213,7 @@ def test_one_that_waits_long_is_computed_elsewhere_where_nobody_else_waits_for_t
     assert core.task_id() != task
     sequence = sequence_of(core)
     assert (sequence.num_preemptions, sequence.num_swaps, sequence.num_tries) == (2, 1, 2)
-    assert sequence.reserve_all
+    assert sequence.has_made_room
     core.report(DECODE, TaskReleased(task))
 
 

@@ -284,3 +284,14 @@ def test_kv_goes_to_the_address_that_routers_are_told_unless_it_has_its_own() ->
     assert reachable("--kv-host", "0.0.0.0", "--kv-advertise-host", "decode-0") == "decode-0"
     with pytest.raises(ConfigError, match="kv_advertise_host"):
         reachable("--kv-host", "0.0.0.0")
+
+
+def test_all_streams_have_room_for_32_of_the_largest_unless_told_otherwise() -> None:
+    assert load_config(RouterConfig, MODEL, {}).all_streams_mib == 1024
+    flags = [*MODEL, "--max-stream-mib", "100"]
+    assert load_config(RouterConfig, flags, {}).all_streams_mib == 3200
+    more = [*flags, "--max-all-streams-mib", "100"]
+    assert load_config(RouterConfig, more, {}).all_streams_mib == 100
+    assert "max_all_streams_mib is below" in refusal(
+        RouterConfig, [*flags, "--max-all-streams-mib", "99"]
+    )

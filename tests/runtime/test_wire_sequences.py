@@ -72,10 +72,13 @@ def test_a_sequence_is_sampled_as_the_router_says(
 def test_what_is_not_asked_for_takes_no_room() -> None:
     plain = SequenceSpec((1,), (), SamplingParams(temperature=0.5), StopParams(5))
     assert arrived(plain) == plain
+    predicted = replace(plain, num_predicted_tokens=3)
+    assert arrived(predicted) == predicted
     sent = encode_commands([StartPrefill(TASK, plain)])
     names = {
         field.name for field, _ in sent.commands.commands[0].start_prefill.sequence.ListFields()
     }
+    # What changes nothing is not sent: an older worker reads the same.
     assert names == {"prompt_token_ids", "temperature", "top_p", "max_tokens"}
 
 

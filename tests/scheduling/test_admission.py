@@ -1,5 +1,8 @@
 """What a pool will hold at most, and who may still join."""
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +48,20 @@ def test_a_newcomer_waits_while_the_peak_would_not_fit() -> None:
     assert rule.admits(running, Demand(50, 20), num_blocks=202, size=1)
     assert not rule.admits(running, Demand(100, 90), num_blocks=202, size=1)
     assert rule.admits([], Demand(100, 500), num_blocks=202, size=1), "an empty pool must move on"
+
+
+def test_more_may_join_than_will_fit_where_some_make_room_for_others() -> None:
+    running, newcomer = [Demand(100, 100)], Demand(100, 90)
+    assert peak_blocks([*running, newcomer], 1) == 381
+    assert not FuturePeak().admits(running, newcomer, num_blocks=320, size=1)
+    assert FuturePeak(overcommit=1.2).admits(running, newcomer, num_blocks=320, size=1)
+    assert not FuturePeak(overcommit=1.2).admits(running, newcomer, num_blocks=310, size=1)
+
+
+@pytest.mark.parametrize("overcommit", [0.9, math.inf, math.nan])
+def test_less_than_the_pool_and_no_limit_at_all_are_refused(overcommit: float) -> None:
+    with pytest.raises(ValueError, match="overcommit"):
+        FuturePeak(overcommit=overcommit)
 
 
 def test_where_the_reservation_covers_all_it_alone_decides() -> None:

@@ -21,9 +21,10 @@ from scheduling.batching_rules import (
     WholePromptsMixed,
 )
 from scheduling.deadline_fill import DeadlineFill
-from scheduling.dynamic_chunk import DynamicChunk, IterationGoal, ProportionalTime
+from scheduling.dynamic_chunk import DynamicChunk, IterationGoal
 from scheduling.feedback_queues import FeedbackQueues
 from scheduling.mlfq import MlfqSettings
+from scheduling.modelled_filling import FillToKnee, FillWithinGoal
 
 MODEL = BatchTime(
     fixed_s=0.004,
@@ -34,6 +35,7 @@ MODEL = BatchTime(
 )
 LIMIT = 256
 FLOOR = 16
+PROPORTIONAL = BatchTime(fixed_s=0.0, bends=((0, 0.03 / LIMIT),))
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,11 @@ CASES = {
     "by-deadline": Case(
         lambda: DeadlineFill(MODEL, LIMIT, min_prompt_tokens=FLOOR), keeps_order=False
     ),
-    "sarathi": Case(lambda: FillToTarget(LIMIT)),
+    "chunks-to-target": Case(lambda: FillToTarget(LIMIT)),
+    "sarathi": Case(lambda: FillWithinGoal(MODEL, LIMIT, min_prompt_tokens=FLOOR)),
     "whole-to-target": Case(lambda: FillToTarget(LIMIT, Filling.WHOLE)),
-    "ecoserve-fit": Case(lambda: FillToTarget(LIMIT, Filling.FIT), keeps_order=False),
+    "fit-to-target": Case(lambda: FillToTarget(LIMIT, Filling.FIT), keeps_order=False),
+    "ecoserve": Case(lambda: FillToKnee(MODEL, LIMIT), keeps_order=False),
     "vllm": Case(lambda: PromptsFirst(LIMIT, max_seqs=24)),
     "orca": Case(lambda: WholePromptsMixed(max_seqs=24), max_tokens=None),
     "orca-with-a-limit": Case(lambda: WholePromptsMixed(max_seqs=24, max_tokens=LIMIT)),
@@ -68,7 +72,7 @@ CASES = {
     "distserve-prefill": Case(lambda: PromptsOnly(LIMIT, max_seqs=8), has_decodes=False),
     "distserve-decode": Case(DecodesOnly, has_prompts=False),
     "accelgen": Case(
-        lambda: DynamicChunk(ProportionalTime(LIMIT, 0.03), LIMIT, min_prompt_tokens=FLOOR),
+        lambda: DynamicChunk(PROPORTIONAL, LIMIT, min_prompt_tokens=FLOOR),
         max_tokens=dynamic,
         keeps_order=False,
     ),

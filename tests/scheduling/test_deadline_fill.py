@@ -82,6 +82,26 @@ def test_answers_do_not_fall_behind_where_a_pass_of_their_own_reads_all_weights_
     assert not pressed(MODEL, num_decode=10)
 
 
+def test_answers_meet_a_long_pass_for_the_first_token_that_it_brings_in_time() -> None:
+    # 0.151 s with the answers: in passes of 0.1 s, its goal for a gap, it would be due long before.
+    late, timely, other = prompt(4000, -1.0), prompt(1300, 0.2), prompt(1500, 60.0)
+    waiting = state(late, timely, other, num_decode=10, next_due_s=0.01, tpot_s=0.1)
+    choice = RULE.choose(waiting)
+    assert choice.has_decodes
+    # A share of what is late, and nothing that would lengthen it without ending in it.
+    assert set(dict(choice.chunks)) == {0, 1}
+    assert dict(choice.chunks)[1] == 1300
+    assert 0 < dict(choice.chunks)[0] <= 90
+
+
+def test_answers_do_not_meet_a_long_pass_that_their_next_tokens_could_not_make_up_for() -> None:
+    waiting = state(prompt(1300, 0.2), num_decode=10, next_due_s=-0.1, tpot_s=0.1)
+    choice = RULE.choose(waiting)
+    assert choice.has_decodes
+    ((_, num_tokens),) = choice.chunks
+    assert MODEL.seconds(BatchShape(10, 1000).with_chunk(0, num_tokens)) <= 0.1
+
+
 def test_nobody_pauses_for_longer_than_a_few_gaps() -> None:
     # 2048 tokens take 0.21 s; goals of 50 ms allow 0.2 s, however far ahead the answers are.
     choice = RULE.choose(state(prompt(3000, 9.0), num_decode=1, next_due_s=60.0, tpot_s=0.05))

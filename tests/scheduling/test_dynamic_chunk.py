@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduling.batch_time import BatchShape, BatchTime
+from scheduling.batch_time_limits import target_forward_size
 from scheduling.batching import IterationChoice, IterationState, PromptWork
-from scheduling.dynamic_chunk import DynamicChunk, IterationGoal, ProportionalTime
+from scheduling.dynamic_chunk import ChunkSettings, DynamicChunk, IterationGoal
 
 S_PF, T_PF = 768, 0.1
-PUBLISHED = DynamicChunk(ProportionalTime(S_PF, T_PF), S_PF, min_prompt_tokens=0)
+# S_pf tokens take T_pf, fewer their share of it.
+PROPORTIONAL = BatchTime(fixed_s=0.0, bends=((0, T_PF / S_PF),))
+PUBLISHED = DynamicChunk(PROPORTIONAL, S_PF, min_prompt_tokens=0)
 BY_SLACK = replace(PUBLISHED, gamma_s=0.0)
 MODEL = BatchTime(
     fixed_s=0.010,
@@ -80,7 +83,7 @@ def test_the_predicted_time_of_an_iteration_keeps_the_goal(
     state = state_of(
         *prompts, num_decode=num_decode, tpot_s=tpot_s, num_begun=min(num_begun, len(prompts))
     )
-    for goal in IterationGoal:
+    for goal in (IterationGoal.TPOT, IterationGoal.NEXT_TOKEN):
         choice = replace(MODELLED, goal=goal).choose(state)
         assert MODEL.seconds(shape_of(state, choice)) <= tpot_s * 1.000001
 
@@ -262,10 +265,47 @@ def test_prompts_get_a_little_where_no_iteration_could_keep_the_goal(rule: Dynam
     assert rule.choose(starved).chunks == ((0, 1),), "nobody else makes progress"
 
 
+def test_without_a_goal_every_iteration_is_the_largest() -> None:
+    fixed = replace(PUBLISHED, goal=IterationGoal.NONE)
+    for tpot_s in (T_PF, T_PF / 4):
+        state = state_of(LONG, work(50, due_at_s=0.01), tpot_s=tpot_s)
+        assert forward_size(state, fixed.choose(state)) == S_PF
+
+
+def test_without_slack_prompts_go_as_the_router_sent_them() -> None:
+    plain = replace(BY_SLACK, is_by_slack=False)
+    state = state_of(work(100, due_at_s=50.0), work(100, due_at_s=0.15), work(100, due_at_s=9.0))
+    assert [index for index, _ in plain.choose(state).chunks][0] == 0
+    assert [index for index, _ in BY_SLACK.choose(state).chunks][0] == 1
+
+
+def test_where_it_may_cut_several_a_second_long_prompt_is_begun() -> None:
+    several = replace(BY_SLACK, is_cutting_one=False)
+    begun = PromptWork(100, 200, due_at_s=60.0)
+    state = state_of(begun, replace(LONG, due_at_s=90.0), replace(LONG, due_at_s=9.0), num_begun=1)
+    # The tightest goes first, though one is half computed already.
+    assert [index for index, _ in several.choose(state).chunks] == [2]
+    assert [index for index, _ in BY_SLACK.choose(state).chunks][0] == 0
+
+
+def test_settings_of_a_policy_become_the_rule_of_a_worker() -> None:
+    assert ChunkSettings().rule(MODEL, S_PF) == replace(MODELLED, min_prompt_tokens=16, margin=0.95)
+    small = ChunkSettings(goal=IterationGoal.NONE, max_tokens=512).rule(MODEL, S_PF)
+    assert (small.saturating_tokens, small.goal) == (512, IterationGoal.NONE)
+    assert ChunkSettings(max_tokens=5000).rule(MODEL, S_PF).saturating_tokens == S_PF
+
+
+# PAPERS 3.2a: S_pf is profiled; a worker's own model is the profile.
+def test_the_saturating_size_is_the_knee_of_the_workers_model() -> None:
+    rule = ChunkSettings(saturation=0.85).rule(MODEL, 8192)
+    knee = target_forward_size(MODEL, 0.85)
+    assert rule.saturating_tokens == knee < 8192
+    loose = state_of(replace(LONG, num_missing_tokens=50_000), num_decode=10, tpot_s=60.0)
+    assert forward_size(loose, rule.choose(loose)) == knee
+
+
 def test_settings_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="saturating"):
-        ProportionalTime(0, 1.0)
-    with pytest.raises(ValueError, match="saturating_tokens"):
-        replace(PUBLISHED, saturating_tokens=0)
+    with pytest.raises(ValueError, match="max_tokens"):
+        replace(PUBLISHED, max_tokens=0)
     with pytest.raises(ValueError, match="gamma_s"):
         replace(PUBLISHED, gamma_s=-1.0)

@@ -14,6 +14,7 @@ from scheduling.policy import POLICIES
 KINDS: dict[str, Callable[[], GenerationQueue]] = {
     "one by one": lambda: OneByOne(100),
     "groups": lambda: LengthGroups(100, length_quantum=1, max_overtakes=3),
+    "by length": lambda: LengthGroups(100, length_quantum=1, is_grouping=False),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 # (deadline bucket, tokens)
@@ -84,7 +85,7 @@ def test_one_that_waits_for_much_room_is_not_overtaken_for_ever(kind: str) -> No
     num_overtakes = 0
     while taken := take(queue, tasks, 9):
         num_overtakes += len(taken)
-    assert num_overtakes == {"one by one": 0, "groups": 3}[kind]
+    assert num_overtakes == {"one by one": 0, "groups": 3, "by length": 0}[kind]
     # Whatever comes later keeps behind it as well.
     queue.push(TaskId("20"), (2.0, -5.0), 5)
     assert take(queue, tasks, 9) == []
@@ -100,6 +101,14 @@ def test_a_task_moves_when_it_is_pushed_again_and_leaves_once(kind: str) -> None
     assert not queue.remove(TaskId("1"))
     queue.check_invariants()
     assert queue.peek() == TaskId("0")
+
+
+@given(tasks=waiting_tasks, num_tokens=st.integers(0, 40))
+def test_without_grouping_tasks_go_one_by_one_though_they_are_found_by_length(
+    tasks: list[tuple[int, int]], num_tokens: int
+) -> None:
+    plain, by_length = queue_of("one by one", tasks), queue_of("by length", tasks)
+    assert take(by_length, tasks, num_tokens) == take(plain, tasks, num_tokens)
 
 
 def test_published_policies_take_the_queue_that_they_are_published_with() -> None:

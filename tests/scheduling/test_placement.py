@@ -28,19 +28,20 @@ def test_prefill_goes_to_the_least_backlog_then_the_most_free() -> None:
         named("small", num_free_blocks=9),
         named("best"),
     ]
-    chosen = prefill_preferences(workers, num_tokens=100, max_backlog_tokens=100)
+    chosen = prefill_preferences(workers, num_tokens=100)
     assert [c.worker_id for c in chosen] == ["best", "small", "busy"]
 
 
 def test_a_full_or_backlogged_prefill_worker_is_left_out() -> None:
-    workers = [named("full", num_free_blocks=6), named("behind", num_backlog_tokens=100)]
-    assert prefill_preferences(workers, num_tokens=97, max_backlog_tokens=100) == ()
-    assert prefill_preferences(workers, num_tokens=96, max_backlog_tokens=100) == (workers[0],)
+    behind = named("behind", num_backlog_tokens=100, max_backlog_tokens=100)
+    workers = [named("full", num_free_blocks=6), behind]
+    assert prefill_preferences(workers, num_tokens=97) == ()
+    assert prefill_preferences(workers, num_tokens=96) == (workers[0],)
 
 
 def test_preferences_share_one_block_size() -> None:
     workers = [named("a", num_free_blocks=20), named("b", block_size=32), named("c")]
-    chosen = prefill_preferences(workers, num_tokens=10, max_backlog_tokens=1)
+    chosen = prefill_preferences(workers, num_tokens=10)
     assert [c.worker_id for c in chosen] == ["a", "c"]
 
 
@@ -57,16 +58,16 @@ def test_decode_goes_to_the_most_free_compatible_worker() -> None:
 
 def test_a_cached_prompt_counts_as_done_but_not_more() -> None:
     workers = [named("cold"), named("warm", num_hit_blocks=5, num_backlog_tokens=159)]
-    chosen = prefill_preferences(workers, num_tokens=100, max_backlog_tokens=1000)
+    chosen = prefill_preferences(workers, num_tokens=100)
     assert [c.worker_id for c in chosen] == ["warm", "cold"], "it saves 80 tokens, counted twice"
     workers = [named("cold"), named("warm", num_hit_blocks=5, num_backlog_tokens=161)]
-    chosen = prefill_preferences(workers, num_tokens=100, max_backlog_tokens=1000)
+    chosen = prefill_preferences(workers, num_tokens=100)
     assert [c.worker_id for c in chosen] == ["cold", "warm"]
 
 
 def test_a_prompt_that_is_just_being_computed_is_waited_for_rather_than_computed_again() -> None:
     workers = [named("idle"), named("on it", num_hit_blocks=6, num_backlog_tokens=96)]
-    chosen = prefill_preferences(workers, num_tokens=96 + 4, max_backlog_tokens=1000)
+    chosen = prefill_preferences(workers, num_tokens=96 + 4)
     assert chosen[0].worker_id == "on it"
 
 
@@ -106,7 +107,7 @@ def test_a_prefix_that_everybody_has_does_not_keep_everybody_on_one_worker(
             for number in range(4)
         ]
         num_tokens = num_shared_blocks * 16 + tail
-        best = prefill_preferences(workers, num_tokens, max_backlog_tokens=10**9)[0]
+        best = prefill_preferences(workers, num_tokens)[0]
         number = int(best.worker_id)
         backlog[number] += best.num_tokens_to_compute(num_tokens)
         has_it[number] = True

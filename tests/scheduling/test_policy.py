@@ -8,7 +8,6 @@ import pytest
 from scheduling.batch_time_online import OnlineBatchTime
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import (
-    Filling,
     FillToTarget,
     PromptsFirst,
     WaitingRatio,
@@ -17,6 +16,7 @@ from scheduling.batching_rules import (
 from scheduling.deadline_fill import DeadlineFill
 from scheduling.dynamic_chunk import DynamicChunk
 from scheduling.feedback_queues import FeedbackQueues
+from scheduling.modelled_filling import FillToKnee, FillWithinGoal
 from scheduling.policy import (
     POLICIES,
     Batching,
@@ -95,13 +95,14 @@ def test_the_growth_reserve_leaves_a_tiny_pool_usable() -> None:
 
 RULES: dict[Batching, BatchingRule] = {
     Batching.FILL: FillToTarget(512),
-    Batching.FIT: FillToTarget(512, Filling.FIT),
     Batching.PROMPTS_FIRST: PromptsFirst(512, 8),
     Batching.WHOLE_MIXED: WholePromptsMixed(8, 512),
     Batching.WAITING_RATIO: WaitingRatio(512),
 }
 LEARNING_RULES: dict[Batching, type[BatchingRule]] = {
     Batching.BY_DEADLINE: DeadlineFill,
+    Batching.FILL_WITHIN_GOAL: FillWithinGoal,
+    Batching.FIT_TO_KNEE: FillToKnee,
     Batching.DYNAMIC: DynamicChunk,
     Batching.FEEDBACK: FeedbackQueues,
 }
@@ -120,7 +121,9 @@ def test_what_a_rule_learns_of_one_worker_is_no_other_workers(batching: Batching
     first, second = policy.batching_rule(512, 8), policy.batching_rule(512, 8)
     for rule in (first, second):
         assert type(rule) is LEARNING_RULES[batching]
-        assert isinstance(rule, DeadlineFill | DynamicChunk | FeedbackQueues)
+        assert isinstance(
+            rule, DeadlineFill | DynamicChunk | FeedbackQueues | FillToKnee | FillWithinGoal
+        )
         assert isinstance(rule.model, OnlineBatchTime)
     assert first != second
 

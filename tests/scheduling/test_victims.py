@@ -91,7 +91,8 @@ def test_fastserve_takes_the_lowest_queue_and_in_it_the_last() -> None:
 def test_accelgen_takes_who_can_wait_longest() -> None:
     assert_order(
         LargestSlack(),
-        candidate("no-goal"),
+        candidate("no-goal", num_tokens=3),
+        candidate("no-goal-and-longer", num_tokens=4),
         candidate("some", slack_s=2.0),
         candidate("late", slack_s=-1.0),
     )

@@ -55,6 +55,33 @@ def test_policies_are_compared_in_a_table_and_in_json(simulate: Command, tmp_pat
         assert run["settings"]["max_tokens"] == 64
 
 
+def test_every_policy_is_changed_by_what_is_set_and_its_name_tells_it(
+    simulate: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "out.json"
+    policies = ("--policy", "default,default+late_yields=no,fcfs")
+    code, out, _ = simulate(*policies, "--set", "victims=last-arrived", "--json", str(file))
+    assert code == 0
+    assert [run["policy"] for run in runs_of(file)] == [
+        "default+victims=last-arrived",
+        "default+victims=last-arrived+late_yields=no",
+        "fcfs+victims=last-arrived",
+    ]
+    assert "default+victims=last-arrived+late_yields=no" in out
+    code, _, err = simulate("--set", "victims=oldest")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "victims cannot be 'oldest'; use one of last-arrived, cheapest" in err
+
+
+def test_an_oracle_that_errs_is_simulated(simulate: Command, tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    changes = ("--set", "predictor=noisy-oracle:0.5,bound=padded", "--set", "allocation=exact")
+    assert simulate(*changes, "--json", str(file))[0] == 0
+    (run,) = runs_of(file)
+    assert run["finished"] == 40
+    assert run["policy"].endswith("+predictor=noisy-oracle:0.5+bound=padded")
+
+
 def test_a_number_of_workers_becomes_what_the_policy_was_made_for(
     simulate: Command, tmp_path: Path
 ) -> None:

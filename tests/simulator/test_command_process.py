@@ -74,11 +74,40 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(
     assert written[0] == written[1]
 
 
-def test_ctrl_c_ends_a_run_with_one_line_and_writes_nothing(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["simulate", "--policy", "default,fcfs,oracle", "--rate", "20,60", "--cluster", "2"],
+        ["simulate", "--policy", "default,fcfs", "--rate", "40", "--search-goodput",
+         "--slo", "ttft=200ms"],
+        ["plan", "--policy", "default,fcfs", "--rate", "40", "--slo", "ttft=200ms",
+         "--max-workers", "4"],
+    ],
+)  # fmt: skip
+def test_runs_side_by_side_give_the_same_bytes_as_one_after_the_other(
+    start: Start, tmp_path: Path, command: list[str]
+) -> None:
+    trace = trace_of(tmp_path, 80)
+    written = []
+    for jobs in ("1", "3"):
+        file = tmp_path / f"{jobs}.json"
+        process = start(*command, "--trace", str(trace), "--hardware", "h200", "--jobs", jobs,
+                        "--json", str(file))  # fmt: skip
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, stderr.decode()
+        written.append((file.read_bytes(), stdout, stderr))
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_ends_a_run_with_one_line_and_writes_nothing(
+    start: Start, tmp_path: Path, jobs: str
+) -> None:
     trace, file = trace_of(tmp_path, 20_000), tmp_path / "out.json"
     master, slave = pty.openpty()
     try:
         process = start("--trace", str(trace), "--rate", "50", "--hardware", "h200",
+                        "--policy", "default,fcfs", "--jobs", jobs,
                         "--json", str(file), stderr=slave)  # fmt: skip
         seen = b""
         while b"real time" not in seen:

@@ -158,7 +158,7 @@ def test_with_pipelining_more_of_what_is_allocated_is_written_and_answers_end_ea
         for number in range(400)
     )
     scene = scene_of(requests, with_kv_tokens(load_hardware("a100"), 8000))
-    knowing = replace(POLICY_BY_NAME["ecoserve"], predictor="oracle")
+    knowing = replace(POLICY_BY_NAME["ecoserve"], predictor="oracle", bound=None)
     written: list[float] = []
     jct_s: list[float] = []
     for sharing in (Sharing.NONE, Sharing.PIPELINE):

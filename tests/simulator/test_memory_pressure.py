@@ -88,9 +88,8 @@ def test_a_swapped_answer_goes_on_where_it_was_and_is_computed_once(policy: str)
     run_and_check(cluster, wanted)
     timings = [finished.timings for finished in cluster.finished.values()]
     assert len(timings) == len(wanted)
-    # Who came last makes room again and again under fcfs, for whoever came before.
-    most = max(each.num_swaps for each in timings)
-    assert most == 1 or (policy == "fcfs" and most < len(wanted))
+    # Who makes room for whoever came before, or is further, may do so again and again.
+    assert max(each.num_swaps for each in timings) < len(wanted)
     assert [each.num_preemptions for each in timings] == [each.num_swaps for each in timings]
     assert num_swapped_blocks(cluster) > 0
     # Every prompt once, every answer's tokens but the first on the decode worker: nothing again.

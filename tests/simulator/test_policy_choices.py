@@ -8,6 +8,7 @@ import pytest
 
 from scheduling.admission import FuturePeak
 from scheduling.batch_time_recovery import Preemption
+from scheduling.dynamic_chunk import ChunkSettings, IterationGoal
 from scheduling.policy import POLICIES, ArrivalOrder, Batching, ExactAllocation, Policy, Sharing
 from scheduling.victims import CheapestToRecompute
 from simulator.cluster_spec import cluster_for
@@ -24,15 +25,17 @@ CHOICES: dict[str, tuple[str, str, object]] = {
     "ordering": ("default", ONE, ArrivalOrder()),
     "allocation": ("default", ONE, ExactAllocation()),
     "batching": ("default", ONE, Batching.PROMPTS_FIRST),
+    "chunks": ("accelgen", ONE, ChunkSettings(goal=IterationGoal.NONE)),
     "predictor": ("default", ONE, "max-tokens"),
     "bound": ("ecoserve", ONE, "hoeffding"),
     "growth_reserve": ("default", ONE, 0.3),
+    "is_growing_ahead": ("cacheopt", ONE, None),
     "sharing": ("ecoserve", ONE, Sharing.NONE),
     "admission": ("fcfs", ONE, FuturePeak()),
     "victims": ("cacheopt", ONE, CheapestToRecompute()),
     "is_preempting_eagerly": ("fcfs", ONE, None),
     "preemption": ("fcfs", ONE, Preemption.FIRST),
-    "reserves_all_again": ("fcfs", ONE, None),
+    "reserves_more_again": ("fcfs", ONE, None),
     "late_yields": ("default", ONE, None),
     "is_grouping": ("ecoserve", PAIR, None),
     "is_decoupled": ("ecoserve", ONE, None),

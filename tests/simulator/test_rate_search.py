@@ -58,7 +58,9 @@ def test_a_system_without_a_limit_ends_the_search_at_the_highest_rate_allowed() 
 
 
 def test_a_system_that_never_serves_ends_the_search_at_the_lowest_rate_allowed() -> None:
-    found = highest_rate(lambda rate: 0.5, RateSearch(start=2.0, max_factor=16))
+    # However little the search may go up.
+    settings = RateSearch(start=2.0, max_factor=2, max_divisor=16)
+    found = highest_rate(lambda rate: 0.5, settings)
     assert (found.ending, found.rate) == (Ending.NOTHING_SERVES, None)
     assert min(probe.rate for probe in found.probes) == 2 / 16
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router.events import EmitFinished
-from router.recording.entries import ENDED
+from router.recording.entries import ENDED, TOO_SLOW, last_line
 from router.recording.file import RecordingUnreadable
 from router.recording.testing import opened, packed, setup_of
 from scheduling.errors import CanNeverFit, NoWorkerAvailable, QueueFull
@@ -179,12 +180,25 @@ def test_a_missing_event_is_named_by_its_number() -> None:
         replayed(edited(recording_of(asks_at_once(3)), drop))
 
 
-def test_the_core_of_a_policy_that_is_not_there_is_told_of() -> None:
+@pytest.mark.parametrize("policy", ["lifo", "default+memory=endless"])
+def test_the_core_of_a_policy_that_is_not_there_is_told_of(policy: str) -> None:
     def rename(lines: list[dict[str, Any]]) -> None:
-        lines[0]["policy"] = "lifo"
+        lines[0]["policy"] = policy
 
-    with pytest.raises(RecordingUnreadable, match="line 1: this version has no policy 'lifo'"):
+    problem = re.escape(f"line 1: this version has no policy {policy!r}")
+    with pytest.raises(RecordingUnreadable, match=problem):
         replayed(edited(recording_of(asks_at_once(1)), rename))
+
+
+def test_a_recording_knows_what_was_changed_of_the_policy() -> None:
+    changed = "fcfs+ordering=deadline+allocation=exact"
+    content = recording_of(asks_at_once(8), policy=changed)
+    assert replay(opened(content), is_checking=True).difference is None
+
+    def forget(lines: list[dict[str, Any]]) -> None:
+        lines[0]["policy"] = "fcfs"
+
+    assert replayed(edited(content, forget)).difference is not None
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -243,4 +257,58 @@ def test_the_command_says_what_is_wrong_with_a_file(
     assert main(["replay"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 3)
-    assert "some.csv, line 1: this is no gzip file" in err
+    assert "some.csv: this is no gzip file, so no recording of a router; give a file" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            packed([last_line(ENDED)], setup_of()),
+            "nothing was recorded: router-0 ended before it was told anything; record a router",
+        ),
+        (
+            packed([last_line(TOO_SLOW)], setup_of()),
+            "nothing was recorded: the recording ends here: more happened than could be written",
+        ),
+        (packed([], setup_of()), "nothing was recorded: the recording breaks off here: its router"),
+        (b"", "the file is empty; "),
+        (packed([], setup_of())[:40], "it breaks off within its first line; "),
+        (gzip.compress(b"a,b\n1,2\n"), "line 1: this is no recording of a router; give a file"),
+    ],
+    ids=["no event", "too slow", "killed", "empty file", "cut off", "another file"],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_where_there_is_nothing_to_compare_one_line_says_so_and_nothing_is_called_the_same(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    told: str,
+    options: tuple[str, ...],
+) -> None:
+    path = tmp_path / "some.jsonl.gz"
+    path.write_bytes(content)
+    assert main(["replay", str(path), *options]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert told in err
+
+
+def test_a_recording_of_another_version_is_to_be_replayed_with_that_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def format_of_tomorrow(lines: list[dict[str, Any]]) -> None:
+        lines[0] |= {"version": 9, "product": "9.9.0"}
+
+    def policy_of_tomorrow(lines: list[dict[str, Any]]) -> None:
+        lines[0] |= {"policy": "lifo", "product": "9.9.0"}
+
+    path, content = tmp_path / "some.jsonl.gz", recording_of(asks_at_once(1))
+    for edit, problem in (
+        (format_of_tomorrow, "it has version 9 of the format, this Tandem reads version 1"),
+        (policy_of_tomorrow, "this version has no policy 'lifo'"),
+    ):
+        path.write_bytes(edited(content, edit))
+        assert main(["replay", str(path)]) == 1
+        _, err = capsys.readouterr()
+        assert err == f"error: {path}, line 1: {problem}; replay it with Tandem 9.9.0\n"

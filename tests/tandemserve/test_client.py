@@ -106,7 +106,7 @@ def test_every_option_reaches_the_wire(connect: Connect, server: FakeInferenceSe
     ]
 
 
-def test_every_generation_carries_an_id_and_a_seed_so_that_it_can_be_repeated(
+def test_every_generation_carries_an_id_so_that_it_can_be_repeated(
     connect: Connect, server: FakeInferenceServer
 ) -> None:
     client = connect()
@@ -117,8 +117,18 @@ def test_every_generation_carries_an_id_and_a_seed_so_that_it_can_be_repeated(
     assert isinstance(second, inference_pb2.GenerateRequest)
     assert first.request_id != second.request_id
     assert len(first.request_id) == 32
-    assert first.sampling.HasField("seed")
-    assert first.sampling.seed != second.sampling.seed
+
+
+def test_a_call_that_is_repeated_with_its_id_is_the_same_call_whoever_repeats_it(
+    connect: Connect, server: FakeInferenceServer
+) -> None:
+    """A seed drawn here would make it another one, and the router refuse it."""
+    for client in (connect(), connect()):
+        client.generate("a", request_id="mine", temperature=0.5)
+    first, second = server.requests
+    assert isinstance(first, inference_pb2.GenerateRequest)
+    assert first == second
+    assert not first.sampling.HasField("seed")
 
 
 def test_chat_sends_messages_of_both_forms(connect: Connect, server: FakeInferenceServer) -> None:

@@ -91,21 +91,21 @@ def test_logprobs_of_a_prompt_are_read() -> None:
 
 
 def test_biases_are_a_mapping_of_token_ids_to_numbers() -> None:
-    request = wire.generate_request({"logit_bias": {5: -1, 7: 2.5}}, new_request_id="r", new_seed=1)
+    request = wire.generate_request({"logit_bias": {5: -1, 7: 2.5}}, new_request_id="r")
     assert dict(request.sampling.logit_bias) == {5: -1.0, 7: 2.5}
-    empty = wire.generate_request({"logit_bias": None}, new_request_id="r", new_seed=1)
+    empty = wire.generate_request({"logit_bias": None}, new_request_id="r")
     assert not empty.sampling.logit_bias
     with pytest.raises(InvalidRequest, match="logit_bias: -1 is outside"):
-        wire.generate_request({"logit_bias": {-1: 1.0}}, new_request_id="r", new_seed=1)
+        wire.generate_request({"logit_bias": {-1: 1.0}}, new_request_id="r")
     bad: list[Any] = [[(5, 1.0)], "5:1", {"5": 1.0}, {5: "much"}, {5: True}]
     for biases in bad:
         with pytest.raises(TypeError, match="logit_bias must be"):
-            wire.generate_request({"logit_bias": biases}, new_request_id="r", new_seed=1)
+            wire.generate_request({"logit_bias": biases}, new_request_id="r")
 
 
 def test_no_answers_at_all_are_refused_and_not_taken_for_one() -> None:
     with pytest.raises(InvalidRequest, match="n: 0 answers; ask for at least 1"):
-        wire.generate_request({"n": 0}, new_request_id="r", new_seed=1)
+        wire.generate_request({"n": 0}, new_request_id="r")
 
 
 def test_a_prompt_may_be_any_iterable_of_integers() -> None:

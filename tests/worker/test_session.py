@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import pytest
 
+from runtime.grpc_server import ServerOptions, build_server
+from runtime.testing import captured_log
 from runtime.wire import (
     HeartbeatAnswer,
     ReportBatch,
@@ -42,7 +45,7 @@ from scheduling.worker_events import (
     WorkerEvent,
 )
 from tandemserve.internal.v1 import worker_pb2, worker_pb2_grpc
-from worker.session import WorkerSessions
+from worker.session import SERVICE_NAME, WorkerSessions
 
 PATIENCE_S = 20.0
 HELLO = WorkerHello(
@@ -82,17 +85,16 @@ class Office:
 
 @asynccontextmanager
 async def office(load: WorkerLoad | None = None) -> AsyncIterator[Office]:
-    server = grpc.aio.server()
-    port = server.add_insecure_port("127.0.0.1:0")
-    place = Office(f"127.0.0.1:{port}")
+    bound = build_server(ServerOptions("127.0.0.1", 0), [])
+    place = Office(f"127.0.0.1:{bound.port}")
     place.sessions = sessions = WorkerSessions(HELLO, place.post, place.peers.append, load=load)
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(sessions, server)
-    await server.start()
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(sessions, bound.server)
+    await bound.start()
     try:
         yield place
     finally:
         sessions.end_all()
-        await server.stop(1.0)
+        await bound.stop(1.0)
 
 
 def hello_of(router: str = "router-0", **fields: Any) -> Any:
@@ -189,6 +191,22 @@ async def test_a_bad_frame_ends_the_session_and_its_tasks() -> None:
         await read(call)
         await call.write(worker_pb2.SessionRequest())
         await place.until_posted(SessionLost(SessionId(1)))
+
+
+@pytest.mark.parametrize("frame", [b"", b"\xff\xff"])
+async def test_what_is_no_frame_ends_the_session_and_its_status_says_so(frame: bytes) -> None:
+    async with office() as place, grpc.aio.insecure_channel(place.address) as channel:
+        call: Any = channel.stream_stream(f"/{SERVICE_NAME}/Session")()
+        with captured_log() as log:
+            await call.write(hello_of().SerializeToString())
+            await asyncio.wait_for(call.read(), PATIENCE_S)
+            await call.write(frame)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await status_of(call)
+            await place.until_no_session()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert log.events.count("bad_command_frame") == 1
+        assert "Traceback" not in log.stream.getvalue()
 
 
 async def test_a_late_frame_of_a_session_that_was_replaced_begins_nothing() -> None:

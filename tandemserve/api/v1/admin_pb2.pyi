@@ -11,7 +11,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("router_id", "version", "uptime_s", "model", "policy", "ledger_available", "num_prefill_workers", "num_decode_workers", "num_mixed_workers", "num_prompt_queued", "num_prefilling", "num_generation_queued", "num_transferring", "num_decoding", "num_finished", "num_failed", "num_cancelled", "num_output_tokens", "num_preemptions", "num_migrations", "length_calibration")
+    __slots__ = ("router_id", "version", "uptime_s", "model", "policy", "ledger_available", "num_prefill_workers", "num_decode_workers", "num_mixed_workers", "num_prompt_queued", "num_prefilling", "num_generation_queued", "num_transferring", "num_decoding", "num_finished", "num_failed", "num_cancelled", "num_output_tokens", "num_preemptions", "num_migrations", "length_calibration", "num_workers_of_other_policy")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class GetStatusResponse(_message.Message):
     NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_MIGRATIONS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_WORKERS_OF_OTHER_POLICY_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     version: str
     uptime_s: float
@@ -54,7 +55,8 @@ class GetStatusResponse(_message.Message):
     num_preemptions: int
     num_migrations: int
     length_calibration: _containers.RepeatedCompositeFieldContainer[LengthCalibration]
-    def __init__(self, router_id: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., ledger_available: bool = ..., num_prefill_workers: _Optional[int] = ..., num_decode_workers: _Optional[int] = ..., num_mixed_workers: _Optional[int] = ..., num_prompt_queued: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., num_generation_queued: _Optional[int] = ..., num_transferring: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_cancelled: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_migrations: _Optional[int] = ..., length_calibration: _Optional[_Iterable[_Union[LengthCalibration, _Mapping]]] = ...) -> None: ...
+    num_workers_of_other_policy: int
+    def __init__(self, router_id: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., ledger_available: bool = ..., num_prefill_workers: _Optional[int] = ..., num_decode_workers: _Optional[int] = ..., num_mixed_workers: _Optional[int] = ..., num_prompt_queued: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., num_generation_queued: _Optional[int] = ..., num_transferring: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_finished: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_cancelled: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_migrations: _Optional[int] = ..., length_calibration: _Optional[_Iterable[_Union[LengthCalibration, _Mapping]]] = ..., num_workers_of_other_policy: _Optional[int] = ...) -> None: ...
 
 class LengthCalibration(_message.Message):
     __slots__ = ("tenant", "num_answers", "num_cut", "covered_share", "mean_absolute_error", "mean_relative_error", "allocation_factor")
@@ -85,7 +87,7 @@ class ListWorkersResponse(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[WorkerView, _Mapping]]] = ...) -> None: ...
 
 class WorkerView(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "incarnation", "state", "problem", "num_blocks", "num_free_blocks", "block_size", "num_running", "num_waiting", "compatibility", "admission", "num_tasks", "num_swap_blocks", "num_free_swap_blocks", "num_timed_passes", "pass_error_median", "pass_error_p90")
+    __slots__ = ("worker_id", "role", "address", "incarnation", "state", "problem", "num_blocks", "num_free_blocks", "block_size", "num_running", "num_waiting", "compatibility", "admission", "num_tasks", "num_swap_blocks", "num_free_swap_blocks", "num_timed_passes", "pass_error_median", "pass_error_p90", "policy")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +107,7 @@ class WorkerView(_message.Message):
     NUM_TIMED_PASSES_FIELD_NUMBER: _ClassVar[int]
     PASS_ERROR_MEDIAN_FIELD_NUMBER: _ClassVar[int]
     PASS_ERROR_P90_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     address: str
@@ -124,7 +127,8 @@ class WorkerView(_message.Message):
     num_timed_passes: int
     pass_error_median: float
     pass_error_p90: float
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., compatibility: _Optional[str] = ..., admission: _Optional[str] = ..., num_tasks: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ..., num_timed_passes: _Optional[int] = ..., pass_error_median: _Optional[float] = ..., pass_error_p90: _Optional[float] = ...) -> None: ...
+    policy: str
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., compatibility: _Optional[str] = ..., admission: _Optional[str] = ..., num_tasks: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ..., num_timed_passes: _Optional[int] = ..., pass_error_median: _Optional[float] = ..., pass_error_p90: _Optional[float] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class ListQueuesRequest(_message.Message):
     __slots__ = ("max_tasks",)

@@ -86,7 +86,7 @@ class HeartbeatAnswer(_message.Message):
     def __init__(self, number: _Optional[int] = ..., num_turns: _Optional[int] = ..., turn_s: _Optional[float] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes", "num_growth_blocks", "max_task_blocks")
+    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes", "num_growth_blocks", "max_task_blocks", "max_num_batched_tokens", "policy")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,8 @@ class WorkerHello(_message.Message):
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_GROWTH_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_TASK_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     incarnation: int
@@ -115,7 +117,9 @@ class WorkerHello(_message.Message):
     max_message_bytes: int
     num_growth_blocks: int
     max_task_blocks: int
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ..., num_growth_blocks: _Optional[int] = ..., max_task_blocks: _Optional[int] = ...) -> None: ...
+    max_num_batched_tokens: int
+    policy: str
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ..., num_growth_blocks: _Optional[int] = ..., max_task_blocks: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class SetAdmission(_message.Message):
     __slots__ = ("admission",)
@@ -152,7 +156,7 @@ class Command(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., push_to: _Optional[_Union[PushTo, _Mapping]] = ..., admit_generation: _Optional[_Union[AdmitGeneration, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., grant_growth: _Optional[_Union[GrantGrowth, _Mapping]] = ..., cancel: _Optional[_Union[CancelTask, _Mapping]] = ..., resume_generation: _Optional[_Union[ResumeGeneration, _Mapping]] = ..., admit_prompt: _Optional[_Union[AdmitPrompt, _Mapping]] = ...) -> None: ...
 
 class SequenceSpec(_message.Message):
-    __slots__ = ("prompt_token_ids", "output_token_ids", "temperature", "top_k", "top_p", "seed", "num_logprobs", "max_tokens", "stop_token_ids", "stop_strings", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "biases", "min_tokens", "num_prompt_logprobs", "cache_salt", "tpot_s")
+    __slots__ = ("prompt_token_ids", "output_token_ids", "temperature", "top_k", "top_p", "seed", "num_logprobs", "max_tokens", "stop_token_ids", "stop_strings", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "biases", "min_tokens", "num_prompt_logprobs", "cache_salt", "tpot_s", "num_predicted_tokens")
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +177,7 @@ class SequenceSpec(_message.Message):
     NUM_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREDICTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     output_token_ids: _containers.RepeatedScalarFieldContainer[int]
     temperature: float
@@ -193,7 +198,8 @@ class SequenceSpec(_message.Message):
     num_prompt_logprobs: int
     cache_salt: str
     tpot_s: float
-    def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., num_logprobs: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., stop_strings: _Optional[_Iterable[str]] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., biases: _Optional[_Iterable[float]] = ..., min_tokens: _Optional[int] = ..., num_prompt_logprobs: _Optional[int] = ..., cache_salt: _Optional[str] = ..., tpot_s: _Optional[float] = ...) -> None: ...
+    num_predicted_tokens: int
+    def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., num_logprobs: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., stop_strings: _Optional[_Iterable[str]] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., biases: _Optional[_Iterable[float]] = ..., min_tokens: _Optional[int] = ..., num_prompt_logprobs: _Optional[int] = ..., cache_salt: _Optional[str] = ..., tpot_s: _Optional[float] = ..., num_predicted_tokens: _Optional[int] = ...) -> None: ...
 
 class StartPrefill(_message.Message):
     __slots__ = ("sequence",)

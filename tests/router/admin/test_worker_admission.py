@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.admin.worker_admission import require_successor
+from router.admin.worker_admission import require_successor, worker_away
 from router.testing import CoreUnderTest, hello_of
 from scheduling.errors import LastWorker
 from scheduling.messages import Admission, WorkerLoad
@@ -53,3 +53,33 @@ def test_the_last_of_its_kind_is_named_by_its_own_role(name: str, others: tuple[
 def test_a_closed_worker_takes_nobodys_place() -> None:
     with pytest.raises(LastWorker):
         close("mixed-0", "mixed-1", closed=("mixed-1",))
+
+
+@pytest.mark.parametrize(
+    ("state", "problem", "told"),
+    [
+        (
+            "connecting",
+            "",
+            "worker decode-0 is connecting: it has no tasks from here yet, and it cannot be "
+            "told anything; try again when `tandem admin workers` shows it ready",
+        ),
+        (
+            "lost",
+            "its stream broke",
+            "worker decode-0 is lost (its stream broke): its tasks go on elsewhere, and it cannot "
+            "be told anything; stop its process if there is one, or try again when `tandem admin "
+            "workers` shows it ready",
+        ),
+        (
+            "incompatible",
+            "serves another model",
+            "worker decode-0 is incompatible (serves another model): it gets no tasks from here, "
+            "and it cannot be told anything; stop it, or start it again as the problem says",
+        ),
+    ],
+)
+def test_a_worker_that_cannot_be_told_is_named_with_what_is_the_case(
+    state: str, problem: str, told: str
+) -> None:
+    assert worker_away("decode-0", state, problem).message == told

@@ -133,6 +133,13 @@ def test_the_refusals_of_the_router_are_one_line_and_exit_code_1(
     assert (result.exit_code, result.stderr) == (1, "error [last_worker]: the last; insist\n")
 
 
+def test_a_worker_that_decides_by_another_policy_is_shown_with_it(tandem: Tandem) -> None:
+    assert "fcfs" in tandem("workers").stdout
+    status = tandem("status")
+    assert "num_workers_of_other_policy" in status.stdout
+    assert "workers that decide by another policy than default: 1" in status.stderr
+
+
 def test_workers_are_shown_with_the_error_of_their_models(tandem: Tandem) -> None:
     shown = tandem("workers").stdout
     assert "Models of pass times" in shown

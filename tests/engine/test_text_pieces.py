@@ -1,0 +1,203 @@
+"""Pieces of a text have the ids of the whole, and no text has fewer tokens than is said."""
+
+from collections.abc import Callable
+from functools import cache
+from itertools import chain
+
+import pytest
+import tokenizers
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
+
+from engine.bundled import bundled_model_path
+from engine.text_pieces import TokenLengths, ends_of_pieces, known_cuts
+from engine.tokenizer import TOKENIZER_FILE, Tokenizer
+from engine.tokenizer_testing import byte_level_backend, metaspace_backend, sentencepiece_backend
+
+Backend = tokenizers.Tokenizer
+# As these models have it in their tokenizer.json.
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_2 = LLAMA_3.replace("{1,3}", "")
+
+
+def bundled() -> Backend:
+    return Backend.from_file(str(bundled_model_path() / TOKENIZER_FILE))
+
+
+def byte_level(*added: AddedToken) -> Backend:
+    """Without the added token of two words that the one for tests has."""
+    backend = Backend(byte_level_backend().model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = byte_level_backend().decoder
+    backend.add_special_tokens(["<s>", "</s>", *added])
+    return backend
+
+
+def split_by(words: str) -> Backend:
+    backend = byte_level()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return backend
+
+
+def qwen_2() -> Backend:
+    backend = split_by(QWEN_2)
+    backend.normalizer = normalizers.NFC()
+    return backend
+
+
+def llama_3() -> Backend:
+    """With ids before and after."""
+    backend = split_by(LLAMA_3)
+    ids = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
+    around = processors.TemplateProcessing(single="<s> <s> $A </s>", special_tokens=ids)
+    backend.post_processor = processors.Sequence([processors.ByteLevel(), around])
+    return backend
+
+
+CUT = {"bundled": bundled, "GPT-2": byte_level, "Llama 3": llama_3, "Qwen 2": qwen_2}
+
+
+@cache
+def tokenizer_of(kind: str) -> Tokenizer:
+    return Tokenizer(CUT[kind](), {})
+
+
+# What rules for words look at, and what composes with its neighbours.
+tricky = st.lists(
+    st.sampled_from(
+        [
+            *"aB79 \n\r\t.,'!=<>()\u017f\u0301\u0338\u0300\uff0c\u3002\u3000\u00a0\u1f82\u212b",
+            *[
+                "가",
+                "ᄀ",
+                "ᅡ",
+                "👍",
+                "  ",
+                "\n\n",
+                " \n ",
+                "'s",
+                "'LL",
+                "12345",
+                "word",
+                "é",
+                "你好",
+            ],
+            *["<s>", "</s>", "<s"],
+        ]
+    ),
+    max_size=60,
+).map("".join)
+
+
+@pytest.mark.parametrize("kind", CUT)
+@given(text=tricky, piece_chars=st.integers(1, 20), adds=st.booleans())
+@example(text="a \n b, c\n\n  d's 123456,7 你好\uff0ce. \u0338f", piece_chars=1, adds=True)
+def test_pieces_have_the_ids_of_the_whole(
+    kind: str, text: str, piece_chars: int, adds: bool
+) -> None:
+    tokenizer = tokenizer_of(kind)
+    ends = tokenizer.ends_of_pieces(text, piece_chars)
+    assert ends == sorted(set(ends))
+    assert ends[-1] == len(text)
+    pieces = tokenizer.encode_pieces(text, ends, add_special_tokens=adds)
+    assert list(chain.from_iterable(pieces)) == tokenizer.encode(text, add_special_tokens=adds)
+
+
+@pytest.mark.parametrize("piece_chars", [1, 2, 10, 10_000])
+def test_a_text_is_cut_wherever_words_end_and_pieces_are_not_much_longer(piece_chars: int) -> None:
+    text = "some words, and more of them\n" * 100
+    ends = ends_of_pieces(text, piece_chars)
+    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    assert max(lengths) <= piece_chars + len("words") + 2
+    assert min(lengths[:-1], default=piece_chars) >= piece_chars
+    # No place at all, and one that lies just before the end of a look.
+    assert ends_of_pieces("." * 1000, piece_chars) == [1000]
+    late = "." * (2 * piece_chars - 1) + "a" + "." * 3
+    assert ends_of_pieces(late, piece_chars)[0] == 2 * piece_chars
+
+
+def with_prefix_space() -> Backend:
+    backend = byte_level()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return backend
+
+
+def with_nfkc() -> Backend:
+    backend = byte_level()
+    backend.normalizer = normalizers.NFKC()
+    return backend
+
+
+def with_dropout() -> Backend:
+    backend = byte_level()
+    backend.model.dropout = 0.5
+    return backend
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        sentencepiece_backend,
+        metaspace_backend,
+        with_prefix_space,
+        with_nfkc,
+        with_dropout,
+        byte_level_backend,
+        lambda: split_by(r"\s+"),
+        lambda: byte_level(AddedToken("<x>", lstrip=True)),
+        lambda: byte_level(AddedToken("<x>", rstrip=True)),
+        lambda: byte_level(AddedToken("<x>", single_word=True)),
+        lambda: byte_level(AddedToken("x\uff0c")),
+    ],
+)
+def test_what_is_not_known_to_be_safe_is_not_cut(new: Callable[[], Backend]) -> None:
+    assert known_cuts(new()) is None
+    tokenizer = Tokenizer(new(), {})
+    text = "the fox, the dog"
+    assert tokenizer.ends_of_pieces(text, 1) == [len(text)]
+
+
+KEEPING = CUT | {
+    "sentencepiece": sentencepiece_backend,
+    "strips": lambda: byte_level(AddedToken("<x>", lstrip=True, rstrip=True)),
+    "tool": byte_level_backend,
+}
+
+
+@cache
+def lengths_of(kind: str) -> tuple[TokenLengths, Tokenizer]:
+    backend = KEEPING[kind]()
+    return TokenLengths(backend), Tokenizer(backend, {})
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+@given(text=tricky | st.sampled_from(["a" + 60 * " " + "<x>" + 90 * "\u3000", "\u1f82" * 50]))
+def test_no_text_has_fewer_tokens_than_is_said(kind: str, text: str) -> None:
+    lengths, tokenizer = lengths_of(kind)
+    for form in (text, 30 * text):
+        assert lengths.fewest(form) <= len(tokenizer.encode(form, add_special_tokens=False))
+
+
+def test_a_text_of_the_longest_token_has_as_many_as_is_said() -> None:
+    backend = byte_level()
+    backend.add_tokens(["abcdefghijklmnop"])
+    lengths = TokenLengths(backend)
+    text = "abcdefghijklmnop" * 7
+    assert lengths.longest == 16
+    assert lengths.fewest(text) == len(backend.encode(text).ids) == 7
+
+
+def test_where_a_token_may_stand_for_anything_no_number_is_said() -> None:
+    # Unknown characters are one token together, or none at all.
+    backends = [metaspace_backend(), with_nfkc(), byte_level()]
+    backends[2].pre_tokenizer = pre_tokenizers.Whitespace()
+    assert [TokenLengths(backend).fewest("a" * 10_000) for backend in backends] == [0, 0, 0]

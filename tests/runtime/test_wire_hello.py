@@ -1,0 +1,40 @@
+"""A worker says how much one of its iterations holds, and by which policy it decides."""
+
+from dataclasses import replace
+
+import pytest
+
+from runtime.wire import ProtocolError, decode_response, encode_worker_hello
+from scheduling.ids import Incarnation, WorkerId
+from scheduling.messages import WorkerHello
+
+HELLO = WorkerHello(
+    2,
+    WorkerId("w"),
+    Incarnation(1),
+    "mixed",
+    64,
+    16,
+    8,
+    "c",
+    "m",
+    max_num_batched_tokens=8192,
+    policy="default+victims=last-arrived",
+)
+
+
+def test_what_a_worker_decides_by_arrives_as_it_was_sent() -> None:
+    assert decode_response(encode_worker_hello(HELLO)) == HELLO
+
+
+def test_an_older_worker_tells_neither() -> None:
+    message = encode_worker_hello(HELLO)
+    message.hello.ClearField("max_num_batched_tokens")
+    message.hello.ClearField("policy")
+    assert decode_response(message) == replace(HELLO, max_num_batched_tokens=0, policy="")
+
+
+@pytest.mark.parametrize("policy", ["x" * 4097, "default\nworker_lost", "d\x1b[2J"])
+def test_the_name_of_a_policy_fits_on_a_line(policy: str) -> None:
+    with pytest.raises(ProtocolError, match="policy"):
+        decode_response(encode_worker_hello(replace(HELLO, policy=policy)))

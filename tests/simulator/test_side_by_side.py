@@ -1,0 +1,67 @@
+"""Runs in processes of their own: their order, and what becomes of those that go wrong."""
+
+import io
+import multiprocessing
+import os
+from functools import partial
+
+import pytest
+
+from runtime.clock import ManualClock
+from simulator.hardware.description import load_hardware
+from simulator.load import Load, LoadSettings
+from simulator.runs import Note, Runner
+from simulator.side_by_side import RunDied, RunFailed, run_side_by_side
+from simulator.traces.workload import TraceRequest, Workload
+
+# Of Pythons that rather fork no process which has threads; the tests' own does nothing with them.
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+
+@pytest.fixture
+def runner() -> Runner:
+    workload = Workload("one", (TraceRequest(0.0, 10, 10),))
+    load = Load.of(workload, load_hardware("h200"), LoadSettings(slo="none"))
+    return Runner(load, ManualClock(), io.StringIO())
+
+
+def square(runner: Runner, number: int) -> int:
+    runner.tell(Note("fcfs", "even" if number % 2 == 0 else "odd", f"first is {number}"))
+    runner.wall_times.append({"policy": str(number)})
+    return number * number
+
+
+def fail(runner: Runner) -> int:
+    raise ValueError("a defect")
+
+
+def die(runner: Runner) -> int:
+    os._exit(9)
+
+
+def wait_for_ever(runner: Runner) -> int:
+    multiprocessing.Event().wait()
+    return 0
+
+
+@pytest.mark.parametrize("num_at_once", [1, 2, 9])
+def test_results_notes_and_times_are_in_the_order_of_the_jobs(
+    runner: Runner, num_at_once: int
+) -> None:
+    jobs = [partial(square, number=number) for number in range(5)]
+    assert run_side_by_side(jobs, runner, num_at_once) == [0, 1, 4, 9, 16]
+    assert [one["policy"] for one in runner.wall_times] == ["0", "1", "2", "3", "4"]
+    assert isinstance(runner.stream, io.StringIO)
+    assert runner.stream.getvalue() == "note: fcfs: first is 0\nnote: fcfs: first is 1\n"
+
+
+def test_a_defect_in_a_process_is_told_and_ends_the_others(runner: Runner) -> None:
+    with pytest.raises(RunFailed, match="ValueError: a defect"):
+        run_side_by_side([wait_for_ever, fail], runner, 2)
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_gone_is_told_and_ends_the_others(runner: Runner) -> None:
+    with pytest.raises(RunDied, match=r"run 2 ended with exit code 9 .* lower --jobs"):
+        run_side_by_side([wait_for_ever, die], runner, 2)
+    assert not multiprocessing.active_children()
