@@ -283,6 +283,7 @@ class Sequence:
             num_occupied_blocks=self._num_parked_blocks,
             num_prompt_tokens=self.num_kv_tokens,
             num_response_tokens=self.num_response_tokens,
+            answer_due_at_s=self._answer_due_at_s,
         )
 
     def hopeless_at_s(self, pace: PrefillPace) -> float:
@@ -357,6 +358,18 @@ class Sequence:
             push_s=self.push_s,
             num_migrations=self.num_migrations + self.num_evacuations,
         )
+
+    @property
+    def _answer_due_at_s(self) -> float:
+        """By the goals for first and further tokens, or its deadline where that is sooner.
+
+        Source: EcoServe, the deadline of a request.
+        """
+        spec = self.request.spec
+        num_tokens = min(self.predicted.bound, spec.stop.max_tokens)
+        due_at_s = self.request.arrival_at_s + spec.ttft_s + num_tokens * spec.tpot_s
+        deadline_at_s = self.request.deadline_at_s
+        return due_at_s if deadline_at_s is None else min(due_at_s, deadline_at_s)
 
     @property
     def _num_parked_blocks(self) -> int:

@@ -148,35 +148,6 @@ class WaitingRatio:
         return num_prompts >= math.floor(self.ratio * state.num_decode)
 
 
-@dataclass(frozen=True, slots=True)
-class DecodesOnly:
-    """No prompt is ever computed here: DistServe's decode workers, which take all they accepted."""
-
-    def choose(self, state: IterationState) -> IterationChoice:
-        """Running sequences only."""
-        return IterationChoice(True)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptsOnly:
-    """Whole prompts in order, up to a number of them and of tokens: DistServe's prefill workers.
-
-    A prompt longer than `max_tokens` goes in pieces, in iterations of its own.
-    """
-
-    max_tokens: int
-    max_seqs: int
-
-    def __post_init__(self) -> None:
-        _check_positive("max_tokens", self.max_tokens)
-        _check_positive("max_seqs", self.max_seqs)
-
-    def choose(self, state: IterationState) -> IterationChoice:
-        """Prompts only; there are no running sequences to pause."""
-        chunks = _whole_in_order(state, self.max_tokens, self.max_tokens, self.max_seqs)
-        return IterationChoice(False, chunks)
-
-
 def _cut_in_order(state: IterationState, budget: int) -> _Chunks:
     chunks: list[tuple[int, int]] = []
     for index in range(state.num_choosable):

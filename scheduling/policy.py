@@ -4,6 +4,7 @@ Source: EcoServe, section Ordering (bucketed deadline, occupied KVC, length) and
 vLLM's scheduler for `fcfs` (arrival order, block-allocation); the others where they are listed.
 """
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -52,6 +53,8 @@ class WaitingTask:
     num_prompt_tokens: int
     # Predicted tokens still to come, an upper bound.
     num_response_tokens: int
+    # When its whole answer is due, as long as it is predicted to be.
+    answer_due_at_s: float = math.inf
 
 
 class Ordering(Protocol):
@@ -91,6 +94,8 @@ class DeadlineThenOccupancy:
 
     deadline_bucket_s: float = DEADLINE_BUCKET_S
     kvc_bucket_blocks: int = KVC_BUCKET_BLOCKS
+    # By when the whole answer is due, as published; otherwise its next token.
+    is_of_answer: bool = False
 
     def __post_init__(self) -> None:
         if self.deadline_bucket_s <= 0 or self.kvc_bucket_blocks < 1:
@@ -105,8 +110,9 @@ class DeadlineThenOccupancy:
         return (*self._shared(task), -float(task.num_response_tokens))
 
     def _shared(self, task: WaitingTask) -> tuple[float, float]:
+        due_at_s = task.answer_due_at_s if self.is_of_answer else task.deadline_at_s
         return (
-            task.deadline_at_s // self.deadline_bucket_s,
+            due_at_s // self.deadline_bucket_s,
             -float(task.num_occupied_blocks // self.kvc_bucket_blocks),
         )
 
@@ -178,8 +184,7 @@ class Sharing(StrEnum):
     EMBED = "embed"
 
 
-# What new answers leave of a decode worker's pool, where the policy keeps a reserve;
-# what it costs and saves is in docs/faults.md.
+# What new answers leave of a decode worker's pool; its costs and gains are in docs/faults.md.
 GROWTH_RESERVE = 1 / 16
 
 
@@ -281,7 +286,7 @@ _DEFAULT = Policy(
 
 _ECOSERVE = Policy(
     "ecoserve",
-    DeadlineThenOccupancy(),
+    DeadlineThenOccupancy(is_of_answer=True),
     ExactAllocation(),
     Batching.FIT_TO_KNEE,
     bound="padded",
@@ -346,7 +351,7 @@ _ALL = (
         growth_reserve=0.0,
         preemption=Preemption.RECOMPUTE,
     ),
-    # DistServe: what differs from it as published is told in docs/decisions/distserve-as-built.md.
+    # DistServe: what differs from it as published is told in docs/decisions/papers-as-built.md.
     Policy(
         "distserve",
         ArrivalOrder(),
@@ -387,14 +392,12 @@ def policy_named(name: str, deadline_bucket_s: float, kvc_bucket_blocks: int) ->
     """The policy of that name with these bucket widths. Raises: KeyError for an unknown name."""
     policy = POLICIES[name]
     if isinstance(policy.ordering, DeadlineThenOccupancy):
-        ordering = DeadlineThenOccupancy(deadline_bucket_s, kvc_bucket_blocks)
+        of_answer = policy.ordering.is_of_answer
+        ordering = DeadlineThenOccupancy(deadline_bucket_s, kvc_bucket_blocks, of_answer)
         return replace(policy, ordering=ordering)
     return policy
 
 
 def growth_reserve_blocks(num_blocks: int, share: float = GROWTH_RESERVE) -> int:
-    """Blocks that only growing responses may take, of a decode worker's pool.
-
-    They are the cushion for under-predicted responses (EcoServe, section Reserved KVC).
-    """
+    """Blocks that only growing answers may take: EcoServe's cushion for under-prediction."""
     return int(num_blocks * share)

@@ -12,11 +12,9 @@ from scheduling.batch_time import BatchShape, BatchTime
 from scheduling.batch_time_online import OnlineBatchTime
 from scheduling.batching import BatchingRule, IterationChoice, IterationState, PromptWork
 from scheduling.batching_rules import (
-    DecodesOnly,
     Filling,
     FillToTarget,
     PromptsFirst,
-    PromptsOnly,
     WaitingRatio,
     WholePromptsMixed,
 )
@@ -44,8 +42,6 @@ class Case:
     # Tokens that an iteration may have beside running sequences, by their number; None: no limit.
     max_tokens: Callable[[int], int] | None = lambda num_decode: max(LIMIT, num_decode)
     keeps_order: bool = True
-    has_decodes: bool = True
-    has_prompts: bool = True
 
 
 def dynamic(num_decode: int) -> int:
@@ -69,8 +65,6 @@ CASES = {
     ),
     "tgi": Case(lambda: WaitingRatio(LIMIT)),
     "tgi-chunking": Case(lambda: WaitingRatio(LIMIT, is_chunking=True)),
-    "distserve-prefill": Case(lambda: PromptsOnly(LIMIT, max_seqs=8), has_decodes=False),
-    "distserve-decode": Case(DecodesOnly, has_prompts=False),
     "accelgen": Case(
         lambda: DynamicChunk(PROPORTIONAL, LIMIT, min_prompt_tokens=FLOOR),
         max_tokens=dynamic,
@@ -133,12 +127,7 @@ def check(case: Case, state: IterationState, choice: IterationChoice) -> None:
     if case.keeps_order:
         new = sorted(index for index in indices if index >= state.num_in_progress)
         assert new == list(range(state.num_in_progress, state.num_in_progress + len(new)))
-    if not case.has_prompts:
-        assert not indices
-    can_compute = (case.has_decodes and state.num_decode) or (
-        case.has_prompts and state.num_choosable
-    )
-    if can_compute:
+    if state.num_decode or state.num_choosable:
         assert num_decode + choice.num_prompt_tokens > 0, "somebody makes progress"
 
 
@@ -165,10 +154,10 @@ class Worker:
         self.now = 0.0
         self.num_steps_without_prompt = 0
         # (missing, computed, output tokens); the due time is that of the position.
-        self.waiting = [(prompt, 0, output) for prompt, output in jobs] if case.has_prompts else []
+        self.waiting = [(prompt, 0, output) for prompt, output in jobs]
         self.begun: list[tuple[int, int, int]] = []
         # Output tokens to come.
-        self.running = [] if case.has_prompts else [output + 1 for _, output in jobs]
+        self.running: list[int] = []
 
     def state(self) -> IterationState:
         free = self.num_slots - len(self.begun) - len(self.running)
@@ -197,7 +186,7 @@ class Worker:
         for index, (missing, computed, output) in enumerate([*self.begun, *self.waiting]):
             num_tokens = tokens_by_index.get(index, 0)
             if num_tokens == missing:
-                self.running += [output] * (output > 0 and self.case.has_decodes)
+                self.running += [output] * (output > 0)
             elif num_tokens or index < len(self.begun):
                 begun.append((missing - num_tokens, computed + num_tokens, output))
             else:

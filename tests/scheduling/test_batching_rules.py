@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from scheduling.batching import BatchingRule, IterationChoice, IterationState, PromptWork
 from scheduling.batching_rules import (
-    DecodesOnly,
     Filling,
     FillToTarget,
     PromptsFirst,
-    PromptsOnly,
     WaitingRatio,
     WholePromptsMixed,
 )
@@ -179,14 +177,6 @@ def test_tgi_of_today_fills_every_step_to_its_cap() -> None:
     )
 
 
-def test_distserve_computes_whole_prompts_here_and_decodes_there() -> None:
-    prefill = PromptsOnly(max_tokens=100, max_seqs=2)
-    assert prefill.choose(state_of(40, 40, 20)) == IterationChoice(False, ((0, 40), (1, 40)))
-    assert chunks(prefill, state_of(70, 40)) == {0: 70}
-    assert chunks(prefill, state_of(170, 40)) == {0: 100}
-    assert DecodesOnly().choose(state_of(10, num_decode=3)) == IterationChoice(True)
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -197,7 +187,6 @@ def test_distserve_computes_whole_prompts_here_and_decodes_there() -> None:
         lambda: WholePromptsMixed(1, 0),
         lambda: WaitingRatio(0),
         lambda: WaitingRatio(1, ratio=-0.1),
-        lambda: PromptsOnly(1, 0),
     ],
 )
 def test_a_limit_that_lets_nothing_through_is_refused(make: object) -> None:

@@ -46,6 +46,15 @@ def test_an_earlier_deadline_bucket_goes_first_whatever_else_differs() -> None:
     assert order.prompt_key(urgent) < order.prompt_key(TASK)
 
 
+# PAPERS 1.2m: EcoServe's deadline is that of the whole answer, predicted as it is.
+def test_ecoserve_looks_at_when_the_whole_answer_is_due() -> None:
+    order = POLICIES["ecoserve"].ordering
+    soon_over = replace(TASK, deadline_at_s=29.0, answer_due_at_s=30.0, num_response_tokens=1)
+    long_to_go = replace(TASK, deadline_at_s=11.0, answer_due_at_s=60.0)
+    assert order.generation_key(soon_over) < order.generation_key(long_to_go)
+    assert order.prompt_key(soon_over) < order.prompt_key(long_to_go)
+
+
 def test_nearly_equal_deadlines_tie_and_the_larger_holder_goes_first() -> None:
     order = DeadlineThenOccupancy(deadline_bucket_s=1.0, kvc_bucket_blocks=4)
     holder = replace(TASK, deadline_at_s=20.9, num_occupied_blocks=12)
@@ -80,7 +89,7 @@ def test_block_allocation_covers_the_next_token_only() -> None:
 
 def test_bucket_widths_reach_the_ordering() -> None:
     policy = policy_named("ecoserve", deadline_bucket_s=9.0, kvc_bucket_blocks=2)
-    assert policy.ordering == DeadlineThenOccupancy(9.0, 2)
+    assert policy.ordering == DeadlineThenOccupancy(9.0, 2, is_of_answer=True)
     assert policy_named("fcfs", 9.0, 2) == POLICIES["fcfs"]
     with pytest.raises(KeyError):
         policy_named("nonesuch", 1.0, 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scheduling.admission import FuturePeak, WhatIsReserved
 from scheduling.batch_time_recovery import Preemption
-from scheduling.dynamic_chunk import ChunkSettings, IterationGoal
+from scheduling.dynamic_chunk import IterationGoal
 from scheduling.length_oracles import NoisyOracle
 from scheduling.policy import (
     POLICIES,
@@ -126,9 +126,9 @@ def test_a_policy_that_nobody_changes_is_itself() -> None:
 def test_parts_of_objects_are_set_with_a_dot() -> None:
     pairs = ["chunks.goal=next_token", "chunks.max_tokens=512", "chunks.is_by_slack=off"]
     policy = changed(POLICIES["accelgen"], pairs)
-    assert policy.chunks == ChunkSettings(
-        IterationGoal.NEXT_TOKEN, is_by_slack=False, max_tokens=512
-    )
+    before = POLICIES["accelgen"].chunks
+    goal = IterationGoal.NEXT_TOKEN
+    assert policy.chunks == replace(before, goal=goal, is_by_slack=False, max_tokens=512)
     assert changed(policy, ["chunks.max_tokens=none"]).chunks.max_tokens is None
     loosest = changed(DEFAULT, ["victims.tpot_bucket_s=0.2", "victims=loosest-goal"])
     assert loosest.victims == LoosestGoal(0.2)

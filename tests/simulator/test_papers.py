@@ -6,7 +6,6 @@ Each test names its item. What came out otherwise is told in docs/decisions/pape
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,8 +101,9 @@ def test_a_reserve_spares_answers_that_outgrow_their_room_the_wait() -> None:
 
 # PAPERS 3.4.1: measured passes keep the tightest goal within the estimator's error, and half the
 # goal is a smaller pass.
-@pytest.mark.parametrize("goal_s", [0.12, 0.06])
-@pytest.mark.parametrize("policy", ["accelgen", "sarathi"])
+@pytest.mark.parametrize(
+    ("policy", "goal_s"), [("accelgen", 0.12), ("accelgen", 0.06), ("sarathi", 0.12)]
+)
 def test_measured_passes_keep_the_tightest_goal_within_the_estimators_error(
     policy: str, goal_s: float
 ) -> None:
@@ -112,16 +112,15 @@ def test_measured_passes_keep_the_tightest_goal_within_the_estimators_error(
     record = run(POLICIES[policy], requests, 60_000, slos=(goal,) * len(requests))
     error = record.pass_time_error_by_role["mixed"].p90
     assert error < 0.05
-    usual, most = record.requests.tbt.quantiles([0.5, 0.99])
-    assert most <= goal_s
-    assert usual >= 0.7 * goal_s, "and no shorter than it has to be"
+    long, longest = record.requests.tbt.quantiles([0.9, 0.99])
+    assert 0.9 * goal_s <= long <= longest <= goal_s, "no shorter than it has to be"
 
 
 # PAPERS 1.4.10, by the search of `tandem plan`: the least number of GPUs that serves, DistServe
 # charged for KV that travels and for a replica of the model in each phase.
 @pytest.mark.parametrize(("rps", "ecoserve", "distserve"), [(2, 1, 2), (8, 2, 3)])
 def test_ecoserve_needs_fewer_gpus_than_distserve_for_equal_goodput(
-    rps: int, ecoserve: int, distserve: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rps: int, ecoserve: int, distserve: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load = f"--trace azure_2023_conv --hardware a100 --max-requests 120 --target-rps {rps}"
     wanted = "--policy ecoserve,distserve --slo ttft=1s,tpot=100ms --quiet"

@@ -88,7 +88,8 @@ def plain(value: Any) -> Any:
     if not is_dataclass(value):
         # A rule without state is its class.
         return type(value) if isinstance(value, WhatIsReserved) else value
-    return type(value), {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    # What it is made with; the rest it works out by itself.
+    return type(value), {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.init}
 
 
 def differing(live: Any, simulated: Any) -> dict[str, tuple[Any, Any]]:
