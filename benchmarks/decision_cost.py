@@ -56,7 +56,7 @@ from scheduling.messages import (
     WorkerHello,
     WorkerLoad,
 )
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.sampling import SamplingParams, StopParams
 from scheduling.worker_events import (

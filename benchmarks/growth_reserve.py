@@ -24,7 +24,7 @@ from router.core import RouterCore
 from router.state import RouterSettings
 from runtime.clock import ManualClock
 from scheduling.length_quantiles import OnlineQuantiles
-from scheduling.policy import policy_named
+from scheduling.policies import policy_named
 from simulator.checked_engine import answer
 from simulator.testing import Ask, CheckedCluster, check_answers, check_empty, spec_of, start
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import Target, print_targets, write_results
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.cluster_spec import ClusterSpec
 from simulator.hardware.description import load_hardware
 from simulator.hardware.profiles import Row, select
@@ -153,7 +153,7 @@ def _simulated(recorded: Recorded, workload: Workload) -> list[RequestOutcome]:
         _MAX_TOKENS,
         prefix_caching=True,
     )
-    Simulation(scenario, POLICIES["sarathi"], ClusterSpec(num_mixed=1), recorder).run()
+    Simulation(scenario, POLICIES["vllm"], ClusterSpec(num_mixed=1), recorder).run()
     return outcomes
 
 

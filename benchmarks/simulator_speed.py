@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.record import write_results
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.cluster_spec import cluster_for
 from simulator.hardware.description import load_hardware
 from simulator.metrics.recorder import RunRecorder

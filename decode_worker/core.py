@@ -4,7 +4,7 @@ A generation task is admitted (blocks allocated, KV expected), started (the rout
 prompt is computed), arrives (every block checked) and joins the continuous batch. It asks for more
 blocks before it needs them; when there are none, the one that the policy names moves to host
 memory, or is given back to the router to be computed again. Blocks that a sender might still write
-are quarantined, not freed. A mixed worker also computes prompts in place (decode_worker/prompts.py).
+are quarantined, not freed. Mixed workers also compute prompts in place (decode_worker/prompts.py).
 """
 
 from collections import deque

@@ -9,16 +9,18 @@ Where neither is certain, the answer is that it is not known.
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-# No word of the rules below reaches over such a place, none of them looks back, and whether one
-# ends there does not depend on what follows. No character behind it composes with what is before.
-_CUT = re.compile(r"[A-Za-z0-9\u4e00-\u9fa5](?=[ \n\t\r,.;:!?()\[\]{}<>=\"\u3001\u3002\uff0c])")
+# No word of the rules below reaches over a place between one of the first and one of the others,
+# none of them looks back, and whether one ends there does not depend on what follows. No character
+# behind it composes with what is before.
+_BEFORE, _BEHIND = r"[A-Za-z0-9\u4e00-\u9fa5]", ' \n\t\r,.;:!?()[]{}<>="\u3001\u3002\uff0c'
+_PAIR = re.compile(f"{_BEFORE}([{re.escape(_BEHIND)}])")
 # How Llama 3 and Qwen 2 divide a text into words; GPT-2's rule is a part of ByteLevel itself.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
@@ -37,30 +39,33 @@ class Cuts:
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+    # Ends where a piece may end.
+    place: re.Pattern[str]
 
 
 def known_cuts(backend: tokenizers.Tokenizer) -> Cuts | None:
     """None where pieces might have other ids than the whole."""
     model = backend.model
     added = backend.get_added_tokens_decoder().values()
+    place = _place_outside([token.content for token in added])
     is_known = (
         isinstance(model, models.BPE)
         and not model.dropout
         and all(step["type"] == "NFC" for step in _steps(backend.normalizer, "normalizers"))
         and _divides_into_words(_steps(backend.pre_tokenizer, "pretokenizers"))
         and not any(token.lstrip or token.rstrip or token.single_word for token in added)
-        and not any(_holds_a_cut(token.content) for token in added)
     )
-    return _put_around(backend.post_processor) if is_known else None
+    around = _put_around(backend.post_processor)
+    return Cuts(*around, place) if is_known and around and place else None
 
 
-def ends_of_pieces(text: str, piece_chars: int) -> list[int]:
+def ends_of_pieces(text: str, piece_chars: int, place: re.Pattern[str]) -> list[int]:
     """Where to cut: pieces of that many characters, or longer ones where there is no such place."""
     ends: list[int] = []
     # One look at a time is short: other threads have their turns between them.
     at = piece_chars
     while at < len(text):
-        found = _CUT.search(text, at - 1, at + piece_chars)
+        found = place.search(text, at - 1, at + piece_chars)
         if found is not None:
             ends.append(found.end())
             at = found.end()
@@ -119,22 +124,35 @@ def _divides_into_words(steps: Sequence[Json]) -> bool:
     return False
 
 
-def _holds_a_cut(token: str) -> bool:
-    return any(_CUT.search(form) for form in (token, unicodedata.normalize("NFC", token)))
+def place_before(chars: Iterable[str]) -> re.Pattern[str] | None:
+    """Ends before one of these, which are some of `_BEHIND`; None without any."""
+    behind = "".join(chars)
+    return re.compile(f"{_BEFORE}(?=[{re.escape(behind)}])") if behind else None
 
 
-def _put_around(processor: Any) -> Cuts | None:
+def _place_outside(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """Where no added token can be cut, however the text spells it; None where there is no place.
+
+    Many models have tokens like <tool_call>: their texts are not cut before what follows a letter
+    in one of them.
+    """
+    forms = [unicodedata.normalize(form, token) for token in tokens for form in ("NFC", "NFD")]
+    in_tokens = {char for form in [*tokens, *forms] for char in _PAIR.findall(form)}
+    return place_before([char for char in _BEHIND if char not in in_tokens])
+
+
+def _put_around(processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The ids that a post-processor adds; None where it is of another kind."""
     # A byte-level one changes only what is noted beside the ids.
     steps = [step for step in _steps(processor, "processors") if step["type"] != "ByteLevel"]
     match steps:
         case []:
-            return Cuts((), ())
+            return (), ()
         case [{"type": "TemplateProcessing", "single": parts, "special_tokens": tokens}]:
             kinds = ["Sequence" in part for part in parts]
             if kinds.count(True) == 1:
                 at = kinds.index(True)
-                return Cuts(_ids_of(parts[:at], tokens), _ids_of(parts[at + 1 :], tokens))
+                return _ids_of(parts[:at], tokens), _ids_of(parts[at + 1 :], tokens)
     return None
 
 

@@ -129,7 +129,8 @@ class Tokenizer:
         Raises: InvalidRequest when the text is too long.
         """
         self._require_length(text)
-        return [len(text)] if self._cuts is None else ends_of_pieces(text, piece_chars)
+        cuts = self._cuts
+        return [len(text)] if cuts is None else ends_of_pieces(text, piece_chars, cuts.place)
 
     def encode_pieces(
         self, text: str, ends: Sequence[int], *, add_special_tokens: bool = True

@@ -6,7 +6,7 @@ from router.state import RouterSettings
 from runtime.config import RouterConfig
 from runtime.errors import StartupError
 from scheduling.ids import Incarnation
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from scheduling.policy_settings import PolicyInvalid, policy_of
 
 

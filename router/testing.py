@@ -44,7 +44,8 @@ from scheduling.placement import (
     mixed_preferences,
     prefill_preferences,
 )
-from scheduling.policy import Policy, growth_reserve_blocks, policy_named
+from scheduling.policies import policy_named
+from scheduling.policy import Policy, growth_reserve_blocks
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.sampling import SamplingParams, StopParams
 

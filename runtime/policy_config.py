@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from scheduling.policy_settings import joined, policy_of
 
 Changes = Annotated[tuple[str, ...], Field(max_length=64)]

@@ -18,14 +18,13 @@ from scheduling.length_choice import (
     NOISY_ORACLE,
     length_predictor_named,
 )
+from scheduling.policies import POLICIES, policy_named
 from scheduling.policy import (
-    POLICIES,
     ArrivalOrder,
     BlockAllocation,
     DeadlineThenOccupancy,
     ExactAllocation,
     Policy,
-    policy_named,
 )
 from scheduling.victims import (
     CheapestToRecompute,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scheduling.policy import POLICIES, Policy, Sharing
+from scheduling.policies import POLICIES
+from scheduling.policy import Policy, Sharing
 from scheduling.policy_settings import PolicyInvalid, joined, policy_of
 from simulator.hardware.description import known_names, load_hardware
 from simulator.load import DEFAULT_SWAP_GIB, Load, LoadSettings

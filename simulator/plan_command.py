@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from runtime.clock import MonotonicClock
-from scheduling.policy import POLICIES, Policy
+from scheduling.policies import POLICIES
+from scheduling.policy import Policy
 from simulator.cluster_search import ClusterSearch, Shape
 from simulator.demand import demand_of
 from simulator.load_options import add_load_options, add_output_options, load_of, policies_of

@@ -17,7 +17,7 @@ import sys
 from benchmarks.scheduling.cells import in_order
 from benchmarks.scheduling.measuring import Subject
 from benchmarks.scheduling.sweep import Sweep, add_options, pairs_asked
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 
 
 def main() -> int:

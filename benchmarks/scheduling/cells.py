@@ -12,6 +12,7 @@ POLICY_ORDER = (
     "default",
     "oracle",
     "sarathi",
+    "vllm",
     "ecoserve",
     "cacheopt",
     "accelgen",

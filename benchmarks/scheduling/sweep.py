@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.scheduling.cell_log import CellLog, Entry
 from benchmarks.scheduling.cells import HARDWARE, REFERENCE, TRACES, Cell, Pair, pairs
 from benchmarks.scheduling.measuring import CellSettings, Measuring, Subject
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.load import DEFAULT_SWAP_GIB
 
 _REFERENCE = Subject(REFERENCE, POLICIES[REFERENCE])

@@ -8,13 +8,8 @@ from benchmarks.scheduling.measuring import Subject
 from scheduling.admission import FuturePeak, WhatIsReserved
 from scheduling.batch_time_recovery import Preemption
 from scheduling.dynamic_chunk import ChunkSettings, IterationGoal
-from scheduling.policy import (
-    POLICIES,
-    ArrivalOrder,
-    Batching,
-    BlockAllocation,
-    Sharing,
-)
+from scheduling.policies import POLICIES
+from scheduling.policy import ArrivalOrder, Batching, BlockAllocation, Sharing
 from scheduling.victims import CheapestToRecompute, LastArrived
 
 

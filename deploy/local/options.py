@@ -14,7 +14,7 @@ from typing import Literal, NoReturn
 from deploy.local.settings import ClusterSettings
 from engine.bundled import bundled_model_path
 from runtime.errors import ConfigError
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 
 Command = Literal["up", "demo"]
 

@@ -19,8 +19,8 @@ from tandemserve.cli.output import note
 _LAUNCHER = "deploy.local"
 # The wheel holds no policies; a test compares the names.
 POLICY_NAMES = (
-    *("default", "ecoserve", "cacheopt", "fcfs", "orca", "sarathi", "tgi", "distserve"),
-    *("fastserve", "accelgen"),
+    *("default", "ecoserve", "cacheopt", "fcfs", "orca", "sarathi", "vllm", "tgi"),
+    *("distserve", "fastserve", "accelgen"),
 )
 PASS_UNKNOWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import pytest
 
 from deploy.local.cluster import LocalCluster
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.traces.reading import read_workload
 from simulator.traces.workload import TraceRequest
 from tandemserve import AsyncClient, Completion
@@ -32,7 +32,7 @@ NUM_REQUESTS = 48
 FASTER, SHORTER = 200.0, 16
 SERVED = [policy.name for policy in POLICIES.values() if not policy.needs_foresight]
 # Answers grow beyond what they were given, and so few blocks are there that some make room.
-MAKES_ROOM = {"fcfs", "sarathi", "accelgen", "fastserve"}
+MAKES_ROOM = {"fcfs", "sarathi", "vllm", "accelgen", "fastserve"}
 
 
 @dataclass(frozen=True, slots=True)

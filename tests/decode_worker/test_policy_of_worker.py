@@ -16,7 +16,7 @@ from decode_worker.core import DecodeCore
 from decode_worker.settings import DecodeSettings
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import KvExport, Preempted
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from scheduling.victims import (
     CheapestToRecompute,
     LargestSlack,

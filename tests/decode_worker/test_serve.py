@@ -15,7 +15,7 @@ from runtime.config import DecodeConfig
 from runtime.errors import StartupError
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import Preempted, SwappedOut
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.hardware.description import load_hardware
 from simulator.simulation import worker_spec
 from simulator.simulation_testing import scene_of

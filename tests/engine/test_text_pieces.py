@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 
 from engine.bundled import bundled_model_path
-from engine.text_pieces import TokenLengths, ends_of_pieces, known_cuts
+from engine.text_pieces import TokenLengths, ends_of_pieces, known_cuts, place_before
 from engine.tokenizer import TOKENIZER_FILE, Tokenizer
 from engine.tokenizer_testing import byte_level_backend, metaspace_backend, sentencepiece_backend
 
@@ -115,14 +115,50 @@ def test_pieces_have_the_ids_of_the_whole(
 @pytest.mark.parametrize("piece_chars", [1, 2, 10, 10_000])
 def test_a_text_is_cut_wherever_words_end_and_pieces_are_not_much_longer(piece_chars: int) -> None:
     text = "some words, and more of them\n" * 100
-    ends = ends_of_pieces(text, piece_chars)
+    place = place_before(" ,.\n")
+    assert place is not None
+    ends = ends_of_pieces(text, piece_chars, place)
     lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     assert max(lengths) <= piece_chars + len("words") + 2
     assert min(lengths[:-1], default=piece_chars) >= piece_chars
     # No place at all, and one that lies just before the end of a look.
-    assert ends_of_pieces("." * 1000, piece_chars) == [1000]
+    assert ends_of_pieces("." * 1000, piece_chars, place) == [1000]
     late = "." * (2 * piece_chars - 1) + "a" + "." * 3
-    assert ends_of_pieces(late, piece_chars)[0] == 2 * piece_chars
+    assert ends_of_pieces(late, piece_chars, place)[0] == 2 * piece_chars
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_texts_of_known_kinds_are_cut(kind: str) -> None:
+    assert len(tokenizer_of(kind).ends_of_pieces("some words, and more of them", 1)) > 3
+
+
+# What a place may lie before.
+MARKS = ' \n\t\r,.;:!?()[]{}<>="\u3001\u3002\uff0c'
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("is_normalized", [False, True])
+def test_no_added_token_is_cut(mark: str, is_normalized: bool) -> None:
+    backend = qwen_2()
+    backend.add_tokens([AddedToken(f"x{mark}y", normalized=is_normalized)])
+    tokenizer = Tokenizer(backend, {})
+    text = f"the fox{mark}y a{mark}x{mark}y\n, the 你{mark}y"
+    ends = tokenizer.ends_of_pieces(text, 1)
+    assert not any(text[end - 1 : end + 1] == f"x{mark}" for end in ends)
+    assert len(ends) > 1, "there are other places"
+    assert list(chain.from_iterable(tokenizer.encode_pieces(text, ends))) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(("written", "in_token"), [("=\u0338", "\u2260"), ("<\u0338", "\u226e")])
+def test_no_added_token_is_cut_that_the_text_spells_otherwise(written: str, in_token: str) -> None:
+    backend = split_by(QWEN_2)
+    backend.normalizer = normalizers.NFC()
+    backend.add_tokens([AddedToken(f"x{in_token}y", normalized=True)])
+    tokenizer = Tokenizer(backend, {})
+    text = f"fox{written}y, and fox{written}y"
+    ends = tokenizer.ends_of_pieces(text, 1)
+    assert len(ends) > 1
+    assert list(chain.from_iterable(tokenizer.encode_pieces(text, ends))) == tokenizer.encode(text)
 
 
 def with_prefix_space() -> Backend:
@@ -151,12 +187,11 @@ def with_dropout() -> Backend:
         with_prefix_space,
         with_nfkc,
         with_dropout,
-        byte_level_backend,
         lambda: split_by(r"\s+"),
         lambda: byte_level(AddedToken("<x>", lstrip=True)),
         lambda: byte_level(AddedToken("<x>", rstrip=True)),
         lambda: byte_level(AddedToken("<x>", single_word=True)),
-        lambda: byte_level(AddedToken("x\uff0c")),
+        lambda: byte_level(AddedToken("".join(f"x{mark}" for mark in MARKS))),
     ],
 )
 def test_what_is_not_known_to_be_safe_is_not_cut(new: Callable[[], Backend]) -> None:

@@ -45,7 +45,11 @@ from scheduling.messages import (
     TaskReleased,
     WorkerLoad,
 )
-from scheduling.policy import POLICIES, Policy, Sharing
+from scheduling.policies import POLICIES
+from scheduling.policy import Policy, Sharing
+
+# As a goal, so that answers of all lengths are due in one bucket, and what comes next decides.
+AT_ONCE = 1e-4
 
 MIXED = "mixed-0"
 
@@ -72,7 +76,7 @@ def phase_of(core: CoreUnderTest, name: str) -> Phase:
 
 def ask(core: CoreUnderTest, name: str, num_prompt: int, max_tokens: int) -> list[AdmitPrompt]:
     """The prompts that the worker gets then."""
-    sent = commands(core.ask(spec_of(name, num_prompt, max_tokens)))
+    sent = commands(core.ask(spec_of(name, num_prompt, max_tokens, tpot_s=AT_ONCE)))
     return [command for _, command in sent if isinstance(command, AdmitPrompt)]
 
 
@@ -265,7 +269,7 @@ def test_a_prompt_that_was_not_booked_may_wait_for_blocks_that_answers_hold(
     core = new_core(num_blocks=24, num_reserve=16)
     ask(core, "a", 16, 64)
     core.answers_reserves = False
-    (reserve,) = of_type(core.ask(spec_of("b", 40, 8)), Reserve)
+    (reserve,) = of_type(core.ask(spec_of("b", 40, 8, tpot_s=AT_ONCE)), Reserve)
     life = reserve.preferences[0]
     core.tell(ReservationAnswered(reserve.claim, *life, is_booked=is_booked))
     last = task_of(core, "a")
@@ -277,7 +281,7 @@ def test_in_place_nobody_goes_who_comes_after_one_that_waits_elsewhere() -> None
     core = new_core()
     running(core, "first", 4, 92)
     core.tell(WorkerConnected(hello_of(PREFILL)))
-    core.ask(spec_of("parked", 8, 40))
+    core.ask(spec_of("parked", 8, 40, tpot_s=AT_ONCE))
     parked = task_of(core, "parked")
     core.report(PREFILL, PrefillStarted(parked), tokens(parked, 0, 1))
     assert len(core.core.state.generation_queue) == 1

@@ -21,6 +21,9 @@ from scheduling.ids import RequestId, WorkerId
 from scheduling.length_groups import LengthGroups
 from scheduling.messages import AdmitGeneration, PrefillStarted, TaskReleased
 
+# As a goal, so that answers of all lengths are due in one bucket, and what comes next decides.
+AT_ONCE = 1e-4
+
 # Prompts of 4 tokens, answers of so many, in blocks of 4 tokens.
 LONG, SHORT = 28, 12
 
@@ -34,7 +37,7 @@ def new_core(policy: str = "ecoserve", num_decode: int = 1) -> CoreUnderTest:
 
 def compute(core: CoreUnderTest, name: str, max_tokens: int) -> list[str]:
     """A request comes, and its prompt is computed: who gets room then."""
-    core.ask(spec_of(name, 4, max_tokens))
+    core.ask(spec_of(name, 4, max_tokens, tpot_s=AT_ONCE))
     task = core.task_id(request_id=name)
     return admitted(core, core.report(PREFILL, PrefillStarted(task), tokens(task, 0, 1)))
 
@@ -63,7 +66,7 @@ def workers_of(core: CoreUnderTest) -> list[str]:
 # PAPERS 1.4.5: as many selections as groups.
 def test_answers_of_one_length_get_freed_room_together_and_are_chosen_once() -> None:
     core = new_core()
-    core.ask(spec_of("first", 4, 124))
+    core.ask(spec_of("first", 4, 124, tpot_s=AT_ONCE))
     for name, length in (("a", LONG), ("b", SHORT), ("c", LONG), ("d", SHORT), ("e", LONG)):
         assert compute(core, name, length) == []
     queue = core.core.state.generation_queue
@@ -82,7 +85,7 @@ def test_within_a_bucket_longer_answers_come_first_where_the_policy_says_so(
     policy: str, order: str
 ) -> None:
     core = new_core(policy)
-    core.ask(spec_of("first", 4, 124))
+    core.ask(spec_of("first", 4, 124, tpot_s=AT_ONCE))
     for name, length in (("a", SHORT), ("b", LONG), ("c", SHORT)):
         compute(core, name, length)
         core.now += 0.001
@@ -94,7 +97,7 @@ def test_a_gap_too_small_for_the_first_goes_to_others_where_the_policy_groups(
     policy: str, num_admitted: int
 ) -> None:
     core = new_core(policy)
-    core.ask(spec_of("first", 4, 84))
+    core.ask(spec_of("first", 4, 84, tpot_s=AT_ONCE))
     assert compute(core, "big", 60) == []
     assert len(compute(core, "small", SHORT)) == num_admitted
     assert core.core.state.generation_queue.peek() == core.task_id(request_id="big")
@@ -102,7 +105,7 @@ def test_a_gap_too_small_for_the_first_goes_to_others_where_the_policy_groups(
 
 def test_one_that_waits_for_much_room_is_overtaken_only_so_often() -> None:
     core = new_core()
-    core.ask(spec_of("first", 4, 84))
+    core.ask(spec_of("first", 4, 84, tpot_s=AT_ONCE))
     compute(core, "big", 60)
     num_overtakes = 0
     while compute(core, f"small{num_overtakes}", SHORT):

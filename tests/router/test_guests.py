@@ -28,7 +28,8 @@ from scheduling.messages import (
     TaskReleased,
     WorkerLoad,
 )
-from scheduling.policy import POLICIES, Policy
+from scheduling.policies import POLICIES
+from scheduling.policy import Policy
 
 MIXED = "mixed-0"
 # Of 24 blocks of 4 tokens: 16 for the host, and 8 for whoever comes.

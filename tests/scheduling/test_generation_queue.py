@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scheduling.generation_queue import GenerationQueue, OneByOne
 from scheduling.ids import TaskId
 from scheduling.length_groups import BlockRoom, LengthGroups
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 
 KINDS: dict[str, Callable[[], GenerationQueue]] = {
     "one by one": lambda: OneByOne(100),

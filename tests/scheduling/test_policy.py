@@ -17,8 +17,8 @@ from scheduling.deadline_fill import DeadlineFill
 from scheduling.dynamic_chunk import DynamicChunk
 from scheduling.feedback_queues import FeedbackQueues
 from scheduling.modelled_filling import FillToKnee, FillWithinGoal
+from scheduling.policies import POLICIES, policy_named
 from scheduling.policy import (
-    POLICIES,
     Batching,
     BlockAllocation,
     DeadlineThenOccupancy,
@@ -26,7 +26,6 @@ from scheduling.policy import (
     Policy,
     WaitingTask,
     growth_reserve_blocks,
-    policy_named,
 )
 from scheduling.prediction import RequestFeatures, ResponseLength
 

@@ -10,8 +10,8 @@ from scheduling.admission import FuturePeak, WhatIsReserved
 from scheduling.batch_time_recovery import Preemption
 from scheduling.dynamic_chunk import IterationGoal
 from scheduling.length_oracles import NoisyOracle
+from scheduling.policies import POLICIES
 from scheduling.policy import (
-    POLICIES,
     ArrivalOrder,
     Batching,
     BlockAllocation,

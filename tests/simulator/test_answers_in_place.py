@@ -14,7 +14,8 @@ from router.state import RouterSettings
 from runtime.clock import ManualClock
 from scheduling.length_oracles import MaxTokens
 from scheduling.lifecycle import Change
-from scheduling.policy import POLICIES, Policy, Sharing
+from scheduling.policies import POLICIES
+from scheduling.policy import Policy, Sharing
 from scheduling.prediction import LengthPredictor
 from simulator.asks_testing import asks, at_once, deaths, prompts
 from simulator.cluster_spec import ClusterSpec
@@ -190,9 +191,7 @@ def run_overloaded(policy: Policy) -> tuple[float, float, int]:
 # PAPERS 1.4.4 and 1.4.9: where prompts wait for the room of their answers, first tokens are later,
 # and more of what is held is not written yet.
 def test_prompts_do_not_wait_for_the_room_of_their_answers() -> None:
-    known = replace(
-        POLICIES["ecoserve"], predictor="oracle", bound=None, sharing=Sharing.NONE
-    )
+    known = replace(POLICIES["ecoserve"], predictor="oracle", bound=None, sharing=Sharing.NONE)
     coupled_s, coupled_share, _ = run_overloaded(replace(known, is_decoupled=False))
     apart_s, apart_share, num_preemptions = run_overloaded(known)
     assert apart_s < 0.9 * coupled_s

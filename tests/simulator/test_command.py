@@ -228,7 +228,7 @@ def test_long_prompts_that_share_get_larger_blocks(simulate: Command, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--policy", "lifo"), "unknown policy 'lifo'"),
+        (("--policy", "lifo"), "policy 'lifo' is unknown; use one of default"),
         (("--policy", ","), "--policy names none"),
         (("--cluster", "prefill:2"), "it needs a prefill and a decode worker"),
         (("--cluster", "1", "--policy", "distserve"), "separate workers need two"),

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduling.policy import POLICIES, Batching, Sharing
+from scheduling.policies import POLICIES
+from scheduling.policy import Batching, Sharing
 from scheduling.policy_settings import PolicyInvalid, joined, policy_of
 from simulator.asks_testing import asks, prompts
 from simulator.cluster_spec import ClusterSpec

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.asks_testing import asks, deaths, prompts
 from simulator.cluster_spec import ClusterSpec
 from simulator.hardware.description import load_hardware

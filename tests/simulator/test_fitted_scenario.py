@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.cluster_spec import ClusterSpec
 from simulator.hardware.description import load_hardware
 from simulator.model_timing import LEDGER_LATENCY_S, LINK_LATENCY_S

@@ -9,7 +9,8 @@ import pytest
 from scheduling.admission import FuturePeak
 from scheduling.batch_time_recovery import Preemption
 from scheduling.dynamic_chunk import ChunkSettings, IterationGoal
-from scheduling.policy import POLICIES, ArrivalOrder, Batching, ExactAllocation, Policy, Sharing
+from scheduling.policies import POLICIES
+from scheduling.policy import ArrivalOrder, Batching, ExactAllocation, Policy, Sharing
 from scheduling.victims import CheapestToRecompute
 from simulator.cluster_spec import cluster_for
 from simulator.hardware.description import load_hardware

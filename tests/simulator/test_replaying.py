@@ -21,7 +21,7 @@ from router.recording.entries import ENDED, TOO_SLOW, last_line
 from router.recording.file import RecordingUnreadable
 from router.recording.testing import opened, packed, setup_of
 from scheduling.errors import CanNeverFit, NoWorkerAvailable, QueueFull
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.__main__ import main
 from simulator.asks_testing import asks, deaths
 from simulator.replay_testing import recorded_cluster

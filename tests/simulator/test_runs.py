@@ -4,7 +4,7 @@ import pytest
 
 from runtime.clock import ManualClock
 from scheduling.batch_time import BatchShape
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.cluster_spec import ClusterSpec
 from simulator.demand import demand_of
 from simulator.hardware.description import load_hardware

@@ -19,7 +19,7 @@ from scheduling.admission import WhatIsReserved
 from scheduling.backlog import BacklogLimit
 from scheduling.batch_time_online import OnlineBatchTime
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from scheduling.policy_settings import policy_of
 from simulator.hardware.description import load_hardware
 from simulator.simulation import Scenario, router_settings, worker_spec

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from scheduling.batch_time import BatchShape
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.cluster_spec import ClusterSpec, cluster_for
 from simulator.hardware.description import load_hardware
 from simulator.metrics.recorder import RunRecorder

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from scheduling.batch_time_recovery import Preemption
-from scheduling.policy import POLICIES, Policy
+from scheduling.policies import POLICIES
+from scheduling.policy import Policy
 from simulator.cluster_spec import ClusterSpec
 from simulator.hardware.description import CopyPart, Hardware, load_hardware
 from simulator.metrics.recorder import RunRecorder

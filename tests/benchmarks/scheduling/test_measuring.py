@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.scheduling.cells import TRACES, Pair
 from benchmarks.scheduling.measuring import CellSettings, Measuring, Subject, scaled
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.hardware.description import load_hardware
 from simulator.slo_text import SloTextInvalid
 

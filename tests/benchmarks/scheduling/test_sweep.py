@@ -11,7 +11,7 @@ from benchmarks.scheduling.cell_log import read_entries
 from benchmarks.scheduling.cells import TRACES
 from benchmarks.scheduling.measuring import Subject
 from benchmarks.scheduling.sweep import Sweep, add_options, pairs_asked
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 
 SUBJECTS = [Subject(name, POLICIES[name]) for name in ("sarathi", "default")]
 

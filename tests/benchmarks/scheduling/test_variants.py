@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.scheduling.ablation_report import FIGURES
 from benchmarks.scheduling.variants import BASES, VARIANTS, Variant, subjects_of
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from simulator.cluster_spec import ClusterSpec
 from simulator.hardware.description import load_hardware
 from simulator.simulation_testing import scene_of, simulated, with_kv_tokens

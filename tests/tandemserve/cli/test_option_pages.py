@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from scheduling.policy import POLICIES
+from scheduling.policies import POLICIES
 from tandemserve import Client, TLSConfig
 from tandemserve.cli.cluster import POLICY_NAMES
 from tandemserve.cli.main import app
