@@ -69,8 +69,7 @@ def _num_remaining(state: RouterState, sequence: Sequence, num_output: int) -> i
         features = sequence.request.spec.features(num_output_tokens=num_output)
         sequence.predicted = state.predictor.predict(features)
     at_most = sequence.request.spec.stop.max_tokens - num_output
-    expected = max(1, sequence.predicted.mean - num_output, sequence.num_tokens_again)
-    return min(at_most, expected)
+    return max(1, min(at_most, sequence.predicted.mean - num_output))
 
 
 def _num_foreign_blocks(view: WorkerView) -> int:

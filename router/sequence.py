@@ -225,7 +225,7 @@ class Sequence:
         """The least that one which has made room gets more of before it comes back; 0 of others.
 
         As much again as it has, and twice as much with every time: however long it may become, it
-        makes room a logarithmic number of times, without room for the longest answer that its
+        asks for more a logarithmic number of times, without room for the longest answer that its
         caller allows, which hardly any answer uses.
         """
         if not self.has_made_room:

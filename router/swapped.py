@@ -70,7 +70,7 @@ def to_recompute(state: RouterState, now: float) -> Iterator[Sequence]:
 
     One can never go on there, because the worker is too small for the longest answer. Or it has
     waited for long, and another decode worker has room that nobody else waits for. Either way its
-    next reservation is the last it needs, so it does not come back here.
+    next reservation covers more than this one would have.
     """
     for view in state.fleet.with_parked():
         task_id = view.parked.peek()

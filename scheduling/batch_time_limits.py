@@ -15,6 +15,8 @@ _SIZE_STEP = 16
 DEFAULT_FRACTION = 0.85
 # A bend is known when a pass this much larger was seen.
 _SEEN_BEYOND = 1.5
+# Less than any pass takes. A fit to few passes may leave nothing for tokens; rates stay finite.
+_LEAST_S = 1e-9
 
 
 def max_prompt_tokens(
@@ -55,7 +57,8 @@ def target_forward_size(
 
     Tokens of prompts whose attention is left out: it depends on the prompt, not on the size of the
     pass. The best rate is taken over all sizes up to `max_tokens`, and the answer is a multiple of
-    16. A higher fraction gives more throughput and longer iterations.
+    16. A higher fraction gives more throughput and longer iterations. Of sizes that take no time by
+    the model, the largest counts as the best.
     Raises: ValueError for a fraction outside (0, 1] or less than 16 tokens.
     """
     if not 0 < fraction <= 1:
@@ -63,7 +66,8 @@ def target_forward_size(
     if max_tokens < _SIZE_STEP:
         raise ValueError(f"max_tokens must be at least {_SIZE_STEP}, got {max_tokens}")
     sizes = range(_SIZE_STEP, max_tokens + 1, _SIZE_STEP)
-    rates = [size / model.seconds(BatchShape(num_prompt_tokens=size)) for size in sizes]
+    times_s = (model.seconds(BatchShape(num_prompt_tokens=size)) for size in sizes)
+    rates = [size / max(time_s, _LEAST_S) for size, time_s in zip(sizes, times_s, strict=True)]
     enough = fraction * max(rates)
     return next(size for size, rate in zip(sizes, rates, strict=True) if rate >= enough)
 

@@ -106,8 +106,10 @@ class DeadlineThenOccupancy:
 
     def _shared(self, task: WaitingTask) -> tuple[float, float]:
         due_at_s = task.answer_due_at_s if self.is_of_answer else task.deadline_at_s
+        # No deadline is the last of all, and inf // width is not a number.
+        bucket = due_at_s // self.deadline_bucket_s if math.isfinite(due_at_s) else due_at_s
         return (
-            due_at_s // self.deadline_bucket_s,
+            bucket,
             -float(task.num_occupied_blocks // self.kvc_bucket_blocks),
         )
 

@@ -96,7 +96,7 @@ class LowestQueue:
 
 @dataclass(frozen=True, slots=True)
 class LargestSlack:
-    """Who can wait longest; without goals, the shortest.
+    """Who can wait longest; of those who can wait as long, the shortest.
 
     Source: AccelGen, room for urgent requests.
     """

@@ -133,7 +133,7 @@ class _SideBySide:
         number, process = self._running[connection]
         try:
             said = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # before what it says, or in the middle of it
             process.join()
             raise RunDied(number + 1, process.exitcode) from None
         if isinstance(said, str):

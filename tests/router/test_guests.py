@@ -29,15 +29,16 @@ from scheduling.messages import (
     WorkerLoad,
 )
 from scheduling.policies import POLICIES
-from scheduling.policy import Policy
+from scheduling.policy import DeadlineThenOccupancy, Policy
 
 MIXED = "mixed-0"
 # Of 24 blocks of 4 tokens: 16 for the host, and 8 for whoever comes.
 HOST, BIG, SMALL = ("host", 4, 60), ("big", 8, 40), ("small", 5, 16)
 
 
-# Prompts become guests however room is given to answers; here all of it is given at once.
-COUPLED = replace(POLICIES["ecoserve"], is_decoupled=False)
+# Prompts become guests however room is given to answers; here all of it is given at once. The order
+# is that of first tokens: by the whole answer, a short one goes first and needs no host.
+COUPLED = replace(POLICIES["ecoserve"], ordering=DeadlineThenOccupancy(), is_decoupled=False)
 
 
 def new_core(policy: str | Policy = COUPLED, num_blocks: int = 24) -> CoreUnderTest:

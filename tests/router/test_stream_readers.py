@@ -77,10 +77,16 @@ class Conversation:
                 await some_turns(dice, 5)
                 stream = self._stream_at(router, starts)
                 reader = stream.take_over()
-            async with asyncio.timeout(PATIENCE_S):
-                await self._attempt(stream, reader, starts)
-                if leaving is not None:
-                    await leaving
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._attempt(stream, reader, starts)
+                    if leaving is not None:
+                        await leaving
+            except TimeoutError:
+                for computing in self._computing.values():
+                    if computing.done():
+                        computing.result()
+                raise
         for computing in self._computing.values():
             computing.cancel()
         assert self._received == [list(range(length)) for length in self._lengths]
@@ -123,7 +129,7 @@ class Conversation:
             tokens = TokensEmitted(TaskId("t"), first, ids, text, finish_reason=reason)
             stream.append(EmitTokens(self._id, index, tokens))
             # Twice the limit for who comes again, and what was not seen before it was there.
-            assert stream.num_bytes < 2 * self._max_bytes + 2_000
+            assert stream.num_bytes < 2 * self._max_bytes + 3_000
             self._make_room_for_all(book)
             if stream.failure is not None:
                 self.num_too_slow += 1

@@ -81,6 +81,13 @@ def test_a_share_that_means_nothing_is_refused(fraction: float) -> None:
         target_forward_size(MODEL, fraction)
 
 
+def test_of_passes_that_take_no_time_the_largest_counts_as_best() -> None:
+    free = BatchTime(fixed_s=0.0, bends=((0, 0.0),), per_prompt_pair_s=1e-9)
+    assert target_forward_size(free, fraction=0.5, max_tokens=1024) == 512
+    bent = BatchTime(fixed_s=0.0, bends=((256, 1e-4),))
+    assert target_forward_size(bent, fraction=1.0) == 256
+
+
 def test_fewer_tokens_than_one_step_are_refused() -> None:
     with pytest.raises(ValueError, match="max_tokens"):
         target_forward_size(MODEL, max_tokens=8)

@@ -49,6 +49,16 @@ def test_an_iteration_is_filled_to_the_knee_of_its_machine() -> None:
     assert forward_size(FillToKnee(H200, 8192), RUNNING) == target_forward_size(H200) == 1024
 
 
+def test_a_pass_that_is_held_up_at_the_start_does_not_end_the_worker() -> None:
+    online = OnlineBatchTime()
+    size = ForwardSize(online, 64)
+    for num_tokens, took_s in ((40, 1e-4), (64, 1e-2)):
+        online.observe(BatchShape().with_chunk(0, num_tokens), took_s)
+    # All time goes to pairs of tokens, and none to the tokens that are counted.
+    assert online.seconds(BatchShape(num_prompt_tokens=64)) == 0
+    assert size.num_tokens == 64, "no size is known to be enough"
+
+
 def test_the_knee_is_no_more_than_an_iteration_may_hold() -> None:
     assert forward_size(FillToKnee(A100, 512), RUNNING) == 512
     assert forward_size(FillToKnee(A100, 12), replace(RUNNING, num_decode=4)) == 12

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scheduling.dynamic_chunk import ChunkSettings
 from scheduling.policies import POLICIES
+from scheduling.policy import Batching
 from simulator.asks_testing import asks, deaths, prompts
 from simulator.cluster_spec import ClusterSpec
 from simulator.hardware.description import load_hardware
@@ -97,10 +99,18 @@ def drawn_requests(num_requests: int, seed: int, rate_rps: float) -> list[TraceR
     return requests
 
 
+# The size of a pass beyond which it gains nothing is learnt from passes, and what is learnt at an
+# instant depends on how many steps were told together: here it is the limit.
+FIXED = {
+    "ecoserve": replace(POLICIES["ecoserve"], batching=Batching.FILL),
+    "accelgen": replace(POLICIES["accelgen"], chunks=ChunkSettings()),
+}
+
+
 def outcomes(
     scene: Scenario, policy: str, cluster: ClusterSpec
 ) -> tuple[RunRecord, list[RequestOutcome]]:
-    record, by_number = simulated(scene, POLICIES[policy], cluster)
+    record, by_number = simulated(scene, FIXED.get(policy, POLICIES[policy]), cluster)
     return record, [by_number[number] for number in sorted(by_number)]
 
 

@@ -3,6 +3,8 @@
 import io
 import multiprocessing
 import os
+import struct
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -39,6 +41,12 @@ def die(runner: Runner) -> int:
     os._exit(9)
 
 
+def die_in_the_middle(runner: Runner) -> int:
+    # So many bytes are to follow, and do not.
+    os.write(vars(runner.progress)["_connection"].fileno(), struct.pack("!i", 4096) + b"begin")
+    os._exit(9)
+
+
 def wait_for_ever(runner: Runner) -> int:
     multiprocessing.Event().wait()
     return 0
@@ -61,7 +69,10 @@ def test_a_defect_in_a_process_is_told_and_ends_the_others(runner: Runner) -> No
     assert not multiprocessing.active_children()
 
 
-def test_a_process_that_is_gone_is_told_and_ends_the_others(runner: Runner) -> None:
+@pytest.mark.parametrize("death", [die, die_in_the_middle])
+def test_a_process_that_is_gone_is_told_and_ends_the_others(
+    runner: Runner, death: Callable[[Runner], int]
+) -> None:
     with pytest.raises(RunDied, match=r"run 2 ended with exit code 9 .* lower --jobs"):
-        run_side_by_side([wait_for_ever, die], runner, 2)
+        run_side_by_side([wait_for_ever, death], runner, 2)
     assert not multiprocessing.active_children()
