@@ -4,26 +4,7 @@ from router.command_frames import max_sequence_tokens
 from router.core_setup import CoreSetup
 from router.state import RouterSettings
 from runtime.config import RouterConfig
-from runtime.errors import StartupError
 from scheduling.ids import Incarnation
-from scheduling.policies import POLICIES
-from scheduling.policy_settings import PolicyInvalid, policy_of
-
-
-def check_policy(config: RouterConfig) -> None:
-    """Raises: StartupError where there is no such policy, or it must know the future."""
-    known = [name for name, policy in POLICIES.items() if not policy.needs_foresight]
-    if config.policy not in known:
-        raise StartupError(f"policy {config.policy!r} is unknown; use one of {', '.join(known)}")
-    try:
-        policy = policy_of(config.policy_name)
-    except PolicyInvalid as error:
-        raise StartupError(f"policy_set: {error}") from error
-    if policy.needs_foresight:
-        raise StartupError(
-            f"policy_set: predictor {policy.predictor} must be told how long answers will be, "
-            "which only a simulation can; use another predictor"
-        )
 
 
 def core_setup_of(config: RouterConfig, incarnation: Incarnation, vocab_size: int) -> CoreSetup:

@@ -31,7 +31,7 @@ from router.inference import InferenceService, ServiceGoals
 from router.ledger_client import LedgerClient
 from router.measure import record_pass_times
 from router.policy_check import PolicyCheck
-from router.process_setup import check_policy, core_setup_of
+from router.process_setup import core_setup_of
 from router.prompt_room import PromptRoom
 from router.recorder import Recorder
 from router.recording.entries import RecordingHead
@@ -48,6 +48,7 @@ from runtime.errors import StartupError
 from runtime.grpc_server import BoundServer, ServerOptions, TlsFiles, build_server
 from runtime.heap import HeapTrimmer
 from runtime.logging import get_logger
+from runtime.policy_config import check_policy
 from runtime.process import StopRequested
 from runtime.telemetry import start_telemetry
 from runtime.wire import ReportBatch

@@ -4,8 +4,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from runtime.errors import ConfigError
 from scheduling.policies import POLICIES
-from scheduling.policy_settings import joined, policy_of
+from scheduling.policy_settings import PolicyInvalid, joined, policy_of
 
 Changes = Annotated[tuple[str, ...], Field(max_length=64)]
 
@@ -38,3 +39,19 @@ class PolicyConfig(BaseModel):
         if self.policy in POLICIES:  # else the process that starts says what there is
             policy_of(joined(self.policy, self.policy_set))
         return self
+
+
+def check_policy(config: PolicyConfig) -> None:
+    """Raises: ConfigError where there is no such policy, or it must know the future."""
+    known = [name for name, policy in POLICIES.items() if not policy.needs_foresight]
+    if config.policy not in known:
+        raise ConfigError(f"policy {config.policy!r} is unknown; use one of {', '.join(known)}")
+    try:
+        policy = policy_of(config.policy_name)
+    except PolicyInvalid as error:
+        raise ConfigError(f"policy_set: {error}") from error
+    if policy.needs_foresight:
+        raise ConfigError(
+            f"policy_set: predictor {policy.predictor} must be told how long answers will be, "
+            "which only a simulation can; use another predictor"
+        )

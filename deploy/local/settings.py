@@ -22,6 +22,7 @@ from runtime.config import (
 )
 from runtime.config_sources import env_prefix
 from runtime.cores import resolve_num_threads
+from runtime.policy_config import check_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUTER = "router-0"
@@ -89,6 +90,7 @@ def effective_configs(settings: ClusterSettings) -> EffectiveConfigs:
     """Let every process's own parser judge its settings. Raises: ConfigError."""
     redis = {} if settings.redis_url is None else {"redis_url": settings.redis_url}
     router = load_config(RouterConfig, _flags(_router_values(settings, settings.port) | redis))
+    check_policy(router)
     return EffectiveConfigs(
         router,
         load_config(PrefillConfig, _flags(_worker_values(settings, "prefill", 0, router))),

@@ -17,6 +17,7 @@ from deploy.local.settings import (
 )
 from runtime.config import DecodeConfig, PrefillConfig, RouterConfig, load_config
 from runtime.cores import available_cores
+from runtime.errors import ConfigError
 
 SETTINGS = ClusterSettings(model=Path("/models/m"), num_prefill=2, num_decode=3)
 REDIS_URL = "redis://:geheim@localhost:1/0"
@@ -53,6 +54,21 @@ def test_what_a_process_reads_is_what_the_launcher_checked() -> None:
         assert (worker.worker_id, worker.redis_url) == (plan.name, REDIS_URL)
         assert (worker.block_size, worker.num_threads) == (8, threads)
         assert plan.environ["OMP_NUM_THREADS"] == str(threads)
+
+
+@pytest.mark.parametrize(
+    ("router", "says"),
+    [
+        ({"policy": "nope"}, "'nope' is unknown; use one of default"),
+        ({"policy": "oracle"}, "'oracle' is unknown; use one of default"),
+        ({"policy_set": "predictor=oracle"}, "which only a simulation can"),
+    ],
+)
+def test_a_policy_that_cannot_be_served_is_found_before_anything_is_started(
+    router: dict[str, str], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        effective_configs(replace(SETTINGS, router=router))
 
 
 def test_no_secret_is_on_a_command_line() -> None:
