@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from router.events import Action, Event
+from router.events import Action, Event, WorkerConnected
 from router.recording.entries import (
     ENDED,
     FULL,
@@ -139,6 +139,8 @@ class Recorder:
         return None
 
     def _line(self, now: float, event: Event, result: _Result) -> bytes:
+        if isinstance(event, WorkerConnected):
+            self._encoder.met(event.hello.block_size)
         outcome = outcome_of(result, self._abridging)
         return event_line(self._num_events, now, self._encoder.plain(event), outcome)
 

@@ -69,6 +69,12 @@ class Encoder:
         """
         self._salt_key = salt_key
         self._is_abridging = is_abridging
+        # Of the workers met so far.
+        self._block_sizes: set[int] = set()
+
+    def met(self, block_size: int) -> None:
+        """There is a worker with such blocks: salted prompts are told with their names."""
+        self._block_sizes.add(block_size)
 
     def plain(self, value: Any) -> Json:
         """Raises: TypeError for what is neither an event nor an action nor part of one."""
@@ -136,7 +142,9 @@ class Encoder:
 
     def _prefix(self, prefix: PromptPrefix) -> Json:
         token_ids, _ = prefix.made_from
-        # What follows from a salt that is not told.
+        # What follows from a salt that is not told; the core may not have asked for it yet.
+        for block_size in self._block_sizes:
+            prefix.keys(block_size)
         keys = {str(size): list(keys) for size, keys in prefix.known_keys.items()}
         return {"is": "PromptPrefix", "token_ids": self.plain(token_ids), "keys": keys}
 

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import structlog
 
-from router.events import CallerLeft, SendCommand, TimeReached
+from router.events import CallerLeft, RequestArrived, SendCommand, TimeReached, WorkerConnected
 from router.recorder import Recorder
 from router.recording.entries import ENDED, FULL, TOO_SLOW
 from router.recording.file import Recording
 from router.recording.testing import FullDisk, SlowDisk, head_of, opened, setup_of
+from router.testing import hello_of, spec_of
 from scheduling.errors import QueueFull
 from scheduling.ids import RequestId, TaskId, WorkerId
 from scheduling.messages import CancelTask
+from scheduling.prefix_chain import PromptPrefix
 
 PATIENCE_S = 60.0
 MIB = 2**20
@@ -44,6 +46,26 @@ def test_what_is_noted_is_in_the_file_in_order(tmp_path: Path) -> None:
     assert failed.outcome == {"failed": "ZeroDivisionError"}
     # What callers wrote is for nobody else to read.
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_salted_prompt_is_told_with_names_of_blocks_that_nobody_has_asked_for(
+    tmp_path: Path,
+) -> None:
+    # It waits in a queue when it is written, and nobody has looked yet who has its beginning.
+    path, prompt = tmp_path / "r.jsonl.gz", tuple(range(40))
+    prefix = PromptPrefix(prompt, "salt")
+    spec = spec_of(num_prompt=40, cache_salt="salt", prefix=prefix)
+    recorder = Recorder(path, HEAD, MIB)
+    recorder.start()
+    recorder.note(0.25, WorkerConnected(hello_of("decode-0", 8, block_size=8)), [])
+    recorder.note(0.5, RequestArrived(spec), [])
+    assert recorder.close(PATIENCE_S)
+    with path.open("rb") as file:
+        _, arrived = Recording(path, file).events()
+    assert isinstance(arrived.event, RequestArrived)
+    assert arrived.event.spec.prefix is not None
+    names = PromptPrefix(prompt, "salt").keys(8)
+    assert arrived.event.spec.prefix.known_keys == {8: names}
 
 
 def test_a_recording_ends_at_its_size_with_one_log_line(tmp_path: Path) -> None:
