@@ -108,7 +108,9 @@ def test_a_field_gets_its_value_and_nothing_else_changes(
 def test_a_changed_policy_is_made_again_from_its_name(
     base: str, chosen: list[tuple[str, str]]
 ) -> None:
-    pairs = [f"{field}={text}" for field, text in chosen if base not in ("fcfs", "sarathi")]
+    pairs = [f"{field}={text}" for field, text in chosen]
+    if "victims" in dict(chosen):
+        pairs.append("reserves_more_again=yes")  # without, only one kind of victim is taken
     policy = policy_of(joined(base, pairs))
     again = policy_of(policy.name)
     assert all(
