@@ -78,6 +78,12 @@ class Arrivals:
         self._sharing.arrived(task)
         return [SendReport(task.session_id, DecodeStarted(task.task_id, transport))]
 
+    def check_invariants(self) -> None:
+        """Raise AssertionError where blocks are awaited that nobody sends."""
+        stages = {task.stage for task in self._task_by_id.values()}
+        is_arriving = bool(stages & {Stage.ADMITTED, Stage.ARRIVING})
+        assert is_arriving or not self._sharing.num_arriving, "nobody sends these any more"
+
     def end(self, task: GenerationTask) -> list[WorkerAction]:
         """Its blocks will not all come: neither for itself nor for those that share them."""
         actions: list[WorkerAction] = []

@@ -36,7 +36,9 @@ class Batch:
         self._waiting: dict[int, GenerationTask] = {}
         # Tokens of those that advance.
         self.num_context_tokens = 0
+        # Goals of those that advance.
         self._num_by_tpot: Counter[float] = Counter()
+        self._num_by_tbt: Counter[float] = Counter()
         # (steps, seat, number, task); it counts where the task says the same number of steps.
         self._looks: list[tuple[int, int, int, GenerationTask]] = []
         self._numbers = count()
@@ -61,6 +63,11 @@ class Batch:
         """The smallest goal of those that advance; inf without any."""
         return min(self._num_by_tpot, default=inf)
 
+    @property
+    def tightest_tbt_s(self) -> float:
+        """The same, of goals for each gap."""
+        return min(self._num_by_tbt, default=inf)
+
     def untold_since(self, task_id: TaskId) -> int | None:
         """How many steps there were when all tokens of it had been told; None if it does not
         advance."""
@@ -74,8 +81,10 @@ class Batch:
 
     def take_in(self) -> list[GenerationTask]:
         """Those that have room advance from now on; return those that lack it, in order."""
-        starved = []
-        for task in sorted(self._waiting.values(), key=_seat) if self._waiting else ():
+        starved: list[GenerationTask] = []
+        if not self._waiting:
+            return starved
+        for task in sorted(self._waiting.values(), key=_seat):
             if self._growth.has_room(task):
                 self._advance(task)
             else:
@@ -140,6 +149,8 @@ class Batch:
         """Who has an output or is to be looked at, in order; who has one is `heard` already."""
         if self._max_untold_tokens == 1 or (not due and len(heard) < 2):
             return heard
+        if not heard:
+            return [(task, None) for task in due]
         slots = {output.slot for _, output in heard}
         others = ((task, None) for task in due if task.slot not in slots)
         return sorted((*heard, *others), key=lambda turn: turn[0].seat)
@@ -152,6 +163,7 @@ class Batch:
         assert tasks == sorted(tasks, key=_seat)
         assert self.num_context_tokens == sum(task.num_tokens for task in tasks)
         assert self._num_by_tpot == Counter(task.sequence.tpot_s for task in tasks)
+        assert self._num_by_tbt == Counter(task.sequence.tbt_s for task in tasks)
         assert all(task.steps is None for task in self._waiting.values())
         pending = {(at, task.task_id) for at, _, _, task in self._looks}
         for task in tasks:
@@ -172,6 +184,7 @@ class Batch:
         task.is_due = False
         self.num_context_tokens += task.num_tokens
         self._num_by_tpot[task.sequence.tpot_s] += 1
+        self._num_by_tbt[task.sequence.tbt_s] += 1
         self._version += 1
         self.watch(task)
 
@@ -182,10 +195,8 @@ class Batch:
         del self._advancing_by_id[task.task_id]
         task.steps = None
         self.num_context_tokens -= task.num_tokens
-        tpot_s = task.sequence.tpot_s
-        self._num_by_tpot[tpot_s] -= 1
-        if not self._num_by_tpot[tpot_s]:
-            del self._num_by_tpot[tpot_s]
+        _take_one(self._num_by_tpot, task.sequence.tpot_s)
+        _take_one(self._num_by_tbt, task.sequence.tbt_s)
         self._version += 1
         if len(self._looks) > _MAX_LOOKS_EACH * len(self._advancing) + _MAX_LOOKS_MORE:
             self._looks = [e for e in self._looks if e[3].steps and e[3].look_at == e[0]]
@@ -197,6 +208,12 @@ class Batch:
             if task.steps is not None and task.look_at == look_at:
                 return look_at - self._steps.value
             heapq.heappop(self._looks)
+
+
+def _take_one(counts: Counter[float], goal_s: float) -> None:
+    counts[goal_s] -= 1
+    if not counts[goal_s]:
+        del counts[goal_s]
 
 
 def _seat(task: GenerationTask) -> int:

@@ -79,7 +79,7 @@ class DecodeCore:
         self.lending = Lending(self.pool, settings.block_size, self._task_by_id)
         self._growth = Growth(self.pool, settings, self.lending)
         self.batch = Batch(self._growth, settings.max_untold_tokens)
-        self.held = HeldAnswers(self._ready, self.lending, self.batch)
+        self.held = HeldAnswers(settings, self.pool, self._ready, self.lending, self.batch)
         # The present iteration gives running answers a token.
         self._is_decoding = False
         self._num_steps_run = 1
@@ -109,6 +109,7 @@ class DecodeCore:
             num_parked=self._swapping.num_parked,
             num_swap_blocks=self._swapping.num_blocks,
             num_free_swap_blocks=self._swapping.num_free_blocks,
+            parked_due_in_s=self._swapping.due_in_s(self._timer.looked_at_s),
             pass_time_error=self._timer.error,
         )
 
@@ -163,6 +164,8 @@ class DecodeCore:
         self._num_steps_run = 1
         actions = self._sharing.news() + self._fill_slots()
         starved = self.batch.take_in()
+        for task in self.held.take_outgrown(starved):
+            actions += [*self._leave_batch(task), self.held.hold_again(task)]
         if self._must_make_room(starved):
             actions += self._make_room(starved, now)
             # Its slot and blocks are free: others may start or grow with them, and no event would
@@ -171,16 +174,16 @@ class DecodeCore:
             return actions + more, plan
         for task in starved:
             actions += self._growth.ask(task)
-        has_decodes = True
+        has_decodes = is_steady = True
         prompt_chunks: tuple[ScheduledChunk, ...] = ()
         if len(self._prompts):
             more, has_decodes, prompt_chunks = self._prompts.plan(self.batch, now)
             actions += more
             for host in self.lending.take_changed():
                 self.batch.watch(host)
+            is_steady = not len(self._prompts) or self._prompts.is_steady
         plan = StepPlan(prompt_chunks)
         if has_decodes:
-            is_steady = not len(self._prompts) or self._prompts.is_steady
             plan = self.batch.plan(prompt_chunks, is_steady=is_steady)
         self._is_decoding = has_decodes and len(self.batch) > 0
         if self._is_decoding:
@@ -201,10 +204,7 @@ class DecodeCore:
         assert len(self._running) + self._prompts.num_begun == self._slots.num_used
         held = {b for task_id in self._task_by_id for b in self.pool.blocks_of(task_id)}
         assert len(held) == self.pool.num_blocks - self.pool.num_free_blocks
-        is_arriving = any(
-            task.stage in (Stage.ADMITTED, Stage.ARRIVING) for task in self._task_by_id.values()
-        )
-        assert is_arriving or not self._sharing.num_arriving, "nobody sends these any more"
+        self._arrivals.check_invariants()
         for slot, task in self._running.items():
             assert (task.slot, task.stage) == (slot, Stage.RUNNING)
 
@@ -244,11 +244,10 @@ class DecodeCore:
     def _admit_prompt(
         self, session_id: SessionId, command: AdmitPrompt, now: float
     ) -> list[WorkerAction]:
-        task_id = command.task_id
-        if task_id in self._task_by_id:
-            return []  # a repeated command changes nothing
-        task = self._task_by_id[task_id] = GenerationTask.of_prompt(session_id, command, now)
-        self._prompts.admit(task)
+        if command.task_id not in self._task_by_id:  # a repeated command changes nothing
+            task = GenerationTask.of_prompt(session_id, command, now)
+            self._task_by_id[task.task_id] = task
+            self._prompts.admit(task)
         return []
 
     def _arrived(self, task_id: TaskId, transport: str) -> list[WorkerAction]:
@@ -336,7 +335,8 @@ class DecodeCore:
         victims = in_order_of_preemption(among, self.pool, self._settings.victims, now)
         running = self._running.values() if self._settings.is_mixed else ()
         beside = shape_without(victims[0], running)
-        swapped = self._swapping.take_out_one(victims, self._prompts.num_backlog_tokens, beside)
+        num_ahead = self._prompts.num_backlog_tokens
+        swapped = self._swapping.take_out_one(victims, now, num_ahead, beside)
         if swapped is None:
             victim = victims[0]
             preempted = SendReport(victim.session_id, Preempted(victim.task_id))
@@ -359,8 +359,8 @@ class DecodeCore:
         return [swap_in, SendReport(task.session_id, DecodeStarted(task.task_id))]
 
     def _fail(self, task: GenerationTask, code: str, message: str) -> list[WorkerAction]:
-        failed = TaskFailed(task.task_id, code, message)
-        return [SendReport(task.session_id, failed), *self._end(task)]
+        failed = SendReport(task.session_id, TaskFailed(task.task_id, code, message))
+        return [failed, *self._end(task)]
 
     def _end(self, task: GenerationTask) -> list[WorkerAction]:
         if task.stage is Stage.QUARANTINED or task.task_id not in self._task_by_id:

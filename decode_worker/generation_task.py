@@ -119,12 +119,16 @@ class GenerationTask:
     @property
     def num_tokens(self) -> int:
         """Prompt and output so far; the newest token's KV is computed by the next step."""
-        return len(self.sequence.prompt_token_ids) + self.num_output_tokens
+        steps = self.steps
+        num_told = len(self.sequence.prompt_token_ids) + len(self.output_token_ids)
+        return num_told if steps is None else num_told + steps.value - self.told_at
 
     @property
     def num_output_tokens(self) -> int:
         """Output so far, told or not."""
-        return len(self.output_token_ids) + self.num_untold_tokens
+        steps = self.steps
+        num_told = len(self.output_token_ids)
+        return num_told if steps is None else num_told + steps.value - self.told_at
 
     @property
     def num_untold_tokens(self) -> int:
@@ -140,13 +144,14 @@ class GenerationTask:
 
     def next_token_due_at_s(self, now: float) -> float:
         """When its next token is due, if its mean gap is to be the goal; inf without one."""
-        if self.sequence.tpot_s == math.inf:
+        tpot_s = self.sequence.tpot_s
+        if tpot_s == math.inf:
             return math.inf
         num_output = self.num_output_tokens
         if self.pace is None:
             self.pace = now, num_output
         at_s, num_then = self.pace
-        return at_s + (num_output - num_then + 1) * self.sequence.tpot_s
+        return at_s + (num_output - num_then + 1) * tpot_s
 
     @property
     def num_missing_tokens(self) -> int:

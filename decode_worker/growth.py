@@ -32,7 +32,8 @@ class Growth:
 
     def looks_at(self, task: GenerationTask) -> int:
         """With so many tokens it should ask or has no room; with one more, where it should now."""
-        held, lent = self._pool.num_blocks_of(task.task_id), self._lending.next_lent(task)
+        held = self._pool.num_blocks_of(task.task_id)
+        lent = self._lending.next_lent(task) if self._pool.num_lent_blocks else None
         num_slots = (held if lent is None else lent) * self._block_size
         if task.is_growing or task.is_stuck:
             return num_slots + 1
@@ -145,7 +146,7 @@ class Growth:
 
     def _num_slots(self, task: GenerationTask) -> int:
         """Tokens up to where its blocks end, or a guest still writes."""
-        lent = self._lending.next_lent(task)
+        lent = self._lending.next_lent(task) if self._pool.num_lent_blocks else None
         held = self._num_held(task) if lent is None else lent
         return held * self._block_size
 

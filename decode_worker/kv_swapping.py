@@ -6,6 +6,7 @@ sequence still holds on the device need not come back.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from decode_worker.generation_task import GenerationTask
 from decode_worker.lending import Lending
@@ -14,6 +15,7 @@ from scheduling.batch_time import BatchShape, BatchTimeModel
 from scheduling.batch_time_recovery import Preemption, Recovery
 from scheduling.block_pool import BlockPool, num_blocks_for
 from scheduling.ids import TaskId
+from scheduling.parked_due import parked_due_at_s
 from scheduling.prefix_chain import BlockHash
 from scheduling.recovery_costs import AheadOfIt, RecoveryCosts, Victim
 from scheduling.worker_events import KvSwapped, SwapIn, SwapOut
@@ -41,6 +43,8 @@ class KvSwapping:
         is_on = num_blocks > 0 and settings.preemption is not Preemption.RECOMPUTE
         # None: there is no host memory for KV.
         self._space = BlockPool(num_blocks) if is_on else None
+        # Size of the host memory; 0 where there is none.
+        self.num_blocks: Final = num_blocks if is_on else 0
         # None: costs do not decide.
         self._costs: RecoveryCosts | None = None
         if is_on and settings.preemption is Preemption.CHEAPER:
@@ -49,6 +53,9 @@ class KvSwapping:
                 model, block_bytes, settings.swap_bytes_per_s, settings.max_num_batched_tokens
             )
         self._parked: dict[TaskId, GenerationTask] = {}
+        self._is_yielding = settings.parked_yields
+        # Of those that yield: newcomers that are due sooner go before them.
+        self._due_at_s: dict[TaskId, float] = {}
 
     @property
     def num_parked(self) -> int:
@@ -56,14 +63,14 @@ class KvSwapping:
         return len(self._parked)
 
     @property
-    def num_blocks(self) -> int:
-        """Size of the host memory; 0 where there is none."""
-        return 0 if self._space is None else self._space.num_blocks
-
-    @property
     def num_free_blocks(self) -> int:
         """What no parked sequence holds of it."""
         return 0 if self._space is None else self._space.num_free_blocks
+
+    def due_in_s(self, now: float) -> float | None:
+        """Newcomers that are due sooner go before all that are parked; None: nobody does, or
+        nobody is."""
+        return min(self._due_at_s.values()) - now if self._due_at_s else None
 
     def copied(self, copy: KvSwapped) -> None:
         """It took so long."""
@@ -73,6 +80,7 @@ class KvSwapping:
     def take_out_one(
         self,
         tasks: Iterable[GenerationTask],
+        now: float,
         num_prompt_tokens: int = 0,
         beside: BatchShape = _NOTHING,
     ) -> tuple[GenerationTask, SwapOut] | None:
@@ -84,6 +92,10 @@ class KvSwapping:
         for task in tasks:
             swap_out = self._take_out(task, num_prompt_tokens, beside)
             if swap_out is not None:
+                if self._is_yielding:
+                    # Being ahead of a mean does not help whoever minds the single gap.
+                    due_at_s = min(task.next_token_due_at_s(now), now + task.sequence.tbt_s)
+                    self._due_at_s[task.task_id] = parked_due_at_s(now, due_at_s)
                 return task, swap_out
             if self._preemption is not Preemption.SWAP:
                 break
@@ -143,6 +155,7 @@ class KvSwapping:
             self._space.release(task.task_id)
             self._space.take_prefix_changes()  # nobody is told of them
         self._parked.pop(task.task_id, None)
+        self._due_at_s.pop(task.task_id, None)
 
     def distrust(self, task: GenerationTask) -> None:
         """What was computed from the task's KV went wrong: no other shall get a copy of it."""
@@ -151,6 +164,7 @@ class KvSwapping:
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless host memory holds what parked sequences need."""
+        assert self._due_at_s.keys() <= self._parked.keys()
         assert not any(map(self._pool.num_blocks_of, self._parked))
         if self._space is None:
             assert not self._parked

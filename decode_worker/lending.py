@@ -52,7 +52,10 @@ class Lending:
         if host is None or host.slot is None:
             return False
         guest = Guest(task.task_id, place.host_id, place.first, place.num_blocks)
-        needs = GuestTask(task.sequence.num_tokens, task.num_blocks)
+        # The newest token of an answer has no KV yet.
+        is_answer = task.stage is Stage.HELD
+        num_written = task.num_tokens - 1 if is_answer else task.sequence.num_tokens
+        needs = GuestTask(num_written, task.num_blocks)
         view, num_response_tokens = self._view(host), place.num_response_tokens
         if place.kind is LeaseKind.EMBEDDING:
             return embedding_fits(view, self._block_size, guest, needs, num_response_tokens)

@@ -92,6 +92,8 @@ class PrefixSharing:
 
     def news(self) -> list[WorkerAction]:
         """What became shareable, or ceased to be, since the last call."""
+        if not self._is_on:
+            return []
         changes = self._pool.take_prefix_changes()
         return [] if changes is None else [TellPrefixes(changes)]
 

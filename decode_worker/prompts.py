@@ -145,8 +145,10 @@ class Prompts:
         for slot, logprobs in event.prompt_logprobs:
             scored = self._task_by_slot[slot]
             actions.append(SendReport(scored.session_id, PromptScored(scored.task_id, logprobs)))
-        if len(self) and not self._planned:
-            self._num_steps_without_prompt += event.num_steps - 1
+        if not self._planned:
+            if len(self):
+                self._num_steps_without_prompt += event.num_steps - 1
+            return actions, []
         complete: list[GenerationTask] = []
         for chunk in self._planned:
             task = self._task_by_slot[chunk.slot]
@@ -200,16 +202,17 @@ class Prompts:
     def _state_of(
         self, running: Batch, work: list[PromptWork], num_new: int, now: float
     ) -> IterationState:
-        tightest_tpot_s = running.tightest_tpot_s
-        due = (task.next_token_due_at_s(now) for task in running.advancing)
-        due_at_s = min(due, default=math.inf)
+        due_at_s = math.inf
+        if running.tightest_tpot_s < math.inf:
+            due_at_s = min([task.next_token_due_at_s(now) for task in running.advancing])
         return IterationState(
             now=now,
             num_decode=len(running),
             decode_context=running.num_context_tokens,
             next_token_due_at_s=due_at_s,
             last_decode_at_s=self.last_decode_at_s,
-            tightest_tpot_s=tightest_tpot_s,
+            tightest_tpot_s=running.tightest_tpot_s,
+            tightest_tbt_s=running.tightest_tbt_s,
             num_steps_without_prompt=self._num_steps_without_prompt,
             prompts=work,
             num_startable=num_new,

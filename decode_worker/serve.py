@@ -83,5 +83,7 @@ def decode_settings_of(
         batching=policy.batching_rule(config.max_num_batched_tokens, config.max_num_seqs),
         victims=policy.victims,
         is_eager=policy.is_preempting_eagerly,
+        parked_yields=policy.parked_yields,
+        outgrown_wait_in_line=policy.outgrown_wait_in_line,
         is_growing_ahead=policy.is_growing_ahead,
     )

@@ -45,6 +45,11 @@ class DecodeSettings:
     victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
     # As soon as anybody lacks a block; else only when nobody can go on.
     is_eager: bool = False
+    # Those in host memory let newcomers go first that are due sooner.
+    parked_yields: bool = False
+    # Answers in place that are refused blocks wait beside their KV, without a slot, for the
+    # router's word; else they keep the slot and ask again.
+    outgrown_wait_in_line: bool = False
     # What an iteration holds where prompts are computed here as well.
     batching: BatchingRule = field(default_factory=lambda: FillToTarget(1024))
     # More than 1 is for an engine that only counts tokens, a simulator's: answers that go on have

@@ -26,6 +26,7 @@ from scheduling.messages import (
     BlocksRefused,
     KvExport,
     Preempted,
+    StartDecode,
     SwappedOut,
     WorkerLoad,
 )
@@ -142,19 +143,22 @@ class TurnTakingCore(DecodeCore):
 
     @property
     def _is_growing(self) -> bool:
-        """The router is to answer somebody."""
-        return any(task.is_growing for task in self._task_by_id.values())
+        """The router is to answer somebody, whoever else goes on or does not."""
+        return any(t.is_growing and t.stage is not Stage.HELD for t in self._task_by_id.values())
 
     @property
     def _is_called_again(self) -> bool:
         """An event is on its way, or nobody is here: the router is to answer somebody, KV to
-        arrive, or a late sender to come to its end."""
-        num_others = len(self._task_by_id) - len(self._queues)
+        arrive, or a late sender to come to its end; or somebody waits for the router's word."""
+        num_others = len(self._task_by_id) - len(self._queues) + len(self.held)
         return num_others > 0 or not len(self._queues) or self._is_growing
 
     def _command(self, event: CommandArrived) -> list[WorkerAction]:
-        if event.command.task_id in self._task_by_id:
-            self._changed[event.command.task_id] = None
+        task = self._task_by_id.get(event.command.task_id)
+        if task is not None:
+            self._changed[task.task_id] = None
+            if isinstance(event.command, StartDecode) and event.command.place is not None:
+                return [self.lending.refusal(task)]  # as in `_admit_prompt`; it waits on
         return super()._command(event)
 
     def _admit_prompt(
@@ -307,8 +311,9 @@ class TurnTakingCore(DecodeCore):
             if task.slot is not None:
                 return JobNeeds(num_blocks, 0, num_missing, is_movable=False)
             return JobNeeds(0, task.num_blocks, num_missing)
-        if task.stage is Stage.HELD:  # until the router says that it may begin
-            return JobNeeds(num_blocks, 0, 0, can_run=False, is_movable=False)
+        if task.stage is Stage.HELD:
+            # Until the router says that it may begin, its blocks are not the queues' to take.
+            return JobNeeds(0, 0, 0, can_run=False, is_movable=False)
         num_new = 0 if self._growth.has_room(task) else task.num_owed_blocks
         can_run = num_new > 0 or self._growth.has_room(task)
         if task.stage is Stage.PARKED:

@@ -1,26 +1,21 @@
 """What can be known of a text's token ids from the kind of its tokenizer, before all of it is read.
 
-A long text may be cut where its pieces have, one after the other, the ids of the whole: between a
-letter or digit and what cannot belong to the same word, for the byte-level tokenizers whose rules
-say so. And no token stands for more characters than the longest one of the vocabulary has.
-Where neither is certain, the answer is that it is not known.
+A long text may be cut where its pieces have, one after the other, the ids of the whole: where no
+word goes on (`engine/text_places.py`), for the byte-level tokenizers whose rules say so. And no
+token stands for more characters than the longest one of the vocabulary has. Where neither is
+certain, the answer is that it is not known.
 """
 
 import json
-import re
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-# No word of the rules below reaches over a place between one of the first and one of the others,
-# none of them looks back, and whether one ends there does not depend on what follows. No character
-# behind it composes with what is before.
-_BEFORE, _BEHIND = r"[A-Za-z0-9\u4e00-\u9fa5]", ' \n\t\r,.;:!?()[]{}<>="\u3001\u3002\uff0c'
-_PAIR = re.compile(f"{_BEFORE}([{re.escape(_BEHIND)}])")
+from engine.text_places import Places, places_outside
+
 # How Llama 3 and Qwen 2 divide a text into words; GPT-2's rule is a part of ByteLevel itself.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
@@ -39,15 +34,14 @@ class Cuts:
 
     before: tuple[int, ...]
     after: tuple[int, ...]
-    # Ends where a piece may end.
-    place: re.Pattern[str]
+    places: Places
 
 
 def known_cuts(backend: tokenizers.Tokenizer) -> Cuts | None:
     """None where pieces might have other ids than the whole."""
     model = backend.model
     added = backend.get_added_tokens_decoder().values()
-    place = _place_outside([token.content for token in added])
+    places = places_outside(token.content for token in added)
     is_known = (
         isinstance(model, models.BPE)
         and not model.dropout
@@ -56,21 +50,7 @@ def known_cuts(backend: tokenizers.Tokenizer) -> Cuts | None:
         and not any(token.lstrip or token.rstrip or token.single_word for token in added)
     )
     around = _put_around(backend.post_processor)
-    return Cuts(*around, place) if is_known and around and place else None
-
-
-def ends_of_pieces(text: str, piece_chars: int, place: re.Pattern[str]) -> list[int]:
-    """Where to cut: pieces of that many characters, or longer ones where there is no such place."""
-    ends: list[int] = []
-    # One look at a time is short: other threads have their turns between them.
-    at = piece_chars
-    while at < len(text):
-        found = place.search(text, at - 1, at + piece_chars)
-        if found is not None:
-            ends.append(found.end())
-            at = found.end()
-        at += piece_chars
-    return [*ends, len(text)]
+    return Cuts(*around, places) if is_known and around and places else None
 
 
 class TokenLengths:
@@ -122,23 +102,6 @@ def _divides_into_words(steps: Sequence[Json]) -> bool:
         ]:
             return words in _KNOWN_WORDS
     return False
-
-
-def place_before(chars: Iterable[str]) -> re.Pattern[str] | None:
-    """Ends before one of these, which are some of `_BEHIND`; None without any."""
-    behind = "".join(chars)
-    return re.compile(f"{_BEFORE}(?=[{re.escape(behind)}])") if behind else None
-
-
-def _place_outside(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """Where no added token can be cut, however the text spells it; None where there is no place.
-
-    Many models have tokens like <tool_call>: their texts are not cut before what follows a letter
-    in one of them.
-    """
-    forms = [unicodedata.normalize(form, token) for token in tokens for form in ("NFC", "NFD")]
-    in_tokens = {char for form in [*tokens, *forms] for char in _PAIR.findall(form)}
-    return place_before([char for char in _BEHIND if char not in in_tokens])
 
 
 def _put_around(processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

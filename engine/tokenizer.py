@@ -12,7 +12,8 @@ import tokenizers
 
 from engine.json_file import read_file, read_json_object
 from engine.model_folder_errors import InvalidTokenizer, UnsupportedModelOption
-from engine.text_pieces import TokenLengths, ends_of_pieces, known_cuts
+from engine.text_pieces import TokenLengths, known_cuts
+from engine.text_places import ends_of_pieces
 from engine.token_pieces import TokenPieces
 from scheduling.errors import InvalidRequest
 
@@ -130,7 +131,7 @@ class Tokenizer:
         """
         self._require_length(text)
         cuts = self._cuts
-        return [len(text)] if cuts is None else ends_of_pieces(text, piece_chars, cuts.place)
+        return [len(text)] if cuts is None else ends_of_pieces(text, piece_chars, cuts.places)
 
     def encode_pieces(
         self, text: str, ends: Sequence[int], *, add_special_tokens: bool = True

@@ -4,11 +4,12 @@ A router knows its own tasks. What others have on the worker counts as held for 
 worker's load shows it: cautious where several routers share workers, exact where there is one.
 """
 
+import math
 from collections.abc import Iterator
 
-from router.fleet import WorkerView
-from router.sequence import Sequence
+from router.sequence import LegState, Sequence
 from router.state import RouterState
+from router.worker_view import WorkerView
 from scheduling.admission import Demand
 from scheduling.block_pool import num_blocks_for
 
@@ -25,21 +26,29 @@ def decode_blocks(state: RouterState, sequence: Sequence, block_size: int) -> in
     return max(by_rule, num_blocks_for(num_kv_tokens + sequence.num_tokens_again, block_size))
 
 
+def cut_blocks(state: RouterState, sequence: Sequence, block_size: int) -> int:
+    """The least that it may begin with, where nowhere is room for what it is to be given."""
+    num_tokens = math.ceil(sequence.num_response_tokens * state.policy.least_share)
+    num_ahead = max(1, num_tokens, sequence.num_tokens_again)
+    return num_blocks_for(sequence.num_kv_tokens + num_ahead, block_size)
+
+
 def admitting(
     state: RouterState, candidates: tuple[WorkerView, ...], sequence: Sequence
 ) -> tuple[WorkerView, ...]:
     """Those of the preferred workers that should take the task, in the same order."""
     if not state.policy.admission.needs_demands or sequence.has_made_room:
         return candidates
-    return tuple(view for view in candidates[:_MAX_ASKED] if _admits(state, view, sequence))
+    most = sequence.num_tokens_at_most
+    return tuple([v for v in candidates[:_MAX_ASKED] if _admits(state, v, sequence, most)])
 
 
-def _admits(state: RouterState, view: WorkerView, sequence: Sequence) -> bool:
+def _admits(state: RouterState, view: WorkerView, sequence: Sequence, at_most: int) -> bool:
     rule, size = state.policy.admission, view.hello.block_size
     num_blocks = view.num_general_blocks - _num_foreign_blocks(view)
     num_answers = len(view.decode_legs) + 1
     # One that is ending holds whole blocks.
-    num_tokens = view.num_tokens_at_most + sequence.num_tokens_at_most + num_answers * size
+    num_tokens = view.num_tokens_at_most + at_most + num_answers * size
     if rule.admits_any(num_answers, num_tokens, num_blocks, size):
         return True
     running = list(_demands(state, view))
@@ -52,7 +61,7 @@ def _demands(state: RouterState, view: WorkerView) -> Iterator[Demand]:
         if sequence is None or sequence.decode is not leg:
             # Ending: its blocks are on their way back.
             yield Demand(leg.num_blocks * view.hello.block_size, 0)
-        else:
+        elif leg.state is not LegState.PARKED:  # it goes on when there is room
             yield _demand(state, sequence)
 
 

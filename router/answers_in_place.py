@@ -7,6 +7,8 @@ its KV there, and gets the rest in a group of its length (EcoServe, SyncDecouple
   beyond that, prompts and waiting answers together hold no more than the worker's reserve.
 - An answer gets room that leaves what prompts do not use of the reserve. Beside answers that wait
   on prefill workers there is one order: in place nobody goes who comes after the first of those.
+- An answer that outgrows its prediction while no block is left comes back to the line, with its KV
+  and a new prediction, where the policy says so (`Policy.outgrown_waits_again`).
 - Nothing runs on the worker: the reserve counts no more, and if nobody fits even so, the last in
   line makes room. It is computed again, and gets room for both together from then on.
 """
@@ -14,9 +16,9 @@ its KV there, and gets the rest in a group of its length (EcoServe, SyncDecouple
 from collections.abc import Iterator
 
 from router.events import GENERAL, GROWTH, Action, Extend, SendCommand, Share
-from router.fleet import WorkerView, free_estimate
 from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
+from router.worker_view import WorkerView, free_estimate
 from scheduling.block_pool import num_blocks_for
 from scheduling.generation_queue import GenerationQueue
 from scheduling.ids import TaskId
@@ -56,6 +58,22 @@ def wait_for_room(state: RouterState, sequence: Sequence) -> None:
     view = state.fleet.get(sequence.decode.worker_id)
     if view is not None:
         view.has_places_for_line = True
+
+
+def wait_again(
+    state: RouterState, view: WorkerView, sequence: Sequence, leg: Leg, now: float
+) -> list[Action]:
+    """It outgrew its prediction and no block was left: its KV stays where it is (EcoServe,
+    offload-free preemption)."""
+    features = sequence.request.spec.features(num_output_tokens=sequence.num_output_tokens)
+    sequence.predicted = state.predictor.predict(features)
+    state.note_preemption(sequence)
+    sequence.move(Change.OUTGROWN, now)
+    state.legs.stage_again(leg, _num_missing_blocks(sequence, leg, view.hello.block_size))
+    # What is freed next is for the first in line, who may be this one.
+    view.is_starving = False
+    wait_for_room(state, sequence)
+    return []
 
 
 def admit_in_place(state: RouterState, now: float) -> list[Action]:
@@ -113,14 +131,13 @@ class _RoomInPlace:
         sequence = state.sequence_by_task[task_id]
         leg = sequence.decode
         assert leg is not None
-        num_tokens = sequence.num_kv_tokens + sequence.num_response_tokens
-        num_blocks = num_blocks_for(num_tokens, view.hello.block_size) - leg.num_blocks
-        if num_blocks <= 0:
+        num_blocks = _num_missing_blocks(sequence, leg, view.hello.block_size)
+        if not num_blocks:
             self.actions += begin(state, sequence, leg, self._now)
             return True
         num_free = free_estimate(view, GROWTH)
         # Its prompt's blocks are not the reserve's any more.
-        num_staged = view.num_staged_blocks - leg.num_blocks
+        num_staged = view.num_staged_blocks - leg.num_staged_blocks
         num_kept = max(0, view.hello.num_growth_blocks - num_staged)
         if num_blocks > num_free:
             return False
@@ -143,6 +160,13 @@ def begin(state: RouterState, sequence: Sequence, leg: Leg, now: float) -> list[
     if num_blocks:
         actions.append(SendCommand(leg.worker_id, GrantGrowth(leg.task_id, num_blocks)))
     return [*actions, SendCommand(leg.worker_id, start)]
+
+
+def _num_missing_blocks(sequence: Sequence, leg: Leg, block_size: int) -> int:
+    """For all that is predicted of it, beside what it has."""
+    num_tokens = sequence.num_kv_tokens + sequence.num_response_tokens
+    num_held = leg.num_blocks + leg.num_borrowed_blocks
+    return max(0, num_blocks_for(num_tokens, block_size) - num_held)
 
 
 def _may_go(state: RouterState, view: WorkerView, line: GenerationQueue) -> bool:
@@ -170,7 +194,7 @@ def _goes_on(state: RouterState, leg: Leg) -> bool:
     sequence = state.sequence_by_task.get(leg.task_id)
     if sequence is None or sequence.decode is not leg or leg.num_asked_blocks:
         return True  # its blocks are on their way back, or the ledger is asked
-    if leg.is_staged and leg.place is not None:
+    if leg.is_place_asked:
         return True  # the worker is asked
     if leg.state in (LegState.RESERVING, LegState.RESUMING):
         return True

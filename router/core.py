@@ -162,7 +162,7 @@ class RouterCore:
                 retry_after_s=1.0,
             )
         deadline_at_s = None if spec.deadline_s is None else now + spec.deadline_s
-        request = Request(spec, arrival_at_s=now, deadline_at_s=deadline_at_s)
+        request = Request(spec, now, deadline_at_s, state.prefill_pace, state.answer_pace)
         state.request_by_id[spec.request_id] = request
         if deadline_at_s is not None:
             state.deadlines.add(spec.request_id, deadline_at_s)

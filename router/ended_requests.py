@@ -66,13 +66,17 @@ class RequestRecord:
     @property
     def num_bytes(self) -> int:
         """Memory that it takes, as an upper bound."""
-        entries = [entry for answer in self.answers for entry in answer.timeline.entries]
+        num_entries = 0
         chars = len(self.request_id) + len(self.tenant) + len(self.session)
-        chars += len(self.error_message) + sum(len(entry.reason) for entry in entries)
+        chars += len(self.error_message)
+        for answer in self.answers:
+            num_entries += len(answer.timeline.entries)
+            for entry in answer.timeline.entries:
+                chars += len(entry.reason)
         return (
             _BYTES_PER_REQUEST
             + _BYTES_PER_ANSWER * len(self.answers)
-            + _BYTES_PER_ENTRY * len(entries)
+            + _BYTES_PER_ENTRY * num_entries
             # Four bytes where one character of the text is a rare one.
             + 4 * chars
         )
@@ -143,7 +147,7 @@ def _answer(sequence: Sequence) -> AnswerRecord:
         prefill_worker=sequence.prefill_worker,
         decode_worker=sequence.decode_worker,
         num_tries=sequence.num_tries,
-        num_preemptions=sequence.num_preemptions,
+        num_preemptions=sequence.preemptions.num_times,
         num_migrations=sequence.num_migrations + sequence.num_evacuations,
         timeline=sequence.timeline,
     )

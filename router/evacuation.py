@@ -4,10 +4,10 @@ Every router does this for its own tasks, whenever the worker reports that it is
 """
 
 from router.events import PREFILL_LEG, Action
-from router.fleet import WorkerView
 from router.scheduler import Scheduler
 from router.sequence import LegState
 from router.state import RouterState
+from router.worker_view import WorkerView
 from scheduling.lifecycle import Change, Phase
 
 # The KV is on its way out of the prefill worker: moving the task would only take longer.

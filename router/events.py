@@ -1,9 +1,11 @@
 """What the router core is told and what it wants done. Values only; serve.py does the rest."""
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from scheduling.errors import TandemError
+from scheduling.goals import Goals
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
 from scheduling.messages import Command, KvExport, Report, TokensEmitted, WorkerHello, WorkerLoad
 from scheduling.prediction import RequestFeatures, ResponseLength
@@ -58,6 +60,15 @@ class RequestSpec:
     resumed: tuple[tuple[int, ...] | None, ...] = ()
     # How long the answer will be; only a simulation knows.
     known_output_tokens: int | None = None
+    # Until the last token, where the caller named a goal for it. Missing it ends nothing.
+    jct_s: float = math.inf
+    # Of each single gap, where the caller named one; at least tpot_s.
+    tbt_s: float = math.inf
+
+    @property
+    def goals(self) -> Goals:
+        """What the caller wishes of each answer."""
+        return Goals(self.ttft_s, self.tpot_s, self.jct_s, self.tbt_s)
 
     def features(
         self, arrival_at_s: float | None = None, num_output_tokens: int = 0

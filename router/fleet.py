@@ -1,103 +1,22 @@
 """The router's view of the connected workers: capacity, what it has promised, what they report."""
 
 import heapq
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import count
-from typing import Final
 
-from router.events import DECODE_LEG, GROWTH, PREFILL_LEG, IntroducePeer, Role, Share
+from router.events import DECODE_LEG, PREFILL_LEG, IntroducePeer, Role, Share
 from router.sequence import Leg
-from scheduling.backlog import NO_LIMIT, BacklogLimit
-from scheduling.batch_time_online import PassTimeError
-from scheduling.block_leases import LentPlace
+from router.worker_view import WorkerView, free_estimate, may_be_asked
+from scheduling.backlog import BacklogLimit
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
-from scheduling.ids import TaskId, WorkerId
+from scheduling.ids import WorkerId
 from scheduling.messages import WorkerHello, WorkerLoad
 from scheduling.placement import Candidate
 from scheduling.prefix_chain import PromptPrefix
-from scheduling.prefix_index import PrefixIndex
-from scheduling.task_queue import TaskQueue
 
-# The role of a decode worker that computes prompts as well.
-MIXED: Final = "mixed"
 # How long a worker that refused is left alone, unless it frees something earlier.
 _REFUSAL_PAUSE_S = 0.05
-
-
-@dataclass(slots=True)
-class WorkerView:
-    """One connected worker."""
-
-    hello: WorkerHello
-    load: WorkerLoad
-    # Blocks of legs that this router has there or is asking for.
-    num_promised_blocks: int = 0
-    # Prompt tokens dispatched by this router whose first token has not come back.
-    num_backlog_tokens: int = 0
-    max_backlog_tokens: int = NO_LIMIT  # it gets new prompts while these are fewer
-    # Of legs in place whose answers have no room of their own yet: what they hold, and will need.
-    num_staged_blocks: int = 0
-    num_due_blocks: int = 0
-    # Larger for whoever was given a task later; 0: never.
-    last_taken: int = 0
-    # Nothing new before this instant: the ledger or the worker said no.
-    paused_until_s: float = 0.0
-    # Running responses wait for blocks: they come before new ones.
-    is_starving: bool = False
-    # Of all decode legs: what they can ever need.
-    num_tokens_at_most: int = 0
-    # Decode legs of this router that hold blocks there, or are asking for some.
-    decode_legs: dict[TaskId, Leg] = field(default_factory=dict)
-    # What they borrow, or are to borrow, by who lends it and who borrows it.
-    places_by_host: dict[TaskId, dict[TaskId, LentPlace]] = field(default_factory=dict)
-    # Of the connection, in the order of all.
-    number: int = 0
-    # Something changed since somebody looked for places to borrow.
-    has_new_places: bool = True
-    # For what that was: a task, or so many arrivals.
-    looked_at_for: TaskId | int | None = None
-    # The same, where it is for answers that wait in place.
-    has_places_for_line: bool = True
-    # Tasks of this router whose KV lies in its host memory, the next to go on first.
-    parked: TaskQueue = field(init=False)
-    # Which beginnings of prompts it has.
-    prefixes: PrefixIndex = field(init=False)
-    # How far its model of its passes was off, as it told last; None before.
-    pass_time_error: PassTimeError | None = None
-
-    def __post_init__(self) -> None:
-        self.parked = TaskQueue(self.hello.num_blocks)
-        self.prefixes = PrefixIndex(self.hello.num_blocks)
-
-    def places_changed(self) -> None:
-        """There may be blocks to borrow that there were not."""
-        self.has_new_places = self.has_places_for_line = True
-
-    @property
-    def role(self) -> Role:
-        """Which half of a task it computes."""
-        return PREFILL_LEG if self.hello.role == PREFILL_LEG else DECODE_LEG
-
-    @property
-    def takes_prompts(self) -> bool:
-        """A decode worker that computes prompts as well, in place."""
-        return self.hello.role == MIXED
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens whose KV the whole pool holds, of one task."""
-        return (self.hello.max_task_blocks or self.hello.num_blocks) * self.hello.block_size
-
-    @property
-    def is_swapping_itself(self) -> bool:
-        """It decides whose KV lies in host memory; a task that does so is still decoding."""
-        return self.hello.max_task_blocks > 0
-
-    @property
-    def num_general_blocks(self) -> int:
-        """What new tasks may use: all but the growth reserve of a decode worker."""
-        return self.hello.num_blocks - self.hello.num_growth_blocks
 
 
 class Fleet:
@@ -191,8 +110,10 @@ class Fleet:
             self._view_by_id[worker_id] for worker_id in sorted(numbers, key=numbers.__getitem__)
         ]
 
-    def take_load(self, view: WorkerView, load: WorkerLoad) -> bool:
+    def take_load(self, view: WorkerView, load: WorkerLoad, now: float) -> bool:
         """A frame told how full the worker is and what it takes on; True: it was opened again."""
+        due_in_s = load.parked_due_in_s
+        view.told_parked_due_at_s = -math.inf if due_in_s is None else now + due_in_s
         if load.pass_time_error is not None:
             view.pass_time_error = load.pass_time_error
         if load == view.load:
@@ -227,13 +148,18 @@ class Fleet:
         ]
 
     def decode_candidates(
-        self, now: float, share: Share, prefix: PromptPrefix | None = None
+        self,
+        now: float,
+        share: Share,
+        prefix: PromptPrefix | None = None,
+        due_at_s: float = math.inf,
     ) -> tuple[Candidate, ...]:
-        """Decode workers that may be asked now, with what is free of that share."""
+        """Decode workers that may be asked now for a task that is due then, with what is free of
+        that share."""
         return tuple(
             _candidate(view, share, prefix)
             for view in self._view_by_id.values()
-            if view.role == DECODE_LEG and may_be_asked(view, now)
+            if view.role == DECODE_LEG and may_be_asked(view, now, due_at_s)
         )
 
     def as_candidate(
@@ -363,18 +289,6 @@ class Fleet:
         return f"no {missing} worker is connected; start one, or wait until it is ready"
 
 
-def may_be_asked(view: WorkerView, now: float) -> bool:
-    """It may get something new at this instant."""
-    return view.paused_until_s <= now and is_open(view)
-
-
-def is_open(view: WorkerView) -> bool:
-    """It takes new tasks, unless it refused one a moment ago."""
-    # What is parked comes before what is new, also that of other routers.
-    is_crowded = view.is_starving or view.load.num_parked > 0 or len(view.parked) > 0
-    return not is_crowded and view.load.takes_new_tasks
-
-
 def _candidate(view: WorkerView, share: Share, prefix: PromptPrefix | None) -> Candidate:
     keys = () if prefix is None else prefix.keys(view.hello.block_size)
     return Candidate(
@@ -388,13 +302,3 @@ def _candidate(view: WorkerView, share: Share, prefix: PromptPrefix | None) -> C
         last_taken=view.last_taken,
         max_backlog_tokens=view.max_backlog_tokens,
     )
-
-
-def free_estimate(view: WorkerView, share: Share) -> int:
-    """Blocks of that share that a task may be promised, as far as this router knows."""
-    # The reported free count also shows what other routers' tasks use; it may lag behind our own
-    # promises, so the smaller of the two is believed.
-    hello = view.hello
-    withheld = 0 if share == GROWTH else hello.num_growth_blocks
-    own = hello.num_blocks - view.num_promised_blocks
-    return max(0, min(own, view.load.num_free_blocks) - withheld)

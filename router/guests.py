@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from router.events import GENERAL, GROWTH, Share
-from router.fleet import WorkerView, free_estimate, may_be_asked
 from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
+from router.worker_view import WorkerView, free_estimate, may_be_asked
 from scheduling.block_leases import LeaseKind, LentPlace
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import TaskId

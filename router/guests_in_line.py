@@ -7,11 +7,11 @@ DecodeStarted, or BlocksRefused, and then the answer waits in line again.
 
 from router.answers_in_place import begin, wait_for_room
 from router.events import Action, SendCommand
-from router.fleet import WorkerView
 from router.guests import MAX_AT_ONCE, NUM_LEAD_ITERATIONS, hosts_on
 from router.in_place import note_refused_place
 from router.sequence import Leg, Sequence
 from router.state import RouterState
+from router.worker_view import WorkerView
 from scheduling.block_leases import LeaseKind, LentPlace
 from scheduling.ids import TaskId
 from scheduling.kvc_pipeline import Guest, GuestTask, PipelineRule, choose_guests
@@ -56,8 +56,12 @@ def _lend_on(state: RouterState, view: WorkerView, line: LengthGroups, now: floa
         return []
 
     def needs(task_id: TaskId) -> GuestTask:
+        sequence = state.sequence_by_task[task_id]
+        assert sequence.decode is not None
+        # Who borrows already is the guest of nobody else: no block is free for it here.
+        num_new_blocks = 0 if sequence.decode.place is None else 1
         # The newest token has no KV yet.
-        return GuestTask(state.sequence_by_task[task_id].num_kv_tokens - 1, 0)
+        return GuestTask(sequence.num_kv_tokens - 1, num_new_blocks)
 
     rule = PipelineRule(view.hello.block_size)
     chosen = choose_guests(hosts, line, rule, needs, num_free_blocks=0, max_guests=MAX_AT_ONCE)

@@ -18,7 +18,7 @@ def dispatch_in_place(state: RouterState, sequence: Sequence, leg: Leg, now: flo
         state.counters.num_guests += 1
     prompt = AdmitPrompt(
         task_id=sequence.task_id,
-        sequence=sequence.as_spec(),
+        sequence=sequence.as_spec(now),
         num_blocks=leg.num_blocks,
         due_in_s=sequence.as_waiting().deadline_at_s - now,
         age_s=max(0.0, now - sequence.request.arrival_at_s),

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -33,6 +33,7 @@ from scheduling.errors import (
     RequestCancelled,
     TandemError,
 )
+from scheduling.goals import Goals
 from scheduling.ids import RequestId
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.sampling import StopParams, seed_of
@@ -47,17 +48,7 @@ _FIRST_EVENT_PATIENCE_S = 0.005
 # From the beginning of a call to the last byte of its request.
 _RECEIVE_TIMEOUT_S = 60.0
 
-Number = TypeVar("Number", int, float)
-
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceGoals:
-    """TTFT and TPOT goals of a request class, in seconds."""
-
-    ttft_s: float
-    tpot_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +73,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         core: RouterCore,
         streams: StreamBook,
         apply: Callable[[Event], None],
-        goals: dict[str, ServiceGoals],
+        goals: dict[str, Goals],
         room: PromptRoom | None = None,
     ) -> None:
         self._model = model
@@ -284,7 +275,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         prefix: PromptPrefix,
         deadline_s: float | None,
     ) -> RequestSpec:
-        goals = self._goals[call.request_class]
+        usual = self._goals[call.request_class]
+        goals = Goals.wished(call.ttft_s, call.tpot_s, call.jct_s, usual, call.tbt_s)
         seed = seed_of(request_id) if call.resume.seed is None else call.resume.seed
         sampling = resolve_sampling(call.sampling, call.stop, self._model, seed)
         stop = StopParams(
@@ -304,8 +296,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             cache_salt=call.cache_salt,
             prefix=prefix,
             request_class=call.request_class,
-            ttft_s=_or(call.ttft_s, goals.ttft_s),
-            tpot_s=_or(call.tpot_s, goals.tpot_s),
+            ttft_s=goals.ttft_s,
+            tpot_s=goals.tpot_s,
+            jct_s=goals.jct_s,
+            tbt_s=goals.tbt_s,
             deadline_s=deadline_s,
             resumed=call.resume.token_ids,
         )
@@ -349,7 +343,3 @@ def _caller_may_be_gone() -> Iterator[None]:
     except grpc.aio.InternalError as error:
         # What gRPC itself raises into the handler of a call that is over.
         raise asyncio.CancelledError from error
-
-
-def _or(value: Number | None, default: Number) -> Number:
-    return default if value is None else value

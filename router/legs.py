@@ -7,8 +7,9 @@ until TaskReleased (or the loss of the worker), and only then is the ledger told
 from itertools import count
 
 from router.events import DECODE_LEG, PREFILL_LEG, Action, Claim, ReleaseHolding, Role, SendCommand
-from router.fleet import Fleet, WorkerView
+from router.fleet import Fleet
 from router.sequence import Leg, LegState
+from router.worker_view import WorkerView
 from scheduling.block_leases import LentPlace
 from scheduling.ids import TaskId, WorkerId
 from scheduling.messages import CancelTask
@@ -91,10 +92,21 @@ class LegBook:
             self._stage(leg, -1)
         leg.num_blocks += leg.num_asked_blocks
         leg.num_due_blocks = leg.num_asked_blocks = 0
-        leg.is_staged = False
+        leg.is_staged = leg.has_outgrown = leg.is_place_asked = False
         view = self._view_of(leg)
         if view is not None:
             view.places_changed()
+
+    def stage_again(self, leg: Leg, num_due_blocks: int) -> None:
+        """Its answer outgrew its room, and waits in place for so many blocks more."""
+        leg.is_staged = leg.has_outgrown = True
+        leg.num_due_blocks = num_due_blocks
+        self._stage(leg, 1)
+        view = self._view_of(leg)
+        if view is not None:
+            # It lends nothing while it does not run; the worker is no fuller than it was.
+            view.places_changed()
+            self._fleet.touch(view)
 
     def inherit(self, leg: Leg, num_blocks: int) -> None:
         """What the task had borrowed is booked for nobody else any more."""
@@ -108,11 +120,13 @@ class LegBook:
         view = self._view_of(leg)
         assert view is not None
         leg.place, leg.num_borrowed_blocks = place, place.num_blocks
+        leg.is_place_asked = True
         view.places_by_host.setdefault(place.host_id, {})[leg.task_id] = place
 
     def return_place(self, leg: Leg) -> None:
         """It borrows nothing any more."""
         place, leg.place, leg.num_borrowed_blocks = leg.place, None, 0
+        leg.is_place_asked = False
         view = self._view_of(leg)
         if view is None or place is None:
             return
@@ -210,7 +224,7 @@ class LegBook:
             promised = sum(leg.num_blocks + leg.num_asked_blocks for leg in legs)
             assert view.num_promised_blocks == promised
             staged = [leg for leg in legs if leg.is_staged and not leg.num_asked_blocks]
-            assert view.num_staged_blocks == sum(leg.num_blocks for leg in staged)
+            assert view.num_staged_blocks == sum(leg.num_staged_blocks for leg in staged)
             assert view.num_due_blocks == sum(leg.num_due_blocks for leg in staged)
             at_most = sum(leg.num_tokens_at_most for leg in view.decode_legs.values())
             assert view.num_tokens_at_most == at_most
@@ -233,7 +247,7 @@ class LegBook:
         """Count, or do not count, what it holds and will need as staged."""
         view = self._view_of(leg)
         if view is not None and leg.is_staged and not leg.num_asked_blocks:
-            view.num_staged_blocks += sign * leg.num_blocks
+            view.num_staged_blocks += sign * leg.num_staged_blocks
             view.num_due_blocks += sign * leg.num_due_blocks
 
     def _unpark(self, leg: Leg) -> None:

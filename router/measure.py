@@ -1,7 +1,7 @@
 """Turns the end of an answer into metrics, and what workers say of their models: never a token."""
 
 from router.events import EmitFailed, EmitFinished
-from router.fleet import WorkerView
+from router.worker_view import WorkerView
 from runtime.metrics import Metrics
 from scheduling.errors import DeadlineExceeded, ReaderTooSlow, RequestCancelled
 

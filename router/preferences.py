@@ -6,12 +6,14 @@ a worker changes its place when something of it has changed. Only where a prefix
 are the few that may be preferred compared for the task.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from router.events import GENERAL, GROWTH, PREFILL_LEG, Share
-from router.fleet import Fleet, WorkerView, free_estimate, is_open
+from router.fleet import Fleet
+from router.worker_view import WorkerView, free_estimate, is_open_to_some, may_be_asked
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import WorkerId
 from scheduling.placement import (
@@ -57,14 +59,13 @@ class Preferences:
         def is_fit(view: WorkerView) -> bool:
             return (
                 view.num_backlog_tokens < view.max_backlog_tokens
-                and view.paused_until_s <= now
+                and may_be_asked(view, now)
                 and min(view.num_tokens, fleet.max_tokens_beyond(view)) >= num_tokens_at_most
                 and free_estimate(view, GENERAL)
                 >= num_blocks_for(num_tokens, view.hello.block_size)
             )
 
-        most = self._prefill.max_backlog_tokens
-        by_backlog = self._prefill.until(lambda view: view.num_backlog_tokens < most)
+        by_backlog = self._prefill.below((self._prefill.max_backlog_tokens,))
         if not self._prefill.is_to_be_searched(prefix):
             return _first_of_one_size(by_backlog, is_fit)
         views = self._prefill.chosen(by_backlog, is_fit, prefix)
@@ -79,6 +80,7 @@ class Preferences:
         prefix: PromptPrefix | None,
         num_blocks_for_size: Callable[[int], int],
         has_room: _IsFit | None = None,
+        due_at_s: float = math.inf,
     ) -> tuple[WorkerView, ...]:
         """See `mixed_preferences`; with `has_room`, that decides instead of the general share."""
         self._refresh()
@@ -93,14 +95,13 @@ class Preferences:
         def is_fit(view: WorkerView) -> bool:
             return (
                 view.num_backlog_tokens < view.max_backlog_tokens
-                and view.paused_until_s <= now
+                and may_be_asked(view, now, due_at_s)
                 and view.num_tokens >= num_tokens_at_most
                 and free_estimate(view, share) >= num_blocks[view.hello.block_size]
                 and (has_room is None or has_room(view))
             )
 
-        most = self._mixed.max_backlog_tokens
-        by_backlog = self._mixed.until(lambda view: view.num_backlog_tokens < most)
+        by_backlog = self._mixed.below((self._mixed.max_backlog_tokens,))
         # By the other share their order is another.
         if share == GENERAL and not self._mixed.is_to_be_searched(prefix):
             return _first_of_one_size(by_backlog, is_fit)
@@ -115,21 +116,19 @@ class Preferences:
         compatibility: str,
         share: Share,
         prefix: PromptPrefix | None,
+        due_at_s: float = math.inf,
     ) -> tuple[WorkerView, ...]:
         """See `decode_preferences`."""
         if share != GENERAL:  # seldom, and in another order
-            candidates = self._fleet.decode_candidates(now, share, prefix)
+            candidates = self._fleet.decode_candidates(now, share, prefix, due_at_s)
             return self._first(decode_preferences(candidates, num_blocks, compatibility))
         self._refresh()
 
-        def has_room(view: WorkerView) -> bool:
-            return free_estimate(view, GENERAL) >= num_blocks
-
         def is_fit(view: WorkerView) -> bool:
             is_compatible = view.hello.compatibility == compatibility
-            return is_compatible and view.paused_until_s <= now and has_room(view)
+            return is_compatible and may_be_asked(view, now, due_at_s)
 
-        by_room = self._decode.until(has_room)
+        by_room = self._decode.below((1 - num_blocks,))  # with at least as many free
         if not self._decode.is_to_be_searched(prefix):
             # Compatible workers, among which KV travels, have blocks of one size.
             return tuple(islice(filter(is_fit, by_room), MAX_PREFERENCES))
@@ -161,9 +160,9 @@ class Preferences:
         for worker_id in self._fleet.take_touched():
             view = self._fleet.get(worker_id)
             keys = _NOWHERE if view is None else _keys_of(view)
-            self._prefill.place(worker_id, view, keys[0])
-            self._mixed.place(worker_id, view, keys[1])
-            self._decode.place(worker_id, view, keys[2])
+            for views, key in zip((self._prefill, self._mixed, self._decode), keys, strict=True):
+                if key is not None or worker_id in views:
+                    views.place(worker_id, view, key)
 
 
 class _Sorted:
@@ -180,15 +179,15 @@ class _Sorted:
     def __len__(self) -> int:
         return len(self._views)
 
+    def __contains__(self, worker_id: WorkerId) -> bool:
+        return worker_id in self._placed_by_id
+
     def __iter__(self) -> Iterator[WorkerView]:
         return iter(self._views)
 
-    def until(self, goes_on: _IsFit) -> Iterator[WorkerView]:
-        """From the first one on, before the first of which it is not so."""
-        for view in self._views:
-            if not goes_on(view):
-                return
-            yield view
+    def below(self, key: _Key) -> Iterator[WorkerView]:
+        """Those whose keys are smaller, in order."""
+        return islice(self._views, bisect_left(self._keys, key))
 
     def is_to_be_searched(self, prefix: PromptPrefix | None) -> bool:
         """Some of them may have something of the prefix."""
@@ -238,7 +237,7 @@ class _Sorted:
 
 def _keys_of(view: WorkerView) -> tuple[_Key | None, _Key | None, _Key | None]:
     """Where it stands among prefill, mixed and decode workers."""
-    if not is_open(view):
+    if not is_open_to_some(view):
         return _NOWHERE
     free, worker_id = free_estimate(view, GENERAL), view.hello.worker_id
     if view.role == PREFILL_LEG:

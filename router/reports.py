@@ -2,7 +2,7 @@
 
 from typing import assert_never
 
-from router.answers_in_place import room_answered, wait_for_room
+from router.answers_in_place import room_answered, wait_again, wait_for_room
 from router.evacuation import evacuate
 from router.events import (
     DECODE_LEG,
@@ -18,13 +18,13 @@ from router.events import (
     SendCommand,
     TransferHolding,
 )
-from router.fleet import WorkerView
 from router.guests_in_line import guest_began, guest_refused
 from router.in_place import place_refused
 from router.scheduler import Scheduler
 from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
 from router.swapped import came_back, note_swap, park
+from router.worker_view import WorkerView
 from scheduling.block_leases import BlocksInherited
 from scheduling.errors import KvCorrupted
 from scheduling.lifecycle import Change, Phase
@@ -66,7 +66,7 @@ _TURNS: dict[tuple[type[Report], Role], frozenset[Phase]] = {
     (PromptScored, DECODE_LEG): frozenset({Phase.PREFILLING}),
     (TokensEmitted, DECODE_LEG): frozenset({Phase.PREFILLING, Phase.DECODING}),
     (GrowthNeeded, DECODE_LEG): frozenset({Phase.DECODING}),
-    (BlocksInherited, DECODE_LEG): frozenset({Phase.PREFILLING, Phase.DECODING}),
+    (BlocksInherited, DECODE_LEG): _BINDING | {Phase.DECODING},
     (Preempted, DECODE_LEG): frozenset({Phase.DECODING}),
     (SwappedOut, DECODE_LEG): frozenset({Phase.DECODING}),
     (TaskFailed, PREFILL_LEG): frozenset(Phase),
@@ -93,10 +93,10 @@ class ReportHandler:
         if frame.prefixes is not None:
             has_news = True
             view.prefixes.apply(frame.prefixes)
-        if frame.load is not None and frame.load != view.load:
-            has_news = True
-        if frame.load is not None and self._state.fleet.take_load(view, frame.load):
+        before = view.load
+        if frame.load is not None and self._state.fleet.take_load(view, frame.load, now):
             self._scheduler.reconsider_stranded()
+        has_news = has_news or view.load is not before
         actions: list[Action] = []
         for report in frame.reports:
             plain = self._plain_token(view, report, now)
@@ -227,6 +227,8 @@ class ReportHandler:
                 sequence.num_extensions += 1
                 number = sequence.num_extensions
                 return [Extend(leg.claim, num_blocks, number, is_inherited=True)]
+            case Preempted(keeps_kv=True):
+                return wait_again(self._state, view, sequence, leg, now)
             case Preempted():
                 self._state.legs.ending(leg)
                 return self._scheduler.try_again(sequence, Change.PREEMPTED, "preempted", now)
@@ -304,9 +306,7 @@ class ReportHandler:
         sequence.move(Change.SEQUENCE_ENDED, now)
         actions = self._scheduler.drop_try(sequence)
         num_output_tokens = len(sequence.output_token_ids)
-        features = sequence.request.spec.features(sequence.request.arrival_at_s)
-        self._state.predictor.observe(features, num_output_tokens)
-        self._state.calibration.add(features, sequence.first_predicted, num_output_tokens)
+        self._state.learn_from(sequence)
         finished = EmitFinished(
             request_id=sequence.request_id,
             index=sequence.index,
@@ -393,7 +393,8 @@ def _fits_parking(report: Report, sequence: Sequence, leg: Leg) -> bool:
     """A GT waits with its KV on the prefill worker, in a worker's host memory, or in place."""
     if leg.is_staged:
         is_word_on_place = isinstance(report, DecodeStarted | BlocksRefused)
-        return isinstance(report, TaskFailed) or (is_word_on_place and leg.place is not None)
+        is_any_time = isinstance(report, TaskFailed | BlocksInherited)
+        return is_any_time or (is_word_on_place and leg.is_place_asked)
     if sequence.is_swapped:
         return not isinstance(report, BlocksGranted)
     return not isinstance(report, DecodeStarted | KvPushed)

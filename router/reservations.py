@@ -4,14 +4,14 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import partial
 
-from router.admission import admitting, decode_blocks
+from router.admission import admitting, cut_blocks, decode_blocks
 from router.answers_in_place import blocks_in_place, share_for_prompt
 from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, Reserve, Role, Share
-from router.fleet import WorkerView, free_estimate, may_be_asked
 from router.guests import GuestOffer
 from router.preferences import MAX_PREFERENCES, Preferences
 from router.sequence import Leg, Sequence
 from router.state import RouterState
+from router.worker_view import WorkerView, free_estimate, may_be_asked
 from scheduling.block_leases import LentPlace
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import WorkerId
@@ -45,6 +45,10 @@ class Reservations:
         num_blocks_for_size = partial(decode_blocks, self._state, sequence)
         share: Share = GENERAL
         candidates = self._mixed(sequence, now, num_blocks_for_size)
+        if not candidates and self._state.policy.least_share < 1:
+            cut_for_size = partial(cut_blocks, self._state, sequence)
+            candidates = self._mixed(sequence, now, cut_for_size)
+            num_blocks_for_size = cut_for_size if candidates else num_blocks_for_size
         most = self._state.fleet.most_general_tokens_in_place()
         if not candidates and sequence.num_tokens_at_most > most:
             share = GROWTH
@@ -82,12 +86,15 @@ class Reservations:
         # Where the general share of no worker could ever hold the task, it may take from the other.
         most = fleet.max_general_blocks(hello.compatibility)
         share: Share = GENERAL if num_blocks <= most else GROWTH
-        candidates = self._preferences.decode(now, num_blocks, hello.compatibility, share, prefix)
+        due_at_s = sequence.due.next_token_at_s
+        candidates = self._preferences.decode(
+            now, num_blocks, hello.compatibility, share, prefix, due_at_s
+        )
         view = None if first is None else fleet.get(first)
         if (
             view is not None
             and view.hello.compatibility == hello.compatibility
-            and may_be_asked(view, now)
+            and may_be_asked(view, now, due_at_s)
             and free_estimate(view, share) >= num_blocks
         ):
             others = (other for other in candidates if other is not view)
@@ -143,6 +150,7 @@ class Reservations:
             sequence.prefill_prefix,
             num_blocks_for_size,
             has_room,
+            sequence.due.next_token_at_s,
         )
 
     def _is_all_for(self, sequence: Sequence) -> Callable[[WorkerView], bool]:
@@ -171,17 +179,17 @@ class Reservations:
         place: LentPlace | None = None,
         num_due_blocks: int | None = None,
     ) -> Reserve:
-        preferences = tuple((view.hello.worker_id, view.hello.incarnation) for view in candidates)
+        preferences = tuple([view.life for view in candidates])
         leg = Leg(self._state.legs.next_claim(sequence.task_id, role), num_blocks)
         leg.worker_id, leg.incarnation = preferences[0]
-        leg.num_tokens = sequence.num_kv_tokens
+        leg.num_tokens = num_tokens = sequence.num_kv_tokens
         leg.num_tokens_at_most = sequence.num_tokens_at_most
         leg.is_in_place = is_in_place
         leg.is_staged, leg.num_due_blocks = num_due_blocks is not None, num_due_blocks or 0
         leg.place, leg.num_borrowed_blocks = place, 0 if place is None else place.num_blocks
         is_prompt = role == PREFILL_LEG or is_in_place
         leg.prefix = sequence.prefill_prefix if is_prompt else sequence.request.prefix
-        leg.num_backlog_tokens = sequence.num_kv_tokens if is_prompt else 0
+        leg.num_backlog_tokens = num_tokens if is_prompt else 0
         self._state.legs.open(leg)
         sequence.set_leg(role, leg)
         return Reserve(leg.claim, preferences, num_blocks, share)

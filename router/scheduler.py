@@ -47,7 +47,7 @@ class Scheduler:
         key = state.policy.ordering.prompt_key(sequence.as_waiting())
         late_at_s = math.inf
         if state.policy.late_yields:
-            late_at_s = sequence.hopeless_at_s(state.prefill_pace)
+            late_at_s = sequence.due.hopeless_at_s
         state.prompt_queue.push(sequence.task_id, key, late_at_s, sequence.num_kv_tokens)
         self._guests.entered(sequence, key)
 
@@ -182,11 +182,12 @@ class Scheduler:
     ) -> list[Action]:
         """Compute prompt and output so far again, elsewhere or later; fail after too many."""
         state = self._state
+        if change is Change.PREEMPTED:
+            state.note_preemption(sequence)
         actions = self.drop_try(sequence, "the task is computed again")
         if change is Change.PREEMPTED:
-            sequence.num_preemptions += 1
+            sequence.preemptions.num_recomputations += 1
             sequence.has_made_room = state.policy.reserves_more_again
-            state.counters.num_preemptions += 1
         elif change is Change.EVACUATED:
             # Nobody failed: it costs none of the tries.
             sequence.num_evacuations += 1
@@ -263,7 +264,7 @@ class Scheduler:
         sequence.prefill_worker = leg.worker_id
         sequence.early_binding = False
         sequence.request.gpu_work_spent = True
-        start = StartPrefill(sequence.task_id, sequence.as_spec())
+        start = StartPrefill(sequence.task_id, sequence.as_spec(now))
         actions: list[Action] = [SendCommand(leg.worker_id, start)]
         is_last = len(sequence.output_token_ids) + 1 >= sequence.request.spec.stop.max_tokens
         # A prompt that was not booked may wait on its worker for blocks that parked KV holds. Bound
@@ -285,7 +286,7 @@ class Scheduler:
         assert leg.worker_id is not None
         view = self._state.fleet.get(leg.worker_id)
         assert view is not None
-        spec = sequence.as_spec()
+        spec = sequence.as_spec(now)
         num_kv_tokens = sequence.num_kv_tokens
         if sequence.phase is Phase.GENERATION_QUEUED:
             # The newest token has no KV yet; the decode worker computes it.

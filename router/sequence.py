@@ -6,15 +6,17 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from router.events import PREFILL_LEG, Claim, PhaseTimings, RequestSpec, Role
+from router.preemptions import Preemptions
 from router.timeline import Entry, Timeline
 from scheduling.block_leases import LentPlace
+from scheduling.goals import DueTimes
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
 from scheduling.lifecycle import TERMINAL, Change, Phase, advance
 from scheduling.messages import KvTarget, SequenceSpec
 from scheduling.policy import WaitingTask
 from scheduling.prediction import ResponseLength
-from scheduling.prefill_pace import PrefillPace
 from scheduling.prefix_chain import PromptPrefix
+from scheduling.token_pace import TokenPace
 
 # Room for so many tokens more, twice over, is what the first comes back with that made room.
 LEAST_TOKENS_AGAIN = 64
@@ -65,15 +67,23 @@ class Leg:
     # What it will need then, and what the ledger is asked for now.
     num_due_blocks: int = 0
     num_asked_blocks: int = 0
+    has_outgrown: bool = False  # staged again: what it holds is no part of the reserve
     # Decode: where it borrows blocks that are booked for another, and how many it still does.
     place: LentPlace | None = None
     num_borrowed_blocks: int = 0
+    is_place_asked: bool = False  # staged: its worker is asked whether that is still there
     # Decode: it lends nothing before it has so many tokens; its worker knew better once.
     lends_from_tokens: int = 0
     # Decode: where the KV goes, once granted. Prefill: None.
     target: KvTarget | None = None
     # Decode: since when the KV lies in host memory; None while it does not.
     parked_at_s: float | None = None
+    parked_due_at_s: float = math.inf  # newcomers that are due sooner go before it
+
+    @property
+    def num_staged_blocks(self) -> int:
+        """Of the worker's reserve, while it is staged."""
+        return 0 if self.has_outgrown else self.num_blocks
 
     @property
     def task_id(self) -> TaskId:
@@ -94,6 +104,9 @@ class Request:
     arrival_at_s: float
     # None where the caller set none.
     deadline_at_s: float | None
+    # The router's own, of all prompts and answers.
+    prefill_pace: TokenPace = field(default_factory=TokenPace)
+    answer_pace: TokenPace = field(default_factory=TokenPace)
     sequences: list["Sequence"] = field(default_factory=list)
     gpu_work_spent: bool = False
     # Names the prompt's blocks.
@@ -138,9 +151,7 @@ class Sequence:
     # Its next reservation covers more than a newcomer's, so that it does not make room for ever.
     has_made_room: bool = False
     num_extensions: int = 0
-    num_preemptions: int = 0
-    # Of these, how often the KV moved to host memory.
-    num_swaps: int = 0
+    preemptions: Preemptions = field(default_factory=Preemptions)
     num_migrations: int = 0
     num_evacuations: int = 0
     num_corruptions: int = 0
@@ -175,8 +186,7 @@ class Sequence:
     @property
     def num_tries(self) -> int:
         """How often its computation was begun, or will have been."""
-        num_recomputed = self.num_preemptions - self.num_swaps
-        return 1 + num_recomputed + self.num_migrations + self.num_evacuations
+        return 1 + self.preemptions.num_recomputations + self.num_migrations + self.num_evacuations
 
     @property
     def num_failures(self) -> int:
@@ -197,8 +207,9 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         """Output so far, in frames or not."""
-        num_heard = len(self.output_token_ids)
-        return num_heard if self.num_unheard is None else num_heard + self.num_unheard(self)
+        if self.num_unheard is None or self.phase is not Phase.DECODING:
+            return len(self.output_token_ids)
+        return len(self.output_token_ids) + self.num_unheard(self)
 
     @property
     def prefill_prefix(self) -> PromptPrefix | None:
@@ -217,8 +228,8 @@ class Sequence:
     @property
     def num_response_tokens(self) -> int:
         """Upper bound on the tokens still to come, by prediction."""
-        predicted = max(1, self.predicted.bound - self.num_output_tokens)
-        return min(self._num_remaining_at_most, max(predicted, self.num_tokens_again))
+        predicted = self.predicted.bound - self.num_output_tokens
+        return min(self._num_remaining_at_most, max(1, predicted, self.num_tokens_again))
 
     @property
     def num_tokens_again(self) -> int:
@@ -230,7 +241,7 @@ class Sequence:
         """
         if not self.has_made_room:
             return 0
-        least = LEAST_TOKENS_AGAIN << min(self.num_preemptions, 32)
+        least = LEAST_TOKENS_AGAIN << min(self.preemptions.num_ways_back, 32)
         return min(self._num_remaining_at_most, max(self.num_output_tokens, least))
 
     @property
@@ -269,33 +280,38 @@ class Sequence:
         self.num_resumed_tokens = len(token_ids)
         return True
 
+    @property
+    def due(self) -> DueTimes:
+        """When what of it is due."""
+        request, at_most = self.request, self.request.spec.stop.max_tokens
+        return DueTimes(
+            request.spec.goals,
+            request.arrival_at_s,
+            self.first_token_at_s,
+            num_tokens=len(self.output_token_ids),
+            num_expected=min(self.predicted.mean, at_most),
+            num_at_most=min(self.predicted.bound, at_most),
+            prompt_s=request.prefill_pace.seconds(self.num_kv_tokens),
+            token_s=request.answer_pace.seconds(1),
+            deadline_at_s=math.inf if request.deadline_at_s is None else request.deadline_at_s,
+        )
+
     def as_waiting(self) -> WaitingTask:
         """The view that orderings get."""
-        spec = self.request.spec
-        due = self.request.arrival_at_s + spec.ttft_s
-        if self.first_token_at_s is not None:
-            due = self.first_token_at_s + spec.tpot_s * len(self.output_token_ids)
-        if self.request.deadline_at_s is not None:
-            due = min(due, self.request.deadline_at_s)
+        due = self.due
         return WaitingTask(
-            arrival_at_s=self.request.arrival_at_s,
-            deadline_at_s=due,
+            arrival_at_s=due.arrival_at_s,
+            deadline_at_s=due.next_token_at_s,
             num_occupied_blocks=self._num_parked_blocks,
             num_prompt_tokens=self.num_kv_tokens,
             num_response_tokens=self.num_response_tokens,
-            answer_due_at_s=self._answer_due_at_s,
+            answer_due_at_s=due.end_at_s,
         )
 
-    def hopeless_at_s(self, pace: PrefillPace) -> float:
-        """From when on its first token cannot be in time any more; inf once it had one."""
-        if self.output_token_ids:
-            return math.inf
-        due_at_s = self.request.arrival_at_s + self.request.spec.ttft_s
-        return due_at_s - pace.seconds(self.num_kv_tokens)
-
-    def as_spec(self) -> SequenceSpec:
+    def as_spec(self, now: float) -> SequenceSpec:
         """What a worker needs to go on from here."""
         spec = self.request.spec
+        is_prompt_ahead = self.phase in (Phase.PROMPT_QUEUED, Phase.PREFILLING)
         sampling = spec.sampling
         if self.index:
             sampling = replace(sampling, seed=(sampling.seed + self.index) % 2**64)
@@ -308,7 +324,8 @@ class Sequence:
             sampling=sampling,
             stop=spec.stop,
             cache_salt=spec.cache_salt,
-            tpot_s=spec.tpot_s,
+            tpot_s=self.due.gap_s(now, is_prompt_ahead=is_prompt_ahead),
+            tbt_s=spec.tbt_s,
             num_predicted_tokens=min(self.predicted.bound, spec.stop.max_tokens),
         )
 
@@ -352,24 +369,12 @@ class Sequence:
             prefill_worker=self.prefill_worker,
             decode_worker=self.decode_worker,
             early_binding=self.early_binding,
-            num_preemptions=self.num_preemptions,
-            num_swaps=self.num_swaps,
+            num_preemptions=self.preemptions.num_times,
+            num_swaps=self.preemptions.num_swaps,
             num_bytes_pushed=self.num_bytes_pushed,
             push_s=self.push_s,
             num_migrations=self.num_migrations + self.num_evacuations,
         )
-
-    @property
-    def _answer_due_at_s(self) -> float:
-        """By the goals for first and further tokens, or its deadline where that is sooner.
-
-        Source: EcoServe, the deadline of a request.
-        """
-        spec = self.request.spec
-        num_tokens = min(self.predicted.bound, spec.stop.max_tokens)
-        due_at_s = self.request.arrival_at_s + spec.ttft_s + num_tokens * spec.tpot_s
-        deadline_at_s = self.request.deadline_at_s
-        return due_at_s if deadline_at_s is None else min(due_at_s, deadline_at_s)
 
     @property
     def _num_parked_blocks(self) -> int:

@@ -27,7 +27,7 @@ from router.admin.service import AdminService, RouterIdentity
 from router.core_setup import CoreSetup
 from router.dispatcher import Dispatcher
 from router.events import DrainTimedOut, ReportsArrived, WorkerConnected, WorkerLost
-from router.inference import InferenceService, ServiceGoals
+from router.inference import InferenceService
 from router.ledger_client import LedgerClient
 from router.measure import record_pass_times
 from router.policy_check import PolicyCheck
@@ -53,6 +53,7 @@ from runtime.process import StopRequested
 from runtime.telemetry import start_telemetry
 from runtime.wire import ReportBatch
 from scheduling.errors import StaleIncarnation
+from scheduling.goals import Goals
 from scheduling.ids import Incarnation, RouterId, WorkerId
 from scheduling.messages import WorkerHello
 from tandemserve.api.v1 import admin_pb2_grpc
@@ -368,8 +369,8 @@ def _recorder(config: RouterConfig, incarnation: Incarnation, setup: CoreSetup) 
     return Recorder(path, head, config.record_max_mib * 2**20)
 
 
-def _goals(ttft_ms: float, tpot_ms: float) -> ServiceGoals:
-    return ServiceGoals(ttft_ms / 1e3, tpot_ms / 1e3)
+def _goals(ttft_ms: float, tpot_ms: float) -> Goals:
+    return Goals(ttft_ms / 1e3, tpot_ms / 1e3)
 
 
 def _server_options(config: RouterConfig) -> ServerOptions:

@@ -13,9 +13,10 @@ from router.sequence import Request, Sequence
 from scheduling.generation_queue import GenerationQueue
 from scheduling.ids import RequestId, TaskId, task_id_of
 from scheduling.length_calibration import CalibrationLog
+from scheduling.lifecycle import Phase
 from scheduling.policy import Policy
 from scheduling.prediction import LengthPredictor
-from scheduling.prefill_pace import PrefillPace
+from scheduling.token_pace import TokenPace
 from scheduling.triage import TriagedQueue
 
 
@@ -73,7 +74,9 @@ class RouterState:
     stranded: dict[TaskId, Sequence] = field(default_factory=dict)
     deadlines: Deadlines = field(default_factory=Deadlines)
     counters: Counters = field(default_factory=Counters)
-    prefill_pace: PrefillPace = field(default_factory=PrefillPace)
+    prefill_pace: TokenPace = field(default_factory=TokenPace)
+    # Of tokens after the first, while nothing kept the answer from running.
+    answer_pace: TokenPace = field(default_factory=TokenPace)
     # What came of the predictions, of the latest answers.
     calibration: CalibrationLog = field(default_factory=CalibrationLog)
     # What operators may still ask about.
@@ -87,7 +90,8 @@ class RouterState:
         """A prompt, an answer's KV on a prefill worker, or in host memory."""
         return (
             not self.prompt_queue.is_empty
-            or self.num_waiting_answers > 0
+            or len(self.generation_queue) > 0
+            or len(self.answer_lines) > 0
             or self.fleet.num_with_parked > 0
         )
 
@@ -95,6 +99,21 @@ class RouterState:
     def num_waiting_answers(self) -> int:
         """Computed prompts whose answers have no room yet."""
         return len(self.generation_queue) + len(self.answer_lines)
+
+    def note_preemption(self, sequence: Sequence) -> None:
+        """It makes room; doing so again before it went on is the same preemption."""
+        if sequence.preemptions.note(sequence.num_output_tokens):
+            self.counters.num_preemptions += 1
+
+    def learn_from(self, sequence: Sequence) -> None:
+        """Its answer is whole."""
+        features = sequence.request.spec.features(sequence.request.arrival_at_s)
+        num_tokens = len(sequence.output_token_ids)
+        self.predictor.observe(features, num_tokens)
+        self.calibration.add(features, sequence.first_predicted, num_tokens)
+        if num_tokens - sequence.num_resumed_tokens > 1:
+            num_gaps = num_tokens - sequence.num_resumed_tokens - 1
+            self.answer_pace.observe(num_gaps, sequence.seconds_by_phase.get(Phase.DECODING, 0.0))
 
     def new_task_id(self, request_id: RequestId, index: int) -> TaskId:
         """An id that was never used: what is still said of an earlier task cannot be mistaken.

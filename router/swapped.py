@@ -9,12 +9,13 @@ from collections.abc import Iterator
 
 from router.admission import decode_blocks
 from router.events import DECODE_LEG, GENERAL, GROWTH, Action, Reserve, SendCommand, Share
-from router.fleet import WorkerView, free_estimate
 from router.sequence import Leg, LegState, Sequence
 from router.state import RouterState
+from router.worker_view import WorkerView, free_estimate
 from scheduling.block_pool import num_blocks_for
 from scheduling.lifecycle import Change
 from scheduling.messages import ResumeGeneration
+from scheduling.parked_due import parked_due_at_s
 from scheduling.placement import decode_preferences
 
 
@@ -26,6 +27,7 @@ def park(state: RouterState, sequence: Sequence, now: float) -> list[Action]:
         note_swap(state, sequence)
         sequence.has_made_room = True
         leg.parked_at_s = now
+        leg.parked_due_at_s = parked_due_at_s(now, sequence.due.next_token_at_s)
         sequence.move(Change.SWAPPED_OUT, now)
     key = state.policy.ordering.generation_key(sequence.as_waiting())
     return state.legs.park(leg, key)
@@ -33,9 +35,10 @@ def park(state: RouterState, sequence: Sequence, now: float) -> list[Action]:
 
 def note_swap(state: RouterState, sequence: Sequence) -> None:
     """Its KV moved to host memory; where the worker sees to the rest, that is all."""
-    sequence.num_preemptions += 1
-    sequence.num_swaps += 1
-    state.counters.num_preemptions += 1
+    # It was on the device until now, whether or not its worker has said so.
+    sequence.preemptions.note_return()
+    sequence.preemptions.num_swaps += 1
+    state.note_preemption(sequence)
 
 
 def resume_parked(state: RouterState, now: float) -> list[Action]:
@@ -62,6 +65,7 @@ def came_back(sequence: Sequence, now: float) -> None:
     """The KV is on the device again."""
     assert sequence.decode is not None
     sequence.decode.parked_at_s = None
+    sequence.preemptions.note_return()
     sequence.move(Change.SWAPPED_IN, now)
 
 

@@ -1,5 +1,6 @@
 """For tests: workers, requests, and a router core with a ledger that always has room."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
@@ -19,8 +20,9 @@ from router.events import (
     Share,
     WorkerConnected,
 )
-from router.fleet import Fleet, may_be_asked
+from router.fleet import Fleet
 from router.state import RouterSettings
+from router.worker_view import may_be_asked
 from scheduling.ids import BlockId, Generation, Incarnation, RequestId, TaskId, WorkerId
 from scheduling.length_quantiles import OnlineQuantiles
 from scheduling.messages import (
@@ -231,12 +233,15 @@ def plain_mixed(
     num_tokens_at_most: int,
     prefix: PromptPrefix | None,
     num_blocks_for_size: Callable[[int], int],
+    due_at_s: float = math.inf,
 ) -> tuple[Candidate, ...]:
     """What `Preferences.mixed` finds, and who comes after."""
     candidates = (
         fleet.as_candidate(view, "general", prefix)
         for view in fleet
-        if view.takes_prompts and may_be_asked(view, now) and view.num_tokens >= num_tokens_at_most
+        if view.takes_prompts
+        and may_be_asked(view, now, due_at_s)
+        and view.num_tokens >= num_tokens_at_most
     )
     return mixed_preferences(candidates, num_tokens, num_blocks_for_size)
 
@@ -248,7 +253,8 @@ def plain_decode(
     compatibility: str,
     share: Share,
     prefix: PromptPrefix | None,
+    due_at_s: float = math.inf,
 ) -> tuple[Candidate, ...]:
     """What `Preferences.decode` finds, and who comes after."""
-    candidates = fleet.decode_candidates(now, share, prefix)
+    candidates = fleet.decode_candidates(now, share, prefix, due_at_s)
     return decode_preferences(candidates, num_blocks, compatibility)

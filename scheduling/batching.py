@@ -47,6 +47,8 @@ class IterationState:
     num_startable: int
     # How many of the prompts are begun; None: those of which something is computed.
     num_begun: int | None = None
+    # The smallest goal for each single gap of a running sequence, not only their mean.
+    tightest_tbt_s: float = math.inf
     # When running sequences got their newest tokens.
     last_decode_at_s: float = -math.inf
     # KVC of the worker; where num_blocks is 0, rules do not look at KVC.

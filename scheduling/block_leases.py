@@ -69,6 +69,8 @@ class BlockLeases:
 
     def __init__(self) -> None:
         self._chain_by_block: dict[BlockId, _Chain] = {}
+        # A view, for those who ask often whether there are any.
+        self.lent_blocks = self._chain_by_block.keys()
         # Of a task's table, the blocks that another is charged for, and those that another writes.
         self._num_borrowed: dict[TaskId, int] = {}
         self._num_lent: dict[TaskId, int] = {}

@@ -9,6 +9,7 @@ Blocks are handed out in runs of neighbours where possible, so that a transfer i
 
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from scheduling.block_leases import BlockLeases, Lease, LeaseKind
 from scheduling.free_runs import FreeRuns, runs_of
@@ -26,7 +27,8 @@ class BlockPool:
     def __init__(self, num_blocks: int, eviction: EvictionOrder | None = None) -> None:
         if num_blocks < 1:
             raise ValueError(f"a pool needs at least one block, got {num_blocks}")
-        self._num_blocks = num_blocks
+        # Size of the pool.
+        self.num_blocks: Final = num_blocks
         self._free = FreeRuns(num_blocks)
         # Cached blocks that nobody holds.
         self._evictable: EvictionOrder = eviction or LeastRecentlyUsed()
@@ -40,16 +42,13 @@ class BlockPool:
         self._distrusted: set[BlockId] = set()
         self._journal = PrefixJournal()
         self._leases = BlockLeases()
-
-    @property
-    def num_blocks(self) -> int:
-        """Size of the pool."""
-        return self._num_blocks
+        self._lent_blocks = self._leases.lent_blocks
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that nobody holds: what is cached there gives way."""
-        return self._free.num_free + len(self._evictable)
+        num_free = self._free.num_free
+        return num_free + len(self._evictable) if self._hash_by_block else num_free
 
     @property
     def num_cached_blocks(self) -> int:
@@ -64,7 +63,7 @@ class BlockPool:
     @property
     def num_lent_blocks(self) -> int:
         """Held blocks that another task than the one charged for them may write."""
-        return len(self._leases)
+        return len(self._lent_blocks)
 
     def allocate(
         self, owner: TaskId, num_blocks: int, shared: Sequence[BlockId] = ()
@@ -76,7 +75,9 @@ class BlockPool:
         """
         if num_blocks < 0:
             raise ValueError(f"cannot allocate {num_blocks} blocks")
-        num_revived = sum(1 for block_id in shared if not self._num_owners[block_id])
+        num_revived = 0
+        if shared:
+            num_revived = sum(1 for block_id in shared if not self._num_owners[block_id])
         if num_blocks > self.num_free_blocks - num_revived:
             return None
         for block_id in shared:
@@ -138,13 +139,14 @@ class BlockPool:
         blocks = self._blocks_by_owner.pop(owner, [])
         freed: list[BlockId] = []
         num_owners, hash_by_block = self._num_owners, self._hash_by_block
-        is_any_lent = len(self._leases) > 0
+        is_any_lent = len(self._lent_blocks) > 0
         # The end of a chain is worth nothing without its beginning: it is to be evicted first.
         for block_id in reversed(blocks):
             if is_any_lent and self._leases.leave(block_id, owner):
                 self._hand_out(block_id)
-            num_owners[block_id] -= 1
-            if num_owners[block_id]:
+            num_others = num_owners[block_id] - 1
+            num_owners[block_id] = num_others
+            if num_others:
                 continue
             if block_id in hash_by_block:
                 self._evictable.add(block_id)
@@ -275,7 +277,7 @@ class BlockPool:
             assert len(set(blocks)) == len(blocks), "a task holds a block once"
             for block_id in blocks:
                 holders.setdefault(block_id, []).append(owner)
-        num_owners = [len(holders.get(BlockId(i), ())) for i in range(self._num_blocks)]
+        num_owners = [len(holders.get(BlockId(i), ())) for i in range(self.num_blocks)]
         assert num_owners == self._num_owners.tolist()
         self._leases.check_invariants(holders)
         assert not any(map(self._leases.is_lent, self._hash_by_block)), "lent and shared"
@@ -293,8 +295,11 @@ class BlockPool:
 
     def _take(self, num_blocks: int) -> list[BlockId]:
         """New blocks for one holder; there are so many that nobody holds."""
-        num_evicted = max(0, num_blocks - self._free.num_free)
-        taken = sorted(self._free.take(num_blocks - num_evicted) + self._evict(num_evicted))
+        num_evicted = num_blocks - self._free.num_free
+        if num_evicted > 0:
+            taken = sorted(self._free.take(num_blocks - num_evicted) + self._evict(num_evicted))
+        else:
+            taken = sorted(self._free.take(num_blocks))
         if self._distrusted:
             self._distrusted.difference_update(taken)
         generations, num_owners = self._generations, self._num_owners

@@ -2,7 +2,8 @@
 
 Where one is not, answers give what they have: their goal is the mean gap, so one that has been
 faster may pause; a pass without its token is shorter, and first tokens come earlier. An answer that
-is behind gets its token in every pass, and prompts only as much as its pace leaves.
+is behind gets its token in every pass, and prompts only as much as its pace leaves. Where somebody
+wants each gap to be short, none is longer, and first tokens are late.
 Source: AccelGen's slack order and dynamic chunks, with the pace of the whole answer in place of the
 last gap.
 """
@@ -55,7 +56,7 @@ class DeadlineFill:
             return IterationChoice(True, self._filled(state, order, BatchShape(), math.inf))
         running = BatchShape(state.num_decode, state.decode_context)
         if not self._is_pressed(state, order[0], running):
-            limit_s = _MARGIN * state.tightest_tpot_s
+            limit_s = min(_MARGIN * state.tightest_tpot_s, _gap_left_s(state))
             chunks = self._filled(state, order, running, limit_s)
             return IterationChoice(True, chunks)
         running_s = self.model.seconds(running)
@@ -69,7 +70,7 @@ class DeadlineFill:
         long_s = self._left_s(state, running_s, self.long_pass_catch_up_tokens)
         chunks = self._ending_in(state, order, running, long_s)
         if not chunks:
-            limit_s = max(left_s, state.tightest_tpot_s)
+            limit_s = min(max(left_s, state.tightest_tpot_s), _gap_left_s(state))
             chunks = self._filled(state, order, running, limit_s)
         return IterationChoice(True, chunks)
 
@@ -162,7 +163,17 @@ class DeadlineFill:
             return math.inf
         made_up_s = num_behind * max(0.0, goal_s - running_s)
         pause_ends_at_s = state.last_decode_at_s + self.max_pause_goals * goal_s
-        return min(state.next_token_due_at_s + made_up_s, pause_ends_at_s) - state.now
+        left_s = min(state.next_token_due_at_s + made_up_s, pause_ends_at_s) - state.now
+        return min(left_s, _gap_left_s(state))
+
+
+def _gap_left_s(state: IterationState) -> float:
+    """How long a pass may take so that no single gap exceeds its goal."""
+    if math.isinf(state.tightest_tbt_s):
+        return math.inf
+    # Where nothing has decoded yet, no gap has begun.
+    began_at_s = max(state.last_decode_at_s, state.now - state.tightest_tbt_s)
+    return began_at_s + _MARGIN * state.tightest_tbt_s - state.now
 
 
 def _with(

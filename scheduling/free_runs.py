@@ -28,8 +28,11 @@ class FreeRuns:
         """That many free blocks, one run where one is found quickly. There are so many."""
         assert num_blocks <= self.num_free
         taken: list[BlockId] = []
-        looks = islice(self._end_by_start.items(), _MAX_LOOKS)
-        start = next((s for s, end in looks if end - s >= num_blocks), None)
+        start = None
+        for first, end in islice(self._end_by_start.items(), _MAX_LOOKS):
+            if end - first >= num_blocks:
+                start = first
+                break
         while len(taken) < num_blocks:
             if start is None:
                 start = next(reversed(self._end_by_start))
@@ -67,6 +70,8 @@ def runs_of(ascending: Sequence[int]) -> list[tuple[int, int]]:
     if not ascending:
         return runs
     start = end = ascending[0]
+    if ascending[-1] - start == len(ascending) - 1:
+        return [(start, ascending[-1] + 1)]  # most often
     for number in ascending:
         if number != end:
             runs.append((start, end))

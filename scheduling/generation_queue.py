@@ -79,7 +79,7 @@ class OneByOne:
         self._length_by_task: dict[TaskId, int] = {}
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._length_by_task)
 
     def __contains__(self, task_id: TaskId) -> bool:
         return task_id in self._queue
@@ -87,7 +87,7 @@ class OneByOne:
     @property
     def is_empty(self) -> bool:
         """See `GenerationQueue.is_empty`."""
-        return self._queue.is_empty
+        return not self._length_by_task
 
     def push(self, task_id: TaskId, key: Key, num_response_tokens: int) -> None:
         """See `GenerationQueue.push`."""

@@ -1,8 +1,9 @@
 """What came of the predictions: coverage, errors and waste, for status and metrics."""
 
+import operator
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from scheduling.prediction import RequestFeatures, ResponseLength
 
@@ -34,8 +35,7 @@ class Calibration:
     allocation_factor: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     """What one answer adds to each sum."""
 
     num_cut: int
@@ -79,17 +79,8 @@ class _Window:
         )
 
     def _change(self, outcome: _Outcome, sign: int) -> None:
-        before = self._sum
-        self._sum = _Outcome(
-            before.num_cut + sign * outcome.num_cut,
-            before.num_covered + sign * outcome.num_covered,
-            before.absolute_error + sign * outcome.absolute_error,
-            before.relative_error_parts + sign * outcome.relative_error_parts,
-            before.missing + sign * outcome.missing,
-            before.unused + sign * outcome.unused,
-            before.length + sign * outcome.length,
-            before.bound + sign * outcome.bound,
-        )
+        change = operator.add if sign > 0 else operator.sub
+        self._sum = _Outcome(*map(change, self._sum, outcome))
 
 
 class CalibrationLog:

@@ -194,13 +194,15 @@ class PooledLengths:
         for key in keys:
             group = self._groups.get(key)
             if group is not None:
-                weight = left / (len(group) + self._pooling_samples)
+                num_lengths = len(group)
+                weight = left / (num_lengths + self._pooling_samples)
                 parts.append((weight, group))
-                left -= weight * len(group)
-        if self._all:
-            weight = left / (len(self._all) + PRIOR_SAMPLES)
+                left -= weight * num_lengths
+        num_lengths = len(self._all)
+        if num_lengths:
+            weight = left / (num_lengths + PRIOR_SAMPLES)
             parts.append((weight, self._all))
-            left -= weight * len(self._all)
+            left -= weight * num_lengths
         return parts, left
 
 

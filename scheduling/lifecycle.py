@@ -34,6 +34,7 @@ class Change(StrEnum):
     SEQUENCE_ENDED = "sequence_ended"
     PLACE_LOST = "place_lost"
     PREEMPTED = "preempted"
+    OUTGROWN = "outgrown"
     SWAPPED_OUT = "swapped_out"
     SWAPPED_IN = "swapped_in"
     WORKER_LOST = "worker_lost"
@@ -193,6 +194,13 @@ TRANSITIONS: tuple[Transition, ...] = (
         Phase.PROMPT_QUEUED,
         NOBODY,
         "no KVC left to grow: recompute prompt and output so far",
+    ),
+    Transition(
+        Phase.DECODING,
+        Change.OUTGROWN,
+        Phase.GENERATION_QUEUED,
+        DECODE,
+        "no KVC left to grow: it waits in place for as much as is predicted anew",
     ),
     Transition(
         Phase.DECODING,

@@ -15,7 +15,7 @@ from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams, TokenLogprobs
 
 # Raised by one whenever an older peer could misread a message.
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class SequenceSpec:
     # Cached KV is shared among sequences of equal salt only.
     cache_salt: str = ""
     tpot_s: float = math.inf  # what the caller wishes the mean gap between tokens to be
-    # Of the whole answer, as the router predicts it, an upper bound; 0: it did not say.
-    num_predicted_tokens: int = 0
+    tbt_s: float = math.inf  # and at most each gap; never below tpot_s
+    num_predicted_tokens: int = 0  # of the whole answer, an upper bound; 0: the router did not say
 
     @property
     def needs_prompt_logits(self) -> bool:
@@ -303,6 +303,7 @@ class Preempted:
     """The worker gave the task's blocks back to make room; it must be computed again."""
 
     task_id: TaskId
+    keeps_kv: bool = False  # it gave only its slot back, and waits beside its KV for more blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,18 +356,18 @@ class WorkerLoad:
     num_free_blocks: int
     num_running: int
     num_waiting: int
-    # Prompt tokens that are dispatched and not yet computed.
-    num_backlog_tokens: int
+    num_backlog_tokens: int  # of prompts: dispatched and not yet computed
     # Goes on with its tasks and takes no new ones: it is about to leave.
     is_draining: bool = False
     # Tasks that hold or await anything here, of all routers.
     num_tasks: int = 0
     admission: Admission = Admission.OPEN
-    # Tasks whose KV lies in host memory, of all routers: they go on before anything new starts.
+    # Tasks whose KV lies in host memory, of all routers; what is due sooner goes before them.
     num_parked: int = 0
     # Of the same size as KV blocks, in host memory, for parked tasks; 0 where there is none.
     num_swap_blocks: int = 0
     num_free_swap_blocks: int = 0
+    parked_due_in_s: float | None = field(default=None, compare=False)  # None: what is new waits
     pass_time_error: PassTimeError | None = field(default=None, compare=False)  # None: no news
 
     @property
@@ -392,8 +393,7 @@ class WorkerHello:
     export: KvExport | None = None  # the pool that others may push into; None on a prefill worker
     admission: Admission = Admission.OPEN  # when the session opened; then the load says it
     max_message_bytes: int = 64 * 1024 * 1024  # gRPC ends the session for a larger one
-    # Of num_blocks, so many are for running answers that grow, not for new tasks.
-    num_growth_blocks: int = 0
+    num_growth_blocks: int = 0  # of num_blocks, for running answers that grow, not for new tasks
     # Above 0: num_blocks counts host memory too, which the worker fills; no task may need more.
     max_task_blocks: int = 0
     max_num_batched_tokens: int = 0  # in one iteration; 0: it did not say

@@ -22,6 +22,7 @@ class PassTimer:
 
     def __init__(self, model: OnlineBatchTime | None) -> None:
         self.model = model
+        self.looked_at_s = 0.0
         self._plan: StepPlan | None = None
         self._began_at_s = 0.0
         self._has_finished = False
@@ -52,6 +53,7 @@ class PassTimer:
 
     def look(self, now: float) -> None:
         """The next one is about to be planned."""
+        self.looked_at_s = now
         if self._plan is not None and self.model is not None and self._has_finished:
             num_steps = self._num_steps
             shape = shape_of_plan(self._plan, num_steps)

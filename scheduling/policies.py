@@ -32,6 +32,7 @@ _DEFAULT = Policy(
     admission=FuturePeak(overcommit=1.2),
     victims=LargestSlack(),
     is_preempting_eagerly=True,
+    parked_yields=True,
     late_yields=True,
 )
 
@@ -44,6 +45,7 @@ _ECOSERVE = Policy(
     sharing=Sharing.PIPELINE,
     is_grouping=True,
     is_decoupled=True,
+    outgrown_waits_again=True,
 )
 
 _SARATHI = Policy(
@@ -67,6 +69,7 @@ _ALL = (
         DeadlineThenOccupancy(),
         ExactAllocation(),
         bound="hoeffding",
+        least_share=0.25,
         growth_reserve=0.01,
         victims=LoosestGoal(),
         is_preempting_eagerly=True,
@@ -137,6 +140,7 @@ _ALL = (
         growth_reserve=0.01,
         victims=LargestSlack(),
         is_preempting_eagerly=True,
+        parked_yields=True,
     ),
     # The default with perfect foresight.
     replace(_DEFAULT, name="oracle", predictor="oracle", growth_reserve=0.0),

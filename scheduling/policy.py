@@ -195,6 +195,9 @@ class Policy:
     # Of `length_choice`: how long an answer will be, and how much room that means.
     predictor: str = "quantiles"
     bound: str | None = None
+    # Where no mixed worker has room for all of the answer, it begins with room for this share of
+    # what is predicted, and grows (CacheOPT, "cut"). 1: it waits.
+    least_share: float = 1.0
     growth_reserve: float = GROWTH_RESERVE
     # Answers ask for room before they have none (CacheOPT, proactive allocation).
     is_growing_ahead: bool = True
@@ -211,6 +214,9 @@ class Policy:
     # much with every time. Without this only a rule whose first never makes room gets everybody to
     # an end.
     reserves_more_again: bool = True
+    # Where answers wait in host memory, newcomers that are due sooner go first; otherwise nothing
+    # new starts there.
+    parked_yields: bool = False
     # A prompt whose first token cannot be in time any more goes behind those that can be.
     late_yields: bool = False
     # Answers of equal predicted length that wait for room get it together, a gap too small for the
@@ -219,6 +225,10 @@ class Policy:
     # On a mixed worker a prompt gets room for itself only; its answer waits there for its own when
     # the prompt is computed (EcoServe, decoupled allocation); otherwise it gets all at once.
     is_decoupled: bool = False
+    # And where no block is left for an answer that outgrows its prediction, it waits there again,
+    # with its KV, for as much as is predicted anew (EcoServe, offload-free preemption); otherwise
+    # it keeps its place in the batch and goes on with the next block that is freed.
+    outgrown_waits_again: bool = False
     # Mixed workers get every prompt that they have room for, in host memory too, and order them.
     is_queued_on_workers: bool = False
     # Made for prefill and decode on separate workers; others are made for mixed ones.
@@ -228,6 +238,11 @@ class Policy:
     def needs_foresight(self) -> bool:
         """It must be told how long answers will be: only a simulation can."""
         return needs_foresight(self.predictor)
+
+    @property
+    def outgrown_wait_in_line(self) -> bool:
+        """There is a line, and answers come back to it."""
+        return self.is_decoupled and self.outgrown_waits_again
 
     def new_predictor(self) -> LengthPredictor:
         """A predictor that knows nothing yet."""

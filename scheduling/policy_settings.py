@@ -227,6 +227,8 @@ def _check(policy: Policy) -> None:
     """What the parts cannot refuse by themselves. Raises: PolicyInvalid."""
     if not 0 <= policy.growth_reserve <= _MAX_GROWTH_RESERVE:
         raise PolicyInvalid(f"growth_reserve must be a share from 0 to {_MAX_GROWTH_RESERVE}")
+    if not 0 < policy.least_share <= 1:
+        raise PolicyInvalid("least_share must be a share above 0, at most 1")
     if not policy.reserves_more_again and not isinstance(policy.victims, LastArrived):
         raise PolicyInvalid(
             "reserves_more_again=no lets answers take room from one another for ever unless "

@@ -27,17 +27,18 @@ class TriagedQueue:
         self._late = TaskQueue(max_tasks)
         self._late_at_s: dict[TaskId, float] = {}
         self._late_share = late_share
+        # Of each that waits.
         self._cost: dict[TaskId, float] = {}
         # Work that late tasks are owed; as much as the first of them costs: the next turn is its.
         self._credit = 0.0
 
     def __len__(self) -> int:
-        return len(self._timely) + len(self._late)
+        return len(self._cost)
 
     @property
     def is_empty(self) -> bool:
         """Nobody waits."""
-        return self._timely.is_empty and self._late.is_empty
+        return not self._cost
 
     def __contains__(self, task_id: TaskId) -> bool:
         return task_id in self._timely or task_id in self._late

@@ -104,7 +104,12 @@ def _simulate(argv: Sequence[str]) -> None:
     ]
     if options.report is not None:
         jobs[0] = partial(jobs[0], is_traced=True)
-    results = run_side_by_side(jobs, runner, options.jobs)
+    names = [
+        f"{policy.name} on {cluster.text}, rate x{scale:.4g}"
+        for scale in rates.scales
+        for policy, cluster in chosen
+    ]
+    results = run_side_by_side(jobs, runner, options.jobs, names)
     _write(options, runner, results, results, text_table([summary(one) for one in results]), {})
 
 
@@ -147,7 +152,8 @@ def _search(
         )
         for number, (policy, cluster) in enumerate(chosen)
     ]
-    found = run_side_by_side(jobs, runner, options.jobs)
+    names = [f"the search of {policy.name} on {cluster.text}" for policy, cluster in chosen]
+    found = run_side_by_side(jobs, runner, options.jobs, names)
     # Where nothing serves, the run that came nearest to it.
     best = [one.best or _nearest(one) for one in found]
     shown = [run for one in found for run in one.complete] or best

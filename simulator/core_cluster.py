@@ -232,20 +232,20 @@ class CoreCluster:
         reports: list[Report] = []
         for action in actions:
             match action:
-                case SendReport(_, report):
-                    reports.append(report)
+                case SendReport():  # what comes most often first
+                    reports.append(action.report)
+                case ExtendSequence(slot, block_ids):
+                    worker.engine.extend(slot, block_ids)
+                case LoadSequence(start, stop):
+                    worker.engine.load(start, stop)
+                case DropSequence(slot):
+                    worker.engine.drop(slot)
                 case SwapOut() | SwapIn():
                     worker.swap(action, self._timing.swap_s(worker.hello, action))
                 case TellPrefixes(changes):
                     worker.untold_prefixes.extend(changes)
-                case LoadSequence(start, stop):
-                    worker.engine.load(start, stop)
-                case ExtendSequence(slot, block_ids):
-                    worker.engine.extend(slot, block_ids)
                 case ReplaceBlocks(slot, first_index, block_ids):
                     worker.engine.replace(slot, first_index, block_ids)
-                case DropSequence(slot):
-                    worker.engine.drop(slot)
                 case Push():
                     takes_s = self._timing.push_s(worker.hello, action)
                     self.at(takes_s, partial(self._copy, worker, action))
@@ -274,7 +274,8 @@ class CoreCluster:
 
     def _has_news(self, worker: SimulatedWorker) -> bool:
         """The router does not know all that it would by the frames of single steps."""
-        return bool(worker.untold_prefixes) or worker.told_load != self._load_of(worker)
+        load, told = self._load_of(worker), worker.told_load
+        return bool(worker.untold_prefixes) or (load is not told and load != told)
 
     def _report(self, worker: SimulatedWorker, reports: tuple[Report, ...]) -> None:
         load = worker.told_load = self._load_of(worker)
@@ -362,7 +363,7 @@ class CoreCluster:
             run.num_steps = worker.engine.num_steps_until_end(plan)
         self._audience.planned(worker, self.now)
         worker.run = run
-        if run.num_steps > 1 and (worker.load != worker.told_load or worker.untold_prefixes):
+        if run.num_steps > 1 and self._has_news(worker):
             # What the router does not know yet, it would know after one step.
             self._await_news(worker, run, 1)
         self._await_end(worker, run)

@@ -74,9 +74,10 @@ class CountingEngine:
         """Steps until one of the counted sequences ends, or all that are planned."""
         assert plan.counted is not None
         self._follow(plan.counted)
-        while not self._is_right(self._ends[0]):
-            heapq.heappop(self._ends)
-        return min(plan.num_steps, self._ends[0][0] - self._num_steps)
+        ends = self._ends
+        while ends[0][3].ends_at != ends[0][0]:  # it counts no more
+            heapq.heappop(ends)
+        return min(plan.num_steps, ends[0][0] - self._num_steps)
 
     def compute(self, plan: StepPlan, num_steps: int) -> tuple[SampledOutput, ...]:
         """Count iterations."""
@@ -87,7 +88,7 @@ class CountingEngine:
             self.num_written_tokens += num_steps * len(self._counted)
             while self._ends and self._ends[0][0] <= self._num_steps:
                 end = heapq.heappop(self._ends)
-                if self._is_right(end):
+                if end[3].ends_at == end[0]:
                     outputs.append(SampledOutput(end[2], NO_CONTENT, "", None, "stop"))
         if plan.chunks:
             outputs += self._compute(plan.chunks)
@@ -116,9 +117,6 @@ class CountingEngine:
         sequence.num_tokens += num_steps
         sequence.num_written += num_steps
         sequence.ends_at = 0
-
-    def _is_right(self, end: tuple[int, int, int, _Sequence]) -> bool:
-        return end[3].ends_at == end[0]
 
     def _compute(self, chunks: Iterable[ScheduledChunk]) -> list[SampledOutput]:
         outputs: list[SampledOutput] = []

@@ -23,6 +23,7 @@ from router.events import (
     TransferHolding,
 )
 from runtime.clock import ManualClock
+from scheduling.ids import Incarnation, WorkerId
 from simulator.run_now import run_now
 
 LedgerQuestion = Reserve | Extend | TransferHolding | ReleaseHolding
@@ -40,6 +41,8 @@ class LedgerTurns:
         # The ledger's; without it, nothing is ever long over.
         self._clock = clock
         self._num_asked = 0
+        # Of each life of a worker that was ever preferred: a question names several.
+        self._worker_lives: dict[tuple[WorkerId, Incarnation], WorkerLife] = {}
 
     def answer(self, action: LedgerQuestion, now: float) -> Event | None:
         """What the router is told; None where it awaits no word."""
@@ -64,11 +67,17 @@ class LedgerTurns:
                     run_now(self._ledger.transfer(self._life, claim.task_id, claim.number))
         return None
 
+    def _life_of(self, worker: tuple[WorkerId, Incarnation]) -> WorkerLife:
+        life = self._worker_lives.get(worker)
+        if life is None:
+            life = self._worker_lives[worker] = WorkerLife(*worker)
+        return life
+
     def _reserve(self, action: Reserve) -> Event:
         claim = action.claim
         request = ReserveRequest(
             Claim(claim.task_id, claim.role, claim.number),
-            tuple(WorkerLife(*life) for life in action.preferences),
+            tuple([self._life_of(worker) for worker in action.preferences]),
             action.num_blocks,
             action.share,
         )

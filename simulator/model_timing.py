@@ -54,7 +54,8 @@ class LinearSteps:
         """See `StepTimes`."""
         if num_steps == 1:
             return (self.first_s,)
-        return (self.first_s + number * self.more_s for number in range(num_steps))
+        first_s, more_s = self.first_s, self.more_s
+        return [first_s + number * more_s for number in range(num_steps)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,8 @@ def _plan(argv: Sequence[str]) -> None:
         )
         for policy, shape in zip(policies, shapes, strict=True)
     ]
-    plans = run_side_by_side(jobs, runner, options.jobs)
+    names = [f"{policy.name}, {shape}" for policy, shape in zip(policies, shapes, strict=True)]
+    plans = run_side_by_side(jobs, runner, options.jobs, names)
     _write(options, runner, plans)
     if all(plan.best is None for plan in plans):
         # A cut search is told in the table as well, but it is the first thing to change.

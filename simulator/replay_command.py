@@ -71,6 +71,8 @@ def _replay(argv: Sequence[str]) -> bool:
     if not replayed.num_events:
         problem = f"nothing was recorded: {_why_nothing(recording)}"
         raise RecordingUnreadable(options.recording, 0, problem, "record a router that serves")
+    if options.show is not None and not shown:
+        print(f"note: {_why_not_shown(options.show, replayed)}", file=sys.stderr)
     if options.json:
         told = _as_json(recording, replayed) | {"shown": shown[0] if shown else None}
         sys.stdout.write(json.dumps(told) + "\n")
@@ -85,6 +87,14 @@ def _why_nothing(recording: Recording) -> str:
     if reason == ENDED:
         return f"{recording.head.router_id} ended before it was told anything"
     return _CUT if reason is None else _WHY.get(reason, reason)
+
+
+def _why_not_shown(number: int, replayed: Replayed) -> str:
+    if replayed.difference is not None:
+        at = replayed.difference.handled.number
+        return f"event {number} was not reached: the replay ends at event {at}, which differs"
+    last = replayed.num_events
+    return f"there is no event {number}; give --show a number from 1 to {last}"
 
 
 def _report(recording: Recording, replayed: Replayed) -> str:

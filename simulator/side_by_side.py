@@ -27,15 +27,18 @@ Job = Callable[[Runner], T]
 class RunDied(OSError):
     """A process of a run is gone without its result."""
 
-    def __init__(self, number: int, exit_code: int | None) -> None:
+    def __init__(self, name: str, exit_code: int | None) -> None:
         super().__init__(
-            f"the process of run {number} ended with exit code {exit_code} and no result; where "
+            f"the process of {name} ended with exit code {exit_code} and no result; where "
             "memory is short, lower --jobs"
         )
 
 
 class RunFailed(RuntimeError):
-    """A defect in another process; the text is its traceback."""
+    """A defect in another process; the text is which run it was, and its traceback."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"{name} failed in a process of its own, which said:\n{text}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,17 @@ class _ToParent(io.StringIO):
         return len(text)
 
 
-def run_side_by_side(jobs: Sequence[Job[T]], runner: Runner, num_at_once: int) -> list[T]:
+def run_side_by_side(
+    jobs: Sequence[Job[T]], runner: Runner, num_at_once: int, names: Sequence[str] = ()
+) -> list[T]:
     """What each job gives, in their order; notes and wall times go to `runner`.
 
+    `names` says what each job runs, for errors; without it they have their numbers alone.
     Raises: RunDied, RunFailed; nobody is left behind then, nor after KeyboardInterrupt.
     """
     if min(num_at_once, len(jobs)) <= 1:
         return [job(runner) for job in jobs]
-    side_by_side = _SideBySide(jobs, runner, num_at_once)
+    side_by_side = _SideBySide(jobs, runner, num_at_once, names)
     try:
         outcomes = side_by_side.run()
     finally:
@@ -92,6 +98,7 @@ class _SideBySide:
     jobs: Sequence[Job[Any]]
     runner: Runner
     num_at_once: int
+    names: Sequence[str]
     _running: dict[Connection, tuple[int, BaseProcess]] = field(default_factory=dict)
     _outcome_by_number: dict[int, _Outcome] = field(default_factory=dict)
     # Of the line on a terminal.
@@ -111,7 +118,8 @@ class _SideBySide:
     def close(self) -> None:
         """End what still runs."""
         for _, process in self._running.values():
-            process.terminate()
+            # Not by SIGTERM: a handler that was inherited may ignore it, or come too early.
+            process.kill()
         for connection, (_, process) in self._running.items():
             process.join()
             connection.close()
@@ -135,7 +143,7 @@ class _SideBySide:
             said = connection.recv()
         except (EOFError, OSError):  # before what it says, or in the middle of it
             process.join()
-            raise RunDied(number + 1, process.exitcode) from None
+            raise RunDied(self._name(number), process.exitcode) from None
         if isinstance(said, str):
             self._show(number, said)
             return
@@ -143,8 +151,12 @@ class _SideBySide:
         connection.close()
         process.join()
         if isinstance(said, _Defect):
-            raise RunFailed(said.text)
+            raise RunFailed(self._name(number), said.text)
         self._outcome_by_number[number] = said
+
+    def _name(self, number: int) -> str:
+        name = f"run {number + 1} of {len(self.jobs)}"
+        return f"{name} ({self.names[number]})" if self.names else name
 
     def _show(self, number: int, text: str) -> None:
         """Of a terminal's one line, the run that was begun first has the use."""

@@ -44,7 +44,7 @@ from simulator.traces.workload import TraceRequest, Workload
 from simulator.worker_spec import WorkerSpec
 
 # Between two looks at the progress.
-_EVENTS_AT_ONCE = 256
+EVENTS_AT_ONCE = 256
 # Where a request has no goal, a day: it goes behind all that have one.
 _NO_GOAL_S = 86_400.0
 # Of all prompts of a workload in which nothing is cached.
@@ -131,7 +131,7 @@ class Simulation:
         """
         self._schedule_next()
         with spared_collector():
-            while not self._cluster.run_some(_EVENTS_AT_ONCE):
+            while not self._cluster.run_some(EVENTS_AT_ONCE):
                 if not goes_on(self._cluster.now):
                     break
         return replace(
@@ -213,8 +213,11 @@ class Simulation:
             tenant=request.tenant,
             session=request.session,
             request_class=slo.request_class,
-            ttft_s=min(slo.ttft_s, _NO_GOAL_S),
-            tpot_s=min(slo.tpot_s, _NO_GOAL_S),
+            # Whoever names the whole answer alone does not care when tokens come before its end.
+            ttft_s=min(slo.ttft_s, slo.jct_s, _NO_GOAL_S),
+            tpot_s=min(slo.tpot_s, slo.jct_s, _NO_GOAL_S),
+            jct_s=slo.jct_s,
+            tbt_s=slo.tbt_s,
             deadline_s=None,
             # None: the router hashes the prompt's blocks itself.
             prefix=None if is_cached else _NO_PREFIX,
@@ -280,7 +283,8 @@ class Simulation:
             shape = shape_of(run.plan.chunks)
             num_decode += shape.num_decode
             num_prompt_tokens = shape.num_prompt_tokens
-        iteration = Iteration(run.planned_at_s, run.end_s, num_decode, num_prompt_tokens, num_steps)
+        now = self._cluster.now
+        iteration = Iteration(run.planned_at_s, now, num_decode, num_prompt_tokens, num_steps)
         # What is written meanwhile, in the mean over the time that it takes.
         num_tokens = run.num_counted * (num_steps + 1) / 2
         if run.num_counted:
@@ -314,7 +318,9 @@ def worker_spec(role: str, scenario: Scenario, policy: Policy) -> WorkerSpec:
         growth_reserve=policy.growth_reserve,
         victims=policy.victims,
         is_preempting_eagerly=policy.is_preempting_eagerly,
+        parked_yields=policy.parked_yields,
         is_growing_ahead=policy.is_growing_ahead,
+        outgrown_wait_in_line=policy.outgrown_wait_in_line,
         num_swap_blocks=scenario.swap_bytes // block_bytes if keeps_kv else 0,
         preemption=policy.preemption,
         swap_bytes_per_s=hardware.swap_model().out.bytes_per_s,

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from simulator.hardware.description import Hardware, load_hardware
 from simulator.metrics.recorder import RunRecorder
 from simulator.metrics.request_outcome import RequestOutcome
 from simulator.metrics.run_record import RunRecord
-from simulator.simulation import Scenario, Simulation
+from simulator.simulation import EVENTS_AT_ONCE, Scenario, Simulation
 from simulator.slo import NO_SLO
 from simulator.traces.workload import TraceRequest, Workload
+
+# Of one run: a hundred times what the tests here take. At a standstill they never end.
+MAX_EVENTS = 1_000_000
 
 
 def scene_of(requests: Sequence[TraceRequest], hardware: Hardware, **changes: Any) -> Scenario:
@@ -31,19 +35,30 @@ def with_kv_tokens(hardware: Hardware, num_tokens: int) -> Hardware:
 
 
 def simulated(
-    scene: Scenario, policy: Policy, cluster: ClusterSpec
+    scene: Scenario, policy: Policy, cluster: ClusterSpec, max_events: int = MAX_EVENTS
 ) -> tuple[RunRecord, dict[int, RequestOutcome]]:
     """The record, and every request's outcome by its number.
 
-    Raises: AssertionError where a request ended twice.
+    Raises: AssertionError where a request ended twice, or the run goes on after so many events.
     """
     outcome_by_number: dict[int, RequestOutcome] = {}
+    num_looks = count(1)
+
+    def goes_on(now: float) -> bool:
+        if next(num_looks) * EVENTS_AT_ONCE > max_events:
+            numbers = range(len(scene.workload.requests))
+            left = [number for number in numbers if number not in outcome_by_number]
+            raise AssertionError(
+                f"{policy.name} on {cluster.text} is still busy after {max_events} events, at "
+                f"{now:.1f} s; not ended: {len(left)} of {len(numbers)} requests, {left[:8]}"
+            )
+        return True
 
     def keep(outcome: RequestOutcome) -> None:
         assert outcome.number not in outcome_by_number, "ended twice"
         outcome_by_number[outcome.number] = outcome
 
-    record = Simulation(scene, policy, cluster, RunRecorder(on_outcome=keep)).run()
+    record = Simulation(scene, policy, cluster, RunRecorder(on_outcome=keep)).run(goes_on)
     return record, outcome_by_number
 
 

@@ -47,6 +47,12 @@ class RequestSlo:
         """The smallest goal per token: what a scheduler works towards; inf without any."""
         return min((seconds for _, seconds in self.gaps), default=math.inf)
 
+    @property
+    def tbt_s(self) -> float:
+        """The smallest goal that counts single gaps, however few of them; inf without any."""
+        each = (seconds for rule, seconds in self.gaps if rule is not GapRule.MEAN)
+        return min(each, default=math.inf)
+
 
 NO_SLO = RequestSlo()
 

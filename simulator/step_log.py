@@ -25,17 +25,13 @@ class StepRun:
     num_steps: int = 1
     # Of an engine that is asked at the beginning.
     outputs: tuple[SampledOutput, ...] = ()
-    # Of the plan; what it has is a view, and may change once the run is over.
-    _num_counted: int = field(init=False)
+    # Running answers that advance, and are told as sums. The plan has a view of them, which may
+    # change once the run is over.
+    num_counted: int = field(init=False)
 
     def __post_init__(self) -> None:
         counted = self.plan.counted
-        self._num_counted = 0 if counted is None else len(counted.slots)
-
-    @property
-    def num_counted(self) -> int:
-        """Running answers that advance, and are told as sums."""
-        return self._num_counted
+        self.num_counted = 0 if counted is None else len(counted.slots)
 
     @property
     def end_s(self) -> float:

@@ -2,7 +2,7 @@
 
 import random
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -54,6 +54,20 @@ class Random:
     def predict(self, features: RequestFeatures) -> ResponseLength:
         length = self._rng.randint(1, features.max_tokens)
         return ResponseLength(length, length)
+
+    def observe(self, features: RequestFeatures, num_output_tokens: int) -> None:
+        pass
+
+
+class Expecting:
+    """Predicts what it is told for a caller's limit, right or wrong, and elsewhere the limit."""
+
+    def __init__(self, length_by_limit: Mapping[int, int]) -> None:
+        self._length_by_limit = dict(length_by_limit)
+
+    def predict(self, features: RequestFeatures) -> ResponseLength:
+        length = self._length_by_limit.get(features.max_tokens, features.max_tokens)
+        return ResponseLength.within(features, length, length)
 
     def observe(self, features: RequestFeatures, num_output_tokens: int) -> None:
         pass
@@ -126,7 +140,9 @@ class CheckedCluster(CoreCluster):
                 self._spec,
                 victims=policy.victims,
                 is_preempting_eagerly=policy.is_preempting_eagerly,
+                parked_yields=policy.parked_yields,
                 is_growing_ahead=policy.is_growing_ahead,
+                outgrown_wait_in_line=policy.outgrown_wait_in_line,
             )
         if policy is not None and policy.is_queued_on_workers:
             limits = self._spec.max_num_batched_tokens, max_num_seqs
@@ -171,6 +187,8 @@ class Ask:
     deadline_s: float | None
     # So many tokens, from 1 on, end the answer: 100 of 1000 by default.
     num_end_ids: int = 100
+    ttft_s: float = 1.0
+    tpot_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +214,8 @@ def spec_of(number: int, ask: Ask) -> RequestSpec:
         tenant="default",
         session="",
         request_class="standard",
-        ttft_s=1.0,
-        tpot_s=0.1,
+        ttft_s=ask.ttft_s,
+        tpot_s=ask.tpot_s,
         deadline_s=ask.deadline_s,
     )
 

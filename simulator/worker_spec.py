@@ -36,7 +36,9 @@ class WorkerSpec:
     batching: BatchingRule | None = None
     victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
     is_preempting_eagerly: bool = False
+    parked_yields: bool = False
     is_growing_ahead: bool = True
+    outgrown_wait_in_line: bool = False
     # More than 1 for engines that only count.
     max_untold_tokens: int = 1
     block_bytes: int = 1
@@ -107,6 +109,8 @@ class WorkerSpec:
             batching=self.batching or FillToTarget(self.max_num_batched_tokens),
             victims=self.victims,
             is_eager=self.is_preempting_eagerly,
+            parked_yields=self.parked_yields,
             is_growing_ahead=self.is_growing_ahead,
+            outgrown_wait_in_line=self.outgrown_wait_in_line,
             max_untold_tokens=self.max_untold_tokens,
         )

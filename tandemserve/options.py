@@ -56,9 +56,14 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int | None
     # The same of each prompt token but the first, 0 to 20.
     prompt_logprobs: int | None
-    # Wanted time to first token, and mean time between later tokens.
+    # Wanted time to first token, and mean time between later tokens; unset takes what is usual for
+    # the request_class, or none where jct_ms is given.
     ttft_ms: float | None
     tpot_ms: float | None
+    # Wanted time to the last token of each answer. Missing it ends nothing, unlike timeout_s.
+    jct_ms: float | None
+    # Wanted longest time between two tokens, where each gap counts and not only their mean.
+    tbt_ms: float | None
     request_class: RequestClassName | None
     # Whom the work is done for.
     tenant: str | None

@@ -81,6 +81,7 @@ class Timings:
     decode_worker: str
     # Decode space was reserved while the prompt was still being computed.
     early_binding: bool
+    # Each time that it made room counts once, whatever became of its KV.
     num_preemptions: int
     # How often a lost or failed worker made the sequence go on elsewhere.
     num_migrations: int

@@ -165,10 +165,9 @@ def generate_request(
         cache_salt=read.text("cache_salt"),
         joins_events=True,
     )
-    ttft_ms, tpot_ms = read.number("ttft_ms"), read.number("tpot_ms")
-    if ttft_ms is not None or tpot_ms is not None:
-        level = inference_pb2.ServiceLevel(ttft_ms=ttft_ms, tpot_ms=tpot_ms)
-        request.service_level.CopyFrom(level)
+    goals = {name: read.number(name) for name in ("ttft_ms", "tpot_ms", "jct_ms", "tbt_ms")}
+    if any(goal is not None for goal in goals.values()):
+        request.service_level.CopyFrom(inference_pb2.ServiceLevel(**goals))
     read.number("timeout_s")  # judged here, used by the client
     return request
 

@@ -8,7 +8,9 @@ hardware gets a piece of the trace that lasts about a minute at the rate that th
 Goals are the published ones that suit the load; where more than 5 % of the requests miss them on an
 idle cluster, Splitwise's, which are multiples of what a request takes alone.
 With --kv-share 0.25 workers have a quarter of the hardware's KV memory, so that it is what binds;
---slo sets other goals, --swap-gib more host memory for KV that makes room.
+--slo sets other goals, --swap-gib more host memory for KV that makes room. --slo published judges
+by the published goals everywhere, as `tandem simulate` does without --slo; give it an --out of its
+own. `python -m benchmarks.report` shows pairs that were measured under several goals side by side.
 """
 
 import argparse

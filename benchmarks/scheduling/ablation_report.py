@@ -3,15 +3,12 @@
 Run: python -m benchmarks.scheduling.ablation_report FILE.jsonl [MORE ..] [--json FILE]
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from benchmarks.record import write_results
-from benchmarks.scheduling.cell_log import Entry, read_entries
+from benchmarks.scheduling.cell_log import Entry
 from benchmarks.scheduling.ratios import (
     Figure,
     common,
@@ -20,6 +17,7 @@ from benchmarks.scheduling.ratios import (
     rate_per_gpu,
     ratios,
 )
+from benchmarks.scheduling.report_command import run_report
 from benchmarks.scheduling.variants import BASES, VARIANTS, Expected, Variant
 
 # A rate is found to within 5 %, and what follows from chance is as large: no difference.
@@ -29,19 +27,8 @@ _NO_DIFFERENCE_IN_TIME = 1.25
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scheduling.ablation_report")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.jsonl")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args()
-    entries = [entry for file in args.files for entry in read_entries(file)]
-    if not entries:
-        print(f"{args.files[0]} holds no cell; run python -m benchmarks.scheduling.ablations first")
-        return 1
-    print(markdown(entries))
-    if args.json is not None:
-        is_quick = any(entry["settings"]["quick"] for entry in entries)
-        write_results(args.json, {"cells": entries}, (), is_quick)
-    return 0
+    measured_by = "benchmarks.scheduling.ablations"
+    return run_report("benchmarks.scheduling.ablation_report", measured_by, markdown)
 
 
 def markdown(entries: Sequence[Entry]) -> str:

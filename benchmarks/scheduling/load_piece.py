@@ -114,11 +114,15 @@ def load_of(
     if slo is not None:
         return Load.of(workload, hardware, replace(settings, slo=slo))
     load = Load.of(workload, hardware, settings)
-    model, chunk = load.hardware.batch_time_model(), load.hardware.limits.max_num_batched_tokens
-    idle = ModelledIdleTimes(model, chunk)
-    if hopeless_share(load.workload.requests, load.slos, idle) <= _MAX_HOPELESS:
+    if hopeless_share_of(load) <= _MAX_HOPELESS:
         return load
     return Load.of(workload, hardware, replace(settings, slo=_RELATIVE_GOALS))
+
+
+def hopeless_share_of(load: Load) -> float:
+    """See `hopeless_share`, on the hardware of the load."""
+    model, chunk = load.hardware.batch_time_model(), load.hardware.limits.max_num_batched_tokens
+    return hopeless_share(load.workload.requests, load.slos, ModelledIdleTimes(model, chunk))
 
 
 def sustained_scale(load: Load, num_workers: int) -> float:

@@ -17,6 +17,7 @@ from benchmarks.scheduling.cell_run import (
 from benchmarks.scheduling.cells import Pair
 from benchmarks.scheduling.load_piece import (
     fitting,
+    hopeless_share_of,
     load_of,
     num_wanted,
     piece_of,
@@ -156,6 +157,8 @@ def _about(load: Load, num_left_out: int) -> dict[str, Any]:
         "too_long": num_left_out,
         "slo": load.plan.text,
         "slo_source": load.plan.source,
+        # Of the requests: these cannot be in time, whoever orders how.
+        "hopeless_share": round(hopeless_share_of(load), 4),
         "max_tokens": load.max_tokens,
         "prompt_tokens_mean": round(statistics.fmean(r.num_prompt_tokens for r in requests)),
         "output_tokens_mean": round(statistics.fmean(r.num_output_tokens for r in requests)),

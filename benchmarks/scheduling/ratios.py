@@ -90,6 +90,26 @@ def ratios(entries: Iterable[Entry], of: str, over: str, figure: Figure) -> Rati
     return Ratios(tuple(found))
 
 
+def sure_losses(
+    entries: Iterable[Entry], of: str, over: str, bound: float
+) -> tuple[CellRatio, ...]:
+    """Cells in which `over` failed at no rate, and served more than `of` does; at most the ratios.
+
+    `ratios` of `rate_per_gpu` leaves these out: how much more it would serve is not known.
+    """
+    by_cell = {Cell(e["trace"], e["hardware"], e["policy"]): e for e in entries}
+    found = []
+    for cell, entry in by_cell.items():
+        other = by_cell.get(Cell(cell.trace, cell.hardware, over))
+        if cell.policy != of or other is None or not has_no_limit(other):
+            continue
+        value = rate_per_gpu(entry)
+        if value is not None:
+            ratio = _ratio(value, float(other["goodput"]["rps_per_gpu"]))
+            found.append(CellRatio(cell.trace, cell.hardware, ratio))
+    return Ratios(tuple(found)).below(bound)
+
+
 def _ratio(value: float, base: float) -> float:
     if base == 0:
         return math.inf if value > 0 else math.nan

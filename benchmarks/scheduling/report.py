@@ -3,17 +3,14 @@
 Run: python -m benchmarks.scheduling.report FILE.jsonl [MORE ..] [--json FILE]
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.record import write_results
-from benchmarks.scheduling.cell_log import Entry, read_entries
+from benchmarks.scheduling.cell_log import Entry
+from benchmarks.scheduling.papers import HEADLINES
 from benchmarks.scheduling.ratios import (
     LOST_BELOW,
-    Figure,
     Ratios,
     common,
     has_no_limit,
@@ -21,26 +18,16 @@ from benchmarks.scheduling.ratios import (
     policies_of,
     rate_per_gpu,
     ratios,
+    sure_losses,
 )
+from benchmarks.scheduling.report_command import run_report
 
 _OURS = "default"
 _ORACLE = "oracle"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scheduling.report")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.jsonl")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args()
-    entries = [entry for file in args.files for entry in read_entries(file)]
-    if not entries:
-        print(f"{args.files[0]} holds no cell; run python -m benchmarks.scheduling first")
-        return 1
-    print(markdown(entries))
-    if args.json is not None:
-        is_quick = any(entry["settings"]["quick"] for entry in entries)
-        write_results(args.json, {"cells": entries}, (), is_quick)
-    return 0
+    return run_report("benchmarks.scheduling.report", "benchmarks.scheduling", markdown)
 
 
 def markdown(entries: Sequence[Entry]) -> str:
@@ -95,6 +82,9 @@ def where_it_loses(entries: Sequence[Entry]) -> str:
         bound = 0.9 if name == _ORACLE else LOST_BELOW
         for cell in ratios(entries, _OURS, name, rate_per_gpu).below(bound):
             lines.append(f"- `{cell.trace}` on {cell.hardware}: {_times(cell.ratio)} of `{name}`")
+        for cell in sure_losses(entries, _OURS, name, bound):
+            told = f"at most {_times(cell.ratio)} of `{name}`, which failed at no rate"
+            lines.append(f"- `{cell.trace}` on {cell.hardware}: {told}")
     if not lines:
         return "The default loses to no baseline in any of these cells."
     return "Where the default has less goodput (more than 5 %, oracle 10 %):\n\n" + "\n".join(lines)
@@ -102,26 +92,15 @@ def where_it_loses(entries: Sequence[Entry]) -> str:
 
 def beside_papers(entries: Sequence[Entry]) -> str:
     """The papers' headline figures, and the same of what we built after them and of the default."""
-    attained, jct = common("slo_attainment"), common("jct_s", "mean")
-    rows: list[tuple[str, str, str, Figure]] = [
-        ("EcoServe: throughput up to 4x vLLM's", "ecoserve", "fcfs", rate_per_gpu),
-        ("EcoServe: up to 91 % lower JCT than vLLM", "ecoserve", "fcfs", jct),
-        ("EcoServe: up to 91 % higher attainment than vLLM", "ecoserve", "fcfs", attained),
-        ("EcoServe: 78 % fewer GPUs than DistServe", "ecoserve", "distserve", rate_per_gpu),
-        ("CacheOPT: tail TBT up to 3.29x lower", "cacheopt", "fcfs", common("tbt_ms", "p99")),
-        ("CacheOPT: tail TTFT up to 2.83x lower", "cacheopt", "fcfs", common("ttft_ms", "p99")),
-        ("CacheOPT: 1.58x the rate", "cacheopt", "fcfs", rate_per_gpu),
-        ("AccelGen: goodput 1.42 to 11.21x", "accelgen", "fcfs", rate_per_gpu),
-        ("AccelGen: near the oracle", "accelgen", "oracle", rate_per_gpu),
-    ]
     lines = [
         "| published | figure | own policy: mean (lowest to highest) | `default` |",
         "|---|---|---|---|",
     ]
-    for text, policy, base, figure in rows:
-        cells = [_span(ratios(entries, one, base, figure)) for one in (policy, _OURS)]
-        name = "ratio to " + f"`{base}`"
-        lines.append(f"| {text} | {name} | `{policy}` {cells[0]} | {cells[1]} |")
+    for one in HEADLINES:
+        own, ours = (
+            _span(ratios(entries, policy, one.base, one.figure)) for policy in (one.policy, _OURS)
+        )
+        lines.append(f"| {one.text} | ratio to `{one.base}` | `{one.policy}` {own} | {ours} |")
     return "\n".join(lines)
 
 

@@ -124,9 +124,11 @@ _ALL: tuple[Variant, ...] = (
         ordering=ArrivalOrder(),
     ),
     _without("ecoserve", "reserve", growth_reserve=0.0),
+    _without("ecoserve", "waiting in line again: in the batch", outgrown_waits_again=False),
     _without("cacheopt", "confidence bound: mean", _lower(_GOODPUT, _CACHE), bound="mean"),
     _without("cacheopt", "confidence bound: quantile", _lower(_GOODPUT, _CACHE), bound=None),
     _without("cacheopt", "embedding", _lower(_GOODPUT, _CACHE), sharing=Sharing.NONE),
+    _without("cacheopt", "cut: room for all of the answer", least_share=1.0),
     _without(
         "cacheopt",
         "proactive allocation and reserve",

@@ -5,11 +5,11 @@ from itertools import chain, islice
 
 from router.admin.requests import CancelOutcome, RequestFilter
 from router.ended_requests import AnswerRecord, RequestRecord
-from router.fleet import WorkerView
 from router.sequence import Sequence as Answer
 from router.state import RouterState
 from router.timeline import Entry, Timeline
 from router.worker_link import WorkerLink
+from router.worker_view import WorkerView
 from scheduling.ids import TaskId
 from scheduling.length_calibration import Calibration, CalibrationLog
 from scheduling.lifecycle import Phase

@@ -1,8 +1,8 @@
 """May this worker be closed, and can it be told? What an operator asks is checked here."""
 
-from router.fleet import MIXED, WorkerView
 from router.state import RouterState
 from router.worker_link import WorkerLink
+from router.worker_view import MIXED, WorkerView
 from scheduling.errors import InvalidRequest, LastWorker, NoWorkerAvailable
 from scheduling.messages import Admission
 

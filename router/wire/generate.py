@@ -54,6 +54,8 @@ class GenerateCall:
     joins_events: bool
     ttft_s: float | None
     tpot_s: float | None
+    jct_s: float | None
+    tbt_s: float | None
     request_class: str
     tenant: str
     session: str
@@ -102,6 +104,8 @@ def generate_call(request: pb.GenerateRequest) -> GenerateCall:
         joins_events=request.joins_events,
         ttft_s=_goal_s("ttft_ms", level.ttft_ms) if level.HasField("ttft_ms") else None,
         tpot_s=_goal_s("tpot_ms", level.tpot_ms) if level.HasField("tpot_ms") else None,
+        jct_s=_goal_s("jct_ms", level.jct_ms) if level.HasField("jct_ms") else None,
+        tbt_s=_goal_s("tbt_ms", level.tbt_ms) if level.HasField("tbt_ms") else None,
         request_class=_CLASS_NAMES[request.request_class],
         tenant=request.tenant or "default",
         session=request.session,

@@ -153,7 +153,8 @@ def report_to_proto(report: StateReport) -> pb.Report:
             growth = pb.GrowthNeeded(num_blocks=report.num_blocks)
             return pb.Report(task_id=task_id, growth_needed=growth)
         case Preempted():
-            return pb.Report(task_id=task_id, preempted=pb.Preempted())
+            preempted = pb.Preempted(keeps_kv=report.keeps_kv)
+            return pb.Report(task_id=task_id, preempted=preempted)
         case SwappedOut():
             swapped = pb.SwappedOut(num_blocks=report.num_blocks)
             return pb.Report(task_id=task_id, swapped_out=swapped)
@@ -198,7 +199,7 @@ def report_from_proto(message: pb.Report) -> StateReport:
             num_blocks = checked_count("num_blocks", message.growth_needed.num_blocks, least=1)
             return GrowthNeeded(task_id, num_blocks)
         case "preempted":
-            return Preempted(task_id)
+            return Preempted(task_id, message.preempted.keeps_kv)
         case "swapped_out":
             num_blocks = checked_count("num_blocks", message.swapped_out.num_blocks)
             return SwappedOut(task_id, num_blocks)

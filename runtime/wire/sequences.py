@@ -54,6 +54,7 @@ def sequence_to_proto(sequence: SequenceSpec) -> pb.SequenceSpec:
         stop_strings=stop.stop_strings,
         cache_salt=sequence.cache_salt,
         tpot_s=finite_or_none(sequence.tpot_s),
+        tbt_s=finite_or_none(sequence.tbt_s),
         num_predicted_tokens=sequence.num_predicted_tokens,
     )
 
@@ -87,6 +88,7 @@ def sequence_from_proto(owner: Any) -> SequenceSpec:
         stop=stop,
         cache_salt=checked_text("sequence.cache_salt", message.cache_salt),
         tpot_s=_above_0("tpot_s", message.tpot_s) if message.HasField("tpot_s") else math.inf,
+        tbt_s=_above_0("tbt_s", message.tbt_s) if message.HasField("tbt_s") else math.inf,
         num_predicted_tokens=checked_count(
             "sequence.num_predicted_tokens", message.num_predicted_tokens
         ),

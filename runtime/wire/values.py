@@ -186,6 +186,7 @@ def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
         num_parked=load.num_parked,
         num_swap_blocks=load.num_swap_blocks,
         num_free_swap_blocks=load.num_free_swap_blocks,
+        parked_due_in_s=load.parked_due_in_s,
     )
 
 
@@ -205,6 +206,11 @@ def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
         num_swap_blocks=checked_count("load.num_swap_blocks", message.num_swap_blocks),
         num_free_swap_blocks=checked_count(
             "load.num_free_swap_blocks", message.num_free_swap_blocks
+        ),
+        parked_due_in_s=(
+            checked_float("load.parked_due_in_s", message.parked_due_in_s)
+            if message.HasField("parked_due_in_s")
+            else None
         ),
         pass_time_error=_pass_time_error_from_proto(message),
     )

@@ -60,6 +60,17 @@ class Distribution:
         if len(self._kept) > self._max_kept:
             self._count_kept()
 
+    def add_ordered(self, ascending: list[float]) -> None:
+        """Count them all, the smallest first; faster still."""
+        if not ascending:
+            return
+        self.count += len(ascending)
+        self.smallest = min(self.smallest, ascending[0])
+        self.largest = max(self.largest, ascending[-1])
+        self._kept.fromlist(ascending)
+        if len(self._kept) > self._max_kept:
+            self._count_kept()
+
     def merge(self, other: "Distribution") -> None:
         """Count what another has counted as well; exact only if both are."""
         if not other.count:
@@ -105,6 +116,7 @@ class Distribution:
         if self._histogram is None:
             self._histogram = LogHistogram()
             self._max_kept = _CHUNK
-        self._sum += math.fsum(self._kept)
-        self._histogram.add_all(array("f", self._kept))
+        kept = self._kept.tolist()
+        self._sum += math.fsum(kept)
+        self._histogram.add_all(array("f", kept))
         self._kept = array("d")

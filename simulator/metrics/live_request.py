@@ -28,6 +28,7 @@ class LiveRequest:
         "_counted",
         "_gaps",
         "_last_token_at_s",
+        "_ordered",
         "_phase",
         "_phase_since_s",
         "_phase_worker",
@@ -71,6 +72,8 @@ class LiveRequest:
         self._phase_worker = ""
         self._last_token_at_s = at_s
         self._gaps: array[float] = array("f")
+        # The same by size, once it has ended.
+        self._ordered: list[float] | None = None
         # Of gaps that are no longer kept.
         self._counted: Distribution | None = None
         # None where the request is not in the trace of the run.
@@ -85,15 +88,17 @@ class LiveRequest:
 
         Without these they come in one instant, and have gaps of 0.
         """
-        first_at_s = at_s - sum(gaps_s) if gaps_s else at_s
+        # A list: a C loop of its own, where an array makes a number of each element in turn.
+        gaps = gaps_s.tolist() if gaps_s else []
+        first_at_s = at_s - sum(gaps) if gaps else at_s
         if self.first_token_at_s is None:
             self.first_token_at_s = first_at_s
         else:
             self._gaps.append(max(0.0, first_at_s - self._last_token_at_s))
         self._last_token_at_s = at_s
         self.num_output_tokens += num_tokens
-        if gaps_s:
-            self._gaps.extend(array("f", gaps_s))
+        if gaps:
+            self._gaps.fromlist(gaps)
         elif num_tokens > 1:
             self._gaps.extend(array("f", bytes(4 * (num_tokens - 1))))
         if len(self._gaps) > MAX_EXACT_GAPS:
@@ -134,16 +139,22 @@ class LiveRequest:
         """Count each gap of this request among those of the run."""
         if self._counted is not None:
             every_gap.merge(self._counted)
-        every_gap.add_all(self._gaps)
+        every_gap.add_ordered(self._by_size())
 
     def _gap_figures(self) -> GapFigures | None:
         if self._counted is not None:
             self._count()
             return figures_of_distribution(self._counted)
-        return figures_of_gaps(self._gaps) if self._gaps else None
+        return figures_of_gaps(self._by_size()) if self._gaps else None
+
+    def _by_size(self) -> list[float]:
+        if self._ordered is None:
+            self._ordered = self._gaps.tolist()
+            self._ordered.sort()
+        return self._ordered
 
     def _count(self) -> None:
         if self._counted is None:
             self._counted = Distribution(max_exact=0)
         self._counted.add_all(self._gaps)
-        self._gaps = array("f")
+        self._gaps, self._ordered = array("f"), None

@@ -53,4 +53,6 @@ def mean_of_longest(ordered: Ordered, share: float) -> float:
     # In whole numbers: 10 * 0.1 must not become two values.
     num_longest = max(1, -(-len(ordered) * round(share * 1000) // 1000))
     first = len(ordered) - num_longest
+    if isinstance(ordered, list):
+        return math.fsum(ordered[first:]) / num_longest
     return math.fsum(ordered[rank] for rank in range(first, len(ordered))) / num_longest

@@ -1,7 +1,6 @@
 """What became of one request, and whether that was what it had been promised."""
 
 import math
-from array import array
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -105,9 +104,8 @@ class RequestOutcome:
         return self.meets_ttft and self.meets_gaps and self.meets_jct
 
 
-def figures_of_gaps(gaps: "array[float]") -> GapFigures:
-    """Exact figures of at least one gap."""
-    ordered = sorted(gaps)
+def figures_of_gaps(ordered: list[float]) -> GapFigures:
+    """Exact figures of at least one gap; the smallest comes first."""
     return _figures(ordered, math.fsum(ordered) / len(ordered), ordered[-1])
 
 

@@ -34,7 +34,8 @@ class TimeBins:
 
     def put(self, at_s: float, values: Sequence[float]) -> None:
         """Add to each column's bin of one instant."""
-        self.reach(at_s)
+        if at_s >= self.width_s * MAX_BINS:
+            self.reach(at_s)
         index = int(at_s / self.width_s)
         for column, value in zip(self.columns, values, strict=True):
             column[index] += value
@@ -108,7 +109,10 @@ class StepSeries:
     def add(self, line: int, begin_s: float, end_s: float, value: float) -> None:
         """One figure was so much more for a while that is over; what it is now does not change."""
         self._bins.spread(line, begin_s, end_s, value)
-        self._totals[line] += value * max(0.0, end_s - max(begin_s, self._measured_from_s))
+        if begin_s < self._measured_from_s:
+            begin_s = self._measured_from_s
+        if begin_s < end_s:
+            self._totals[line] += value * (end_s - begin_s)
 
     def advance(self, to_s: float) -> None:
         """Nothing has changed until then."""
@@ -144,5 +148,4 @@ class StepSeries:
             return
         self._counted_to_s[line] = end_s
         if value:
-            self._totals[line] += value * max(0.0, end_s - max(begin_s, self._measured_from_s))
-            self._bins.spread(line, begin_s, end_s, value)
+            self.add(line, begin_s, end_s, value)

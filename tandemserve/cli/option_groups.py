@@ -142,6 +142,12 @@ class GenerationOptions:
     ] = False
     ttft_ms: Annotated[float | None, typer.Option(help="Wanted time to first token.")] = None
     tpot_ms: Annotated[float | None, typer.Option(help="Wanted time per later token.")] = None
+    tbt_ms: Annotated[
+        float | None, typer.Option(help="Wanted time between any two tokens, not the mean only.")
+    ] = None
+    jct_ms: Annotated[
+        float | None, typer.Option(help="Wanted time to the end; ends nothing, as --timeout does.")
+    ] = None
     request_class: Annotated[
         RequestClassName | None, typer.Option("--class", help="How urgent it is.")
     ] = None

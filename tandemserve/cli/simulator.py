@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tandemserve.cli.cluster import POLICY_NAMES, become, module_command
+from tandemserve.cli.cluster import become, module_command
+from tandemserve.cli.cluster_options import POLICY_NAMES
 from tandemserve.cli.exit_codes import ExitCode
 from tandemserve.cli.option_groups import AsJson
 from tandemserve.cli.output import note

@@ -20,7 +20,7 @@ _MARKS = {
 _LEGEND = ". waits   = prefill   > transfer   # decode"
 # What an event is called where its phase alone would not tell why it was entered.
 _NEEDS_CHANGE = frozenset(
-    {"preempted", "swapped_out", "swapped_in", "worker_lost", "evacuated", "gave_up"}
+    {"preempted", "outgrown", "swapped_out", "swapped_in", "worker_lost", "evacuated", "gave_up"}
     | {"caller_left", "operator_cancelled"}
 )
 _ENDS = frozenset({"finished", "failed", "cancelled"})

@@ -1,31 +1,19 @@
 """Answers larger than what a router keeps of one: a real router process, fake workers."""
 
 import asyncio
-import json
-import os
-import shutil
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 import pytest_asyncio
 
-from deploy.local.child import ChildProcess
-from deploy.local.port import reserve_port
-from deploy.local.redis import make_run_folder, start_own
-from deploy.local.settings import ROOT
-from engine.bundled import bundled_model_path
-from runtime.grpc_server import build_channel
+from deploy.local.router_with_fakes_testing import RouterWithFakes as Place
+from deploy.local.router_with_fakes_testing import router_with_fakes
 from scheduling.ids import WorkerId
 from tandemserve import AsyncClient, BeginningForgotten, Delta, ReaderTooSlow
 from tandemserve.api.v1 import inference_pb2 as pb
-from tandemserve.api.v1 import inference_pb2_grpc
-from worker.testing import FakeWorker, fake_workers
+from worker.testing import FakeWorker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
@@ -39,78 +27,20 @@ MAX_ALL_STREAMS_MIB, NUM_READERS = 16, 40
 Until = Callable[..., Awaitable[float]]
 
 
-@dataclass
-class Place:
-    """A router process with one fake worker of each kind."""
-
-    address: str
-    router: ChildProcess
-    workers: tuple[FakeWorker, ...]
-    channel: grpc.aio.Channel
-    stub: Any
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the router has in use."""
-        return int(psutil.Process(self.router.pid).memory_info().rss)
-
-    async def is_idle(self) -> bool:
-        """No worker knows a task."""
-        return not any(worker.num_tasks for worker in self.workers)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(tmp_path_factory: pytest.TempPathFactory, until: Until) -> AsyncIterator[Place]:
-    folder = tmp_path_factory.mktemp("flow")
-    model, log = folder / "long", folder / "router.log"
-    shutil.copytree(bundled_model_path(), model)
-    config = json.loads((model / "config.json").read_text("utf-8"))
-    config["max_position_embeddings"] = 1_000_000
-    (model / "config.json").write_text(json.dumps(config), "utf-8")
+async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
     names = ("prefill-0", "decode-0")
-    workers = tuple(FakeWorker(WorkerId(name), TEXT, tokens_per_turn=32) for name in names)
-    redis = await start_own(make_run_folder())
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(redis.stop)
-        await stack.enter_async_context(fake_workers(redis.url, "flow", model, *workers))
-        port = reserve_port("127.0.0.1", 0)
-        stack.callback(port.release)
-        settings = {
-            "port": str(port.port),
-            "model": str(model),
-            "redis-url": redis.url,
-            "cluster-name": "flow",
-            "max-stream-mib": str(MAX_STREAM_MIB),
-            "max-all-streams-mib": str(MAX_ALL_STREAMS_MIB),
-            "heartbeat-timeout-s": "60",
-            "drain-timeout-s": "2",
-        }
-        flags = (f"--{name}={value}" for name, value in settings.items())
-        environ = dict(os.environ, PYTHONPATH=str(ROOT))
-        command = (sys.executable, "-P", "-m", "router", *flags)
-        router = ChildProcess("router-0", command, environ, log)
-        stack.callback(router.kill)
-        router.start()
-        address = f"127.0.0.1:{port.port}"
-        channel = await stack.enter_async_context(build_channel(address))
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        there = Place(address, router, workers, channel, stub)
-        await until(lambda: _serves(there))
+    workers = (FakeWorker(WorkerId(name), TEXT, tokens_per_turn=32) for name in names)
+    async with router_with_fakes(
+        tmp_path_factory.mktemp("answers"),
+        *workers,
+        context_length=1_000_000,
+        max_stream_mib=str(MAX_STREAM_MIB),
+        max_all_streams_mib=str(MAX_ALL_STREAMS_MIB),
+    ) as there:
+        # Whatever the first request makes it load is not what answers take.
+        assert await num_tokens_of(there.stub.Generate(request_of(1))) == 1
         yield there
-        router.terminate()
-        assert await router.wait_ended(PATIENCE_S)
-        assert router.ended_well
-    told = log.read_text("utf-8")
-    assert "Traceback" not in told, told[-4000:]
-
-
-async def _serves(place: Place) -> bool:
-    assert place.router.is_running
-    request = request_of(1)
-    try:
-        return await num_tokens_of(place.stub.Generate(request)) == 1
-    except grpc.aio.AioRpcError:
-        return False
 
 
 def request_of(max_tokens: int, **fields: Any) -> pb.GenerateRequest:

@@ -68,7 +68,8 @@ async def test_whatever_an_iteration_holds_the_tokens_are_the_models_own(
 # Few blocks, short prompts, long answers and short ones: there is room for hosts and guests only.
 def crowd() -> list[tuple[Prompt, int]]:
     rng = random.Random(SEED)
-    lengths = [160, 160, 8, 16, 24, 40, 160, 12, 20, 32, 8, 16, 24, 40] * 3
+    # Hosts come first: in line they would stand behind all that end sooner.
+    lengths = [160] * 9 + [8, 16, 24, 40, 12, 20, 32, 8, 16, 24, 40] * 3
     return [(tuple(rng.choices(range(3, 300), k=rng.randint(4, 24))), n) for n in lengths]
 
 
@@ -116,3 +117,64 @@ async def test_answers_begin_inside_others_and_no_token_changes(
         print(f"{policy}: {sum(map(bool, borrowed))} guests, {sum(borrowed)} blocks borrowed")
         assert any(borrowed) == (lending == "yes")
         await assert_empty(cluster)
+
+
+# PAPERS 1.4.3, on the real engine: guests and others outlive their predictions, and no token of
+# them or of their hosts changes.
+async def test_answers_that_are_longer_than_predicted_are_the_models_own(
+    start_cluster: StartCluster,
+    greedy: Greedy,
+    model_folders: dict[str, Path],
+    assert_empty: AssertEmpty,
+) -> None:
+    print(f"prompts: seed {SEED}")
+    rng = random.Random(SEED)
+    prompts = [tuple(rng.choices(range(3, 300), k=rng.randint(4, 24))) for _ in range(50)]
+    hosts, short, long = prompts[:2], prompts[2:26], prompts[26:]
+    ends = [tokens[2] for tokens in greedy("qwen2", short, 3)]
+    worker = {
+        "max_num_batched_tokens": "64",
+        "num_blocks": "72",
+        "block_size": "8",
+        "policy": "ecoserve",
+    }
+    async with (
+        start_cluster(
+            model_folders["qwen2"],
+            num_prefill=0,
+            num_decode=0,
+            num_mixed=1,
+            router={"policy": "ecoserve"},
+            decode=worker,
+        ) as cluster,
+        cluster.client() as client,
+    ):
+        shared = {"temperature": 0.0, "ignore_eos": True, "timeout_s": 180.0}
+        # Before any has ended, answers are expected to be as long as they may be.
+        hosting = [
+            asyncio.ensure_future(client.generate(p, max_tokens=200, **shared))  # type: ignore[arg-type]
+            for p in hosts
+        ]
+        # Then as short as these.
+        calls = [
+            client.generate(p, max_tokens=200, stop_token_ids=(end,), **shared)  # type: ignore[arg-type]
+            for p, end in zip(short, ends, strict=True)
+        ]
+        assert all(len(a.token_ids) <= 3 for a in await asyncio.gather(*calls))
+        calls = [
+            client.generate(p, max_tokens=96, request_id=f"long-{number}", **shared)  # type: ignore[arg-type]
+            for number, p in enumerate(long)
+        ]
+        answers = await asyncio.gather(*calls)
+        assert [a.token_ids for a in answers] == greedy("qwen2", long, 96)
+        hosted = await asyncio.gather(*hosting)
+        assert [a.token_ids for a in hosted] == greedy("qwen2", hosts, 200)
+        await assert_empty(cluster)
+        histories = [await client.admin.request(f"long-{n}") for n in range(len(long))]
+        timelines = [timeline for history in histories for timeline in history.timelines]
+        changes = [event.change for timeline in timelines for event in timeline.events]
+        num_guests = sum(bool(a.timings.num_blocks_borrowed) for a in answers)
+        num_outgrown, num_preempted = changes.count("outgrown"), changes.count("preempted")
+        print(f"{num_guests} guests, {num_outgrown} waited again, {num_preempted} computed again")
+        assert num_guests
+        assert num_outgrown > num_preempted

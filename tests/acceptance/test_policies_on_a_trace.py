@@ -28,8 +28,10 @@ SEED = 23
 MODEL = "qwen2"
 SAMPLE = Path(__file__).parents[2] / "simulator/traces/samples/azure_2023_conv.csv"
 NUM_REQUESTS = 48
-# Arrivals in a few seconds, prompts and answers of tens of tokens.
-FASTER, SHORTER = 200.0, 16
+# Prompts and answers of tens of tokens.
+SHORTER = 16
+# Of a worker that computes answers.
+NUM_BLOCKS, BLOCK_SIZE = 16, 16
 SERVED = [policy.name for policy in POLICIES.values() if not policy.needs_foresight]
 # Answers grow beyond what they were given, and so few blocks are there that some make room.
 MAKES_ROOM = {"fcfs", "sarathi", "vllm", "accelgen", "fastserve"}
@@ -39,15 +41,18 @@ MAKES_ROOM = {"fcfs", "sarathi", "vllm", "accelgen", "fastserve"}
 class Asked:
     """One request of the trace, made shorter."""
 
-    at_s: float
     prompt: Prompt
     num_tokens: int
     # Greedy without it.
     seed: int | None
 
+    @property
+    def num_blocks(self) -> int:
+        """Of KV, at its end."""
+        return -(-(len(self.prompt) + self.num_tokens) // BLOCK_SIZE)
+
     async def of(self, client: AsyncClient) -> Completion:
-        """The whole answer, asked for in its turn."""
-        await asyncio.sleep(self.at_s)
+        """The whole answer."""
         return await client.generate(
             self.prompt,
             max_tokens=self.num_tokens,
@@ -66,16 +71,14 @@ def asked() -> list[Asked]:
         prompt = tuple(rng.choices(range(3, 300), k=num_prompt))
         num_tokens = min(48, max(2, one.num_output_tokens // SHORTER * 2))
         seed = None if number % 2 else number
-        return Asked(one.arrival_s / FASTER, prompt, num_tokens, seed)
+        return Asked(prompt, num_tokens, seed)
 
     requests = read_workload(SAMPLE).requests[:NUM_REQUESTS]
     return [shortened(number, one) for number, one in enumerate(requests)]
 
 
 @asynccontextmanager
-async def cluster_of(
-    start: StartCluster, model: Path, policy: str, num_blocks: int
-) -> AsyncIterator[LocalCluster]:
+async def cluster_of(start: StartCluster, model: Path, policy: str) -> AsyncIterator[LocalCluster]:
     """Two workers: both mixed, or one for prefill and one for decode."""
     is_apart = POLICIES[policy].is_disaggregated
     async with start(
@@ -87,7 +90,8 @@ async def cluster_of(
         prefill={"policy": policy},
         decode={
             "policy": policy,
-            "num_blocks": str(num_blocks),
+            "num_blocks": str(NUM_BLOCKS),
+            "block_size": str(BLOCK_SIZE),
             "max_num_batched_tokens": "64",
         },
     ) as cluster:
@@ -111,8 +115,10 @@ async def test_every_policy_gives_the_same_tokens(
 ) -> None:
     print(f"prompts: seed {SEED}")
     wanted = asked()
+    # All at once: far more than two workers have room for, so that every policy has to choose.
+    assert sum(one.num_blocks for one in wanted) > 5 * 2 * NUM_BLOCKS
     async with (
-        cluster_of(start_cluster, model_folders[MODEL], policy, num_blocks=16) as cluster,
+        cluster_of(start_cluster, model_folders[MODEL], policy) as cluster,
         cluster.client() as client,
     ):
         answers = await asyncio.gather(*(one.of(client) for one in wanted))

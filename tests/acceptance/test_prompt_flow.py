@@ -7,27 +7,22 @@ what max_prompt_mib says.
 
 import asyncio
 import json
-import os
 import random
-import shutil
 import sys
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import psutil
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deploy.local.child import ChildProcess
 from deploy.local.leak_check import check_for_leaks
-from deploy.local.port import reserve_port
-from deploy.local.redis import make_run_folder, start_own
+from deploy.local.router_with_fakes_testing import RouterWithFakes as Place
+from deploy.local.router_with_fakes_testing import router_with_fakes
 from deploy.local.settings import ROOT
 from engine.bundled import bundled_model_path
 from engine.tokenizer import Tokenizer
@@ -37,7 +32,7 @@ from scheduling.ids import WorkerId
 from scheduling.messages import SequenceSpec
 from tandemserve import AsyncClient
 from tandemserve.api.v1 import inference_pb2 as pb
-from worker.testing import FakeWorker, fake_workers
+from worker.testing import FakeWorker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
@@ -55,7 +50,6 @@ OFFERED_BYTES, BYTES_PER_S = 500_000_000, 120_000_000
 MAX_PROMPT_MIB = 64
 # What a bystander allows for an answer, on a machine that may be busy with other tests as well.
 DEADLINE_S = 30.0
-Until = Callable[..., Awaitable[float]]
 
 
 def token_of(prompt_token_ids: Sequence[int]) -> int:
@@ -67,70 +61,15 @@ def token_for(sequence: SequenceSpec) -> int:
     return token_of(sequence.prompt_token_ids)
 
 
-@dataclass
-class Place:
-    """A router process with one fake worker of each kind."""
-
-    address: str
-    router: ChildProcess
-    workers: tuple[FakeWorker, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the router has in use."""
-        return int(psutil.Process(self.router.pid).memory_info().rss)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(tmp_path_factory: pytest.TempPathFactory, until: Until) -> AsyncIterator[Place]:
-    folder = tmp_path_factory.mktemp("flow")
-    model, log = folder / "long", folder / "router.log"
-    shutil.copytree(bundled_model_path(), model)
-    config = json.loads((model / "config.json").read_text("utf-8"))
-    config["max_position_embeddings"] = CONTEXT
-    (model / "config.json").write_text(json.dumps(config), "utf-8")
-    workers = tuple(
-        FakeWorker(WorkerId(name), token_of=token_for) for name in ("prefill-0", "decode-0")
-    )
-    redis = await start_own(make_run_folder())
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(redis.stop)
-        await stack.enter_async_context(fake_workers(redis.url, "flow", model, *workers))
-        port = reserve_port("127.0.0.1", 0)
-        stack.callback(port.release)
-        settings = {
-            "port": str(port.port),
-            "model": str(model),
-            "redis-url": redis.url,
-            "cluster-name": "flow",
-            "max-prompt-mib": str(MAX_PROMPT_MIB),
-            "heartbeat-timeout-s": "60",
-            "drain-timeout-s": "2",
-        }
-        flags = (f"--{name}={value}" for name, value in settings.items())
-        environ = dict(os.environ, PYTHONPATH=str(ROOT))
-        command = (sys.executable, "-P", "-m", "router", *flags)
-        router = ChildProcess("router-0", command, environ, log)
-        stack.callback(router.kill)
-        router.start()
-        there = Place(f"127.0.0.1:{port.port}", router, workers)
-        await until(lambda: _is_ready(there))
+async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+    names, folder = ("prefill-0", "decode-0"), tmp_path_factory.mktemp("flow")
+    workers = (FakeWorker(WorkerId(name), token_of=token_for) for name in names)
+    limit = str(MAX_PROMPT_MIB)
+    async with router_with_fakes(
+        folder, *workers, context_length=CONTEXT, max_prompt_mib=limit
+    ) as there:
         yield there
-        router.terminate()
-        assert await router.wait_ended(PATIENCE_S)
-        assert router.ended_well
-    told = log.read_text("utf-8")
-    assert "Traceback" not in told, told[-4000:]
-
-
-async def _is_ready(place: Place) -> bool:
-    assert place.router.is_running
-    try:
-        async with AsyncClient(place.address) as client:
-            views = await client.admin.workers()
-    except Exception:
-        return False
-    return [view.state for view in views] == ["ready", "ready"]
 
 
 def requests(seed: int) -> list[tuple[pb.GenerateRequest, int]]:

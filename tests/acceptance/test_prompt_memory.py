@@ -1,32 +1,19 @@
 """What large texts leave behind in an idle router: nearly nothing, and no work for nobody."""
 
 import asyncio
-import json
-import os
 import random
-import shutil
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Any
 
 import grpc
-import psutil
 import pytest
 import pytest_asyncio
 
-from deploy.local.child import ChildProcess
-from deploy.local.port import reserve_port
-from deploy.local.redis import make_run_folder, start_own
-from deploy.local.settings import ROOT
-from engine.bundled import bundled_model_path
+from deploy.local.router_with_fakes_testing import RouterWithFakes as Place
+from deploy.local.router_with_fakes_testing import router_with_fakes
 from runtime.clock import MonotonicClock
-from runtime.grpc_server import build_channel
 from scheduling.ids import WorkerId
 from tandemserve.api.v1 import inference_pb2 as pb
-from tandemserve.api.v1 import inference_pb2_grpc
-from worker.testing import FakeWorker, fake_workers
+from worker.testing import FakeWorker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
@@ -38,68 +25,14 @@ CONTEXT = 50_000_000
 Until = Callable[..., Awaitable[float]]
 
 
-@dataclass
-class Place:
-    """A router process with one fake worker of each kind."""
-
-    router: ChildProcess
-    stub: Any
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the router has in use."""
-        return int(psutil.Process(self.router.pid).memory_info().rss)
-
-    @property
-    def cpu_s(self) -> float:
-        """Processor time that it has had."""
-        times = psutil.Process(self.router.pid).cpu_times()
-        return float(times.user + times.system)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(tmp_path_factory: pytest.TempPathFactory, until: Until) -> AsyncIterator[Place]:
+async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+    workers = (FakeWorker(WorkerId(name)) for name in ("prefill-0", "decode-0"))
     folder = tmp_path_factory.mktemp("memory")
-    model, log = folder / "long", folder / "router.log"
-    shutil.copytree(bundled_model_path(), model)
-    config = json.loads((model / "config.json").read_text("utf-8"))
-    config["max_position_embeddings"] = CONTEXT
-    (model / "config.json").write_text(json.dumps(config), "utf-8")
-    workers = tuple(FakeWorker(WorkerId(name)) for name in ("prefill-0", "decode-0"))
-    redis = await start_own(make_run_folder())
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(redis.stop)
-        await stack.enter_async_context(fake_workers(redis.url, "memory", model, *workers))
-        port = reserve_port("127.0.0.1", 0)
-        stack.callback(port.release)
-        settings = {
-            "port": str(port.port),
-            "model": str(model),
-            "redis-url": redis.url,
-            "cluster-name": "memory",
-            "heartbeat-timeout-s": "60",
-            "drain-timeout-s": "2",
-        }
-        flags = (f"--{name}={value}" for name, value in settings.items())
-        environ = dict(os.environ, PYTHONPATH=str(ROOT))
-        command = (sys.executable, "-P", "-m", "router", *flags)
-        router = ChildProcess("router-0", command, environ, log)
-        stack.callback(router.kill)
-        router.start()
-        channel = await stack.enter_async_context(build_channel(f"127.0.0.1:{port.port}"))
-        there = Place(router, inference_pb2_grpc.InferenceServiceStub(channel))
-        await until(lambda: _serves(there))
+    async with router_with_fakes(folder, *workers, context_length=CONTEXT) as there:
+        # Whatever the first request makes it load is not what large texts leave behind.
+        assert await _code_of(there, pb.GenerateRequest(text="hello")) == "OK"
         yield there
-        router.terminate()
-        assert await router.wait_ended(PATIENCE_S)
-        assert router.ended_well
-    told = log.read_text("utf-8")
-    assert "Traceback" not in told, told[-4000:]
-
-
-async def _serves(place: Place) -> bool:
-    assert place.router.is_running
-    return await _code_of(place, pb.GenerateRequest(text="hello")) == "OK"
 
 
 async def _code_of(place: Place, request: pb.GenerateRequest, timeout_s: float = 60.0) -> str:

@@ -1,5 +1,6 @@
 """What a decode worker moves to host memory, when, and how it comes back."""
 
+from math import inf
 from typing import TypeVar
 
 from decode_worker.core import DecodeCore
@@ -23,6 +24,7 @@ from scheduling.messages import (
     TaskReleased,
     TokensEmitted,
 )
+from scheduling.parked_due import MAX_OVERTAKEN_S
 from scheduling.sampling import SamplingParams, StopParams
 from scheduling.worker_events import (
     CommandArrived,
@@ -51,6 +53,7 @@ def new_core(
     num_blocks: int = 6,
     *,
     prefix_caching: bool = True,
+    parked_yields: bool = False,
 ) -> DecodeCore:
     settings = DecodeSettings(
         num_blocks,
@@ -60,6 +63,7 @@ def new_core(
         prefix_caching=prefix_caching,
         num_swap_blocks=num_swap_blocks,
         preemption=preemption,
+        parked_yields=parked_yields,
     )
     return DecodeCore(settings, EXPORT)
 
@@ -78,9 +82,15 @@ def of_type(actions: list[WorkerAction], wanted: type[T]) -> list[T]:
     return [action for action in actions if isinstance(action, wanted)]
 
 
-def begin(core: DecodeCore, task_id: TaskId, prompt: tuple[int, ...], max_tokens: int = 9) -> None:
+def begin(
+    core: DecodeCore,
+    task_id: TaskId,
+    prompt: tuple[int, ...],
+    max_tokens: int = 9,
+    tbt_s: float = inf,
+) -> None:
     """Exactly the blocks that the KV of prompt and first token needs."""
-    spec = SequenceSpec(prompt, (), SamplingParams(), StopParams(max_tokens))
+    spec = SequenceSpec(prompt, (), SamplingParams(), StopParams(max_tokens), tbt_s=tbt_s)
     num_blocks = -(-len(prompt) // 4)
     send(core, AdmitGeneration(task_id, spec, num_blocks, num_blocks, f"{task_id}@d"))
     send(core, StartDecode(task_id, (7,)))
@@ -103,10 +113,12 @@ def deny_all(core: DecodeCore) -> list[WorkerAction]:
     raise AssertionError("nobody makes room")
 
 
-def crowded(core: DecodeCore, short: int = 8, long: int = 16) -> list[WorkerAction]:
+def crowded(
+    core: DecodeCore, short: int = 8, long: int = 16, tbt_s: float = inf
+) -> list[WorkerAction]:
     """Two sequences fill the pool, and neither gets more."""
     begin(core, LONG, tuple(range(100, 100 + long)))
-    begin(core, SHORT, tuple(range(200, 200 + short)))
+    begin(core, SHORT, tuple(range(200, 200 + short)), tbt_s=tbt_s)
     return deny_all(core)
 
 
@@ -234,3 +246,27 @@ def test_a_copy_of_kv_that_a_failed_step_used_is_not_taken_again() -> None:
     core.handle(StepFailed("bad numbers"))
     core.check_invariants()
     assert SwappedOut(SHORT, 2) in reports(crowded(core))
+
+
+def test_the_load_tells_when_what_is_parked_goes_before_newcomers() -> None:
+    core = new_core(num_swap_blocks=10, parked_yields=True)
+    assert core.load.parked_due_in_s is None
+    crowded(core)  # without a goal
+    assert core.load.parked_due_in_s == MAX_OVERTAKEN_S
+    core.plan(now=7.0)
+    assert core.load.parked_due_in_s == MAX_OVERTAKEN_S - 7.0, "however long it waits already"
+    send(core, CancelTask(LONG, ""))
+    send(core, ResumeGeneration(SHORT, 3))
+    assert (core.load.num_parked, core.load.parked_due_in_s) == (0, None)
+
+
+def test_who_minds_a_single_gap_gives_half_of_it_however_far_ahead_it_is() -> None:
+    core = new_core(num_swap_blocks=10, parked_yields=True)
+    crowded(core, tbt_s=0.5)
+    assert core.load.parked_due_in_s == 0.25
+
+
+def test_by_a_policy_where_what_is_parked_comes_first_the_load_tells_nothing() -> None:
+    core = new_core(num_swap_blocks=10)
+    crowded(core)
+    assert (core.load.num_parked, core.load.parked_due_in_s) == (1, None)

@@ -5,10 +5,12 @@ from decode_worker.settings import DecodeSettings
 from decode_worker.turn_taking import TurnTakingCore, new_core
 from scheduling.batch_time_online import OnlineBatchTime
 from scheduling.batch_time_recovery import Preemption
+from scheduling.block_leases import LeaseKind, LentPlace
 from scheduling.feedback_queues import FeedbackQueues
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import (
     AdmitPrompt,
+    BlocksRefused,
     CancelTask,
     Command,
     GrantGrowth,
@@ -17,6 +19,7 @@ from scheduling.messages import (
     Preempted,
     Report,
     SequenceSpec,
+    StartDecode,
     SwappedOut,
     TaskReleased,
 )
@@ -70,11 +73,13 @@ class Worker:
         num_prompt: int = 6,
         num_blocks: int = 2,
         like: TaskId | None = None,
+        is_answer_held: bool = False,
     ) -> None:
         first = 1000 * sum((like or task_id).encode())
         prompt = tuple(range(first, first + num_prompt))
         spec = SequenceSpec(prompt, (), SamplingParams(), StopParams(60))
-        assert self.send(AdmitPrompt(task_id, spec, num_blocks)) == []
+        command = AdmitPrompt(task_id, spec, num_blocks, is_answer_held=is_answer_held)
+        assert self.send(command) == []
 
     def step(self) -> tuple[StepPlan, list[WorkerAction]]:
         actions, plan = self.core.plan(self.now)
@@ -209,6 +214,33 @@ def test_one_that_is_away_and_gets_no_room_is_given_up_when_nobody_else_could_en
     worker.core.check_invariants()
     assert (reports(actions), plan) == ([Preempted(A), TaskReleased(A)], None)
     assert worker.core.load.num_free_blocks == 18 + 40
+
+
+def test_one_that_waits_for_the_router_is_not_what_others_without_room_wait_for() -> None:
+    worker = Worker(num_blocks=6, num_host=0, max_num_seqs=2)
+    worker.admit(A, num_prompt=8, num_blocks=3)
+    worker.admit(B, num_prompt=8, num_blocks=3, is_answer_held=True)
+    worker.run_dry()
+    assert worker.send(GrantGrowth(A, 0)) == []
+    actions, plan = worker.core.plan(worker.now)
+    worker.core.check_invariants()
+    assert (reports(actions), plan) == ([Preempted(A), TaskReleased(A)], None)
+    assert worker.core.plan(worker.now) == ([], None), "what is held is nobody's to give up"
+
+
+def test_nobody_begins_in_blocks_of_another_for_these_may_move() -> None:
+    worker = Worker(max_num_seqs=4)
+    worker.admit(A, num_blocks=8)
+    worker.admit(B, is_answer_held=True)
+    worker.steps(2)
+    place = LentPlace(A, 6, 1, num_response_tokens=4, kind=LeaseKind.PIPELINE)
+    refused = [BlocksRefused(B, worker.core.pool.num_free_blocks)]
+    assert reports(worker.send(StartDecode(B, (8,), place))) == refused
+    assert worker.core.pool.num_lent_blocks == 0
+    assert len(worker.core.held) == 1, "it waits on"
+    worker.send(StartDecode(B, (8,)))
+    plan, _ = worker.step()
+    assert len(plan.chunks) == 2
 
 
 def test_who_was_refused_does_not_ask_again_because_others_move() -> None:

@@ -1,8 +1,9 @@
 """Pieces of a text have the ids of the whole, and no text has fewer tokens than is said."""
 
+import unicodedata
 from collections.abc import Callable
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 
 import pytest
 import tokenizers
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 
 from engine.bundled import bundled_model_path
-from engine.text_pieces import TokenLengths, ends_of_pieces, known_cuts, place_before
+from engine.text_pieces import TokenLengths, known_cuts
 from engine.tokenizer import TOKENIZER_FILE, Tokenizer
 from engine.tokenizer_testing import byte_level_backend, metaspace_backend, sentencepiece_backend
 
@@ -67,8 +68,13 @@ CUT = {"bundled": bundled, "GPT-2": byte_level, "Llama 3": llama_3, "Qwen 2": qw
 
 
 @cache
+def backend_of(kind: str) -> Backend:
+    return CUT[kind]()
+
+
+@cache
 def tokenizer_of(kind: str) -> Tokenizer:
-    return Tokenizer(CUT[kind](), {})
+    return Tokenizer(backend_of(kind), {})
 
 
 # What rules for words look at, and what composes with its neighbours.
@@ -112,19 +118,60 @@ def test_pieces_have_the_ids_of_the_whole(
     assert list(chain.from_iterable(pieces)) == tokenizer.encode(text, add_special_tokens=adds)
 
 
-@pytest.mark.parametrize("piece_chars", [1, 2, 10, 10_000])
-def test_a_text_is_cut_wherever_words_end_and_pieces_are_not_much_longer(piece_chars: int) -> None:
-    text = "some words, and more of them\n" * 100
-    place = place_before(" ,.\n")
-    assert place is not None
-    ends = ends_of_pieces(text, piece_chars, place)
-    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    assert max(lengths) <= piece_chars + len("words") + 2
-    assert min(lengths[:-1], default=piece_chars) >= piece_chars
-    # No place at all, and one that lies just before the end of a look.
-    assert ends_of_pieces("." * 1000, piece_chars, place) == [1000]
-    late = "." * (2 * piece_chars - 1) + "a" + "." * 3
-    assert ends_of_pieces(late, piece_chars, place)[0] == 2 * piece_chars
+# Of scripts with and without spaces, with marks that join what is before them and others.
+SCRIPTS = {
+    "Thai": "สวัสดีครับ วันนี้อากาศดีมาก ผมจะไปที่, ค้!",
+    "Lao": "ສະບາຍດີ ມື້ນີ້ອາກາດດີຫຼາຍ",
+    "Khmer": "សួស្តី ថ្ងៃនេះអាកាសធាតុល្អណាស់។",
+    "Burmese": "မင်္ဂလာပါ ဒီနေ့ရာသီဥတုကောင်းတယ်။ ဥ\u102e",
+    "Arabic": "مَرْحَبًا، كيف حالك اليوم؟ الطقس ١٢٣ جميل.",
+    "Hebrew": "שָׁלוֹם, מה שלומך היום? מזג האוויר נאה.",
+    "Hindi": "नमस्ते, आज मौसम बहुत अच्छा है। क़लम फ़ोन १२३",
+    "Tamil": "வணக்கம், இன்று வானிலை நன்றாக உள்ளது.",
+    "Korean": "안녕하세요, 오늘 날씨가 좋네요. 한글.",
+    "Japanese": "こんにちは。今日はいい天気ですね、「東京」へ行きます。",
+    "Russian": "Привет, сегодня хорошая погода… Й й.",
+    "Vietnamese": unicodedata.normalize("NFD", "Xin chào, hôm nay thời tiết đẹp quá."),
+    "emoji": "👍 🎉🎉 ❤\ufe0f 👩\u200d👩\u200d👧 🏳\ufe0f\u200d🌈 ok👍 1\ufe0f\u20e3 ☀\ufe0f",
+    "symbols": "→ ≠ ≠ ∑x∈∅ ½ Ⅻ ① °C Å Å",
+}
+
+
+def words_of(backend: Backend, text: str) -> list[str]:
+    """What the merging of tokens never reaches over."""
+    normal = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+    assert backend.pre_tokenizer is not None
+    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
+
+
+def check_words(kind: str, text: str, piece_chars: int) -> list[int]:
+    backend, ends = backend_of(kind), tokenizer_of(kind).ends_of_pieces(text, piece_chars)
+    pieces = [text[start:end] for start, end in pairwise([0, *ends])]
+    in_pieces = chain.from_iterable(words_of(backend, piece) for piece in pieces)
+    assert list(in_pieces) == words_of(backend, text)
+    return ends
+
+
+@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_texts_of_any_script_are_cut_between_their_words(script: str, kind: str) -> None:
+    text = SCRIPTS[script]
+    ends = check_words(kind, text, 1)
+    # Between any two words with a space between them, at least.
+    assert len(ends) > text.count(" ")
+    assert {text[end] for end in ends[:-1]} >= {" "} & set(text)
+
+
+@pytest.mark.parametrize("kind", CUT)
+@given(
+    text=st.lists(
+        st.sampled_from([*"".join(SCRIPTS.values()), *" \n\t\u3000'\u0316"])
+        | st.characters(codec="utf-8"),
+        max_size=40,
+    ).map("".join)
+)
+def test_no_place_is_in_a_word_whatever_characters_there_are(kind: str, text: str) -> None:
+    check_words(kind, text, 1)
 
 
 @pytest.mark.parametrize("kind", CUT)
@@ -149,16 +196,33 @@ def test_no_added_token_is_cut(mark: str, is_normalized: bool) -> None:
     assert list(chain.from_iterable(tokenizer.encode_pieces(text, ends))) == tokenizer.encode(text)
 
 
-@pytest.mark.parametrize(("written", "in_token"), [("=\u0338", "\u2260"), ("<\u0338", "\u226e")])
-def test_no_added_token_is_cut_that_the_text_spells_otherwise(written: str, in_token: str) -> None:
+@pytest.mark.parametrize(
+    ("written", "token"),
+    [
+        ("x=\u0338", "x\u2260"),
+        ("x<\u0338", "x\u226e"),
+        # The letter before it is composed, is spelt in two ways, has a mark that joins no letter.
+        ("\u00e9=\u0338", "\u00e9\u2260"),
+        ("\u212b.", "\u00c5."),
+        ("\u1112\u1161.", "\ud558."),
+        ("x\u0ddc\u0dca", "x\u0ddd"),
+        ("x\u0316 ", "x\u0316 "),
+    ],
+)
+def test_no_added_token_is_cut_that_the_text_spells_otherwise(written: str, token: str) -> None:
     backend = split_by(QWEN_2)
     backend.normalizer = normalizers.NFC()
-    backend.add_tokens([AddedToken(f"x{in_token}y", normalized=True)])
+    backend.add_tokens([AddedToken(f"{token}y", normalized=True)])
     tokenizer = Tokenizer(backend, {})
-    text = f"fox{written}y, and fox{written}y"
+    text = f"fox {written}y, and fo{written}y"
+    added = tokenizer.id_of(f"{token}y")
+    assert [token_id for token_id in tokenizer.encode(text) if token_id == added] == [added] * 2
     ends = tokenizer.ends_of_pieces(text, 1)
     assert len(ends) > 1
     assert list(chain.from_iterable(tokenizer.encode_pieces(text, ends))) == tokenizer.encode(text)
+
+
+BASIC_PLANE = [chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000]
 
 
 def with_prefix_space() -> Backend:
@@ -191,7 +255,7 @@ def with_dropout() -> Backend:
         lambda: byte_level(AddedToken("<x>", lstrip=True)),
         lambda: byte_level(AddedToken("<x>", rstrip=True)),
         lambda: byte_level(AddedToken("<x>", single_word=True)),
-        lambda: byte_level(AddedToken("".join(f"x{mark}" for mark in MARKS))),
+        lambda: byte_level(AddedToken("x" + "x".join(BASIC_PLANE))),
     ],
 )
 def test_what_is_not_known_to_be_safe_is_not_cut(new: Callable[[], Backend]) -> None:

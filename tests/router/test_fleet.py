@@ -42,7 +42,7 @@ def test_a_draining_worker_counts_for_nothing_new() -> None:
     view = fleet.get(WorkerId("decode-0"))
     assert view is not None
     assert fleet.max_request_tokens() == 32
-    fleet.take_load(view, WorkerLoad(8, 0, 0, 0, is_draining=True))
+    fleet.take_load(view, WorkerLoad(8, 0, 0, 0, is_draining=True), 0.0)
     assert fleet.max_request_tokens() == 16
     assert [c.worker_id for c in fleet.decode_candidates(0.0, "general")] == ["decode-1"]
 
@@ -83,9 +83,9 @@ def test_free_blocks_are_the_smaller_of_report_and_own_promises_less_the_growth_
     (growth,) = fleet.decode_candidates(0.0, "growth")
     assert (general.num_free_blocks, growth.num_free_blocks) == (30, 32)
     view.num_promised_blocks = 10
-    fleet.take_load(view, WorkerLoad(25, 0, 0, 0))
+    fleet.take_load(view, WorkerLoad(25, 0, 0, 0), 0.0)
     assert fleet.decode_candidates(0.0, "growth")[0].num_free_blocks == 22
-    fleet.take_load(view, WorkerLoad(5, 0, 0, 0))
+    fleet.take_load(view, WorkerLoad(5, 0, 0, 0), 0.0)
     assert fleet.decode_candidates(0.0, "growth")[0].num_free_blocks == 5
     assert fleet.decode_candidates(0.0, "general")[0].num_free_blocks == 3
 
@@ -128,7 +128,7 @@ def test_the_largest_new_task_is_one_of_a_worker_that_could_take_it() -> None:
     assert fleet.max_general_blocks("same") == 60
     view = fleet.get(WorkerId("decode-1"))
     assert view is not None
-    fleet.take_load(view, WorkerLoad(64, 0, 0, 0, is_draining=True))
+    fleet.take_load(view, WorkerLoad(64, 0, 0, 0, is_draining=True), 0.0)
     assert fleet.max_general_blocks("same") == 15
     assert fleet.max_general_blocks("nobody") == 0
 
@@ -138,8 +138,8 @@ def test_what_a_worker_told_of_its_model_of_passes_is_kept_while_it_says_nothing
     view = fleet.get(WorkerId("decode-0"))
     assert view is not None
     error = PassTimeError(64, 0.02, 0.1)
-    fleet.take_load(view, WorkerLoad(8, 0, 0, 0, pass_time_error=error))
-    fleet.take_load(view, WorkerLoad(7, 1, 0, 0))
+    fleet.take_load(view, WorkerLoad(8, 0, 0, 0, pass_time_error=error), 0.0)
+    fleet.take_load(view, WorkerLoad(7, 1, 0, 0), 0.0)
     assert view.pass_time_error == error
 
 

@@ -29,7 +29,7 @@ from scheduling.messages import (
     WorkerLoad,
 )
 from scheduling.policies import POLICIES
-from scheduling.policy import DeadlineThenOccupancy, Policy
+from scheduling.policy import DeadlineThenOccupancy, Policy, Sharing
 
 MIXED = "mixed-0"
 # Of 24 blocks of 4 tokens: 16 for the host, and 8 for whoever comes.
@@ -197,6 +197,19 @@ def test_guests_overtake_one_that_waits_for_room_only_so_often() -> None:
             core.report(MIXED, PrefillStarted(task))
             core.report(MIXED, tokens(task, 0, 1, finish="stop"), TaskReleased(task))
     assert num_guests == 64
+
+
+# PAPERS 2.2b: it is "cut" where unallocated KVC is short as well.
+@pytest.mark.parametrize(("least_share", "num_blocks"), [(0.25, 5), (0.5, 7), (1.0, None)])
+def test_a_prompt_without_room_for_all_of_its_answer_begins_with_a_share_of_it(
+    least_share: float, num_blocks: int | None
+) -> None:
+    policy = replace(POLICIES["cacheopt"], least_share=least_share, sharing=Sharing.NONE)
+    core = new_core(policy, num_blocks=24)
+    assert [prompt.num_blocks for prompt in ask(core, ("first", 4, 60))] == [16]
+    # 12 blocks are for all of it, and 8 are left.
+    given = [prompt.num_blocks for prompt in ask(core, ("cut", 8, 40))]
+    assert given == ([] if num_blocks is None else [num_blocks])
 
 
 # PAPERS 2.4.2: by best fit, all but one block of the prompt and its answer in the host's end.

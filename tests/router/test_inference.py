@@ -21,11 +21,12 @@ from router.events import (
     RequestArrived,
     RequestSpec,
 )
-from router.inference import InferenceService, ServiceGoals, add_to_server
+from router.inference import InferenceService, add_to_server
 from router.served_model import PromptEncoder, ServedModel, load_served_model
 from router.streams import RequestStream, StreamBook
 from router.testing import CoreUnderTest, GoneCaller
 from scheduling.errors import DeadlineExceeded, QueueFull
+from scheduling.goals import Goals
 from scheduling.ids import RequestId, TaskId
 from scheduling.messages import TokensEmitted
 from scheduling.sampling import SamplingParams
@@ -85,9 +86,8 @@ class Desk:
 
 @asynccontextmanager
 async def desk_of(model: ServedModel) -> AsyncIterator[Desk]:
-    desk = Desk()
-    encoder = PromptEncoder(model, num_threads=1)
-    goals = {name: ServiceGoals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
+    desk, encoder = Desk(), PromptEncoder(model, num_threads=1)
+    goals = {name: Goals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
     core = CoreUnderTest().core
     service = InferenceService(model, encoder, core, desk.streams, desk.apply, goals)
     desk.service = service

@@ -14,11 +14,12 @@ import pytest
 
 from engine.bundled import bundled_model_path
 from router.events import CallerLeft, EmitFinished, Event, PhaseTimings
-from router.inference import SERVICE_NAME, InferenceService, ServiceGoals, add_to_server
+from router.inference import SERVICE_NAME, InferenceService, add_to_server
 from router.prompt_room import MEMORY_PER_BYTE, PromptRoom
 from router.served_model import PromptEncoder, ServedModel, load_served_model
 from router.streams import RequestStream, StreamBook
 from router.testing import DECODE, CoreUnderTest, spec_of, through_prefill, tokens
+from scheduling.goals import Goals
 from scheduling.ids import RequestId
 from scheduling.messages import TaskReleased
 from tandemserve.api.v1 import inference_pb2 as pb
@@ -75,7 +76,7 @@ class Desk:
 @asynccontextmanager
 async def desk_of(model: ServedModel, room: PromptRoom) -> AsyncIterator[Desk]:
     desk, encoder = Desk(), PromptEncoder(model, num_threads=1)
-    goals = {name: ServiceGoals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
+    goals = {name: Goals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
     core = CoreUnderTest().core
     service = InferenceService(model, encoder, core, desk.streams, desk.apply, goals, room)
     server = grpc.aio.server()

@@ -10,11 +10,12 @@ import pytest
 
 from engine.bundled import bundled_model_path
 from router.events import Event
-from router.inference import InferenceService, ServiceGoals, add_to_server
+from router.inference import InferenceService, add_to_server
 from router.served_model import PromptEncoder, ServedModel, load_served_model
 from router.state import RouterSettings
 from router.streams import StreamBook
 from router.testing import CoreUnderTest
+from scheduling.goals import Goals
 from scheduling.ids import RequestId
 from tandemserve.api.v1 import inference_pb2 as pb
 from tandemserve.api.v1 import inference_pb2_grpc
@@ -34,7 +35,7 @@ async def stub_of(
     model: ServedModel, streams: StreamBook, apply: Callable[[Event], object], core: CoreUnderTest
 ) -> AsyncIterator[Any]:
     encoder = PromptEncoder(model, num_threads=1)
-    goals = {name: ServiceGoals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
+    goals = {name: Goals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
     service = InferenceService(
         model, encoder, core.core, streams, lambda event: void(apply(event)), goals
     )

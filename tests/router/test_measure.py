@@ -57,7 +57,7 @@ def test_what_a_worker_tells_of_its_model_is_recorded(reader: InMemoryMetricRead
         record_pass_times(telemetry.metrics, worker)
     for num_passes in (64, 128):
         error = PassTimeError(num_passes, 0.1, 0.3)
-        fleet.take_load(view, WorkerLoad(8, 0, 0, 0, pass_time_error=error))
+        fleet.take_load(view, WorkerLoad(8, 0, 0, 0, pass_time_error=error), 0.0)
         record_pass_times(telemetry.metrics, view)
     found = points(reader, "tandem_pass_time_error_ratio")
     by_statistic = {point.attributes["statistic"]: (point.count, point.sum) for point in found}

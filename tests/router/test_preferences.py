@@ -1,15 +1,18 @@
 """Workers kept in order: the same ones are preferred as by a look at all of them."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.events import GENERAL, GROWTH, Share
-from router.fleet import Fleet, WorkerView
+from router.events import GENERAL, GROWTH, Claim, Share
+from router.fleet import Fleet
 from router.preferences import MAX_PREFERENCES, Preferences
+from router.sequence import Leg
 from router.testing import hello_of, plain_decode, plain_mixed, plain_prefill
+from router.worker_view import WorkerView
 from scheduling.block_pool import num_blocks_for
 from scheduling.ids import TaskId, WorkerId
 from scheduling.messages import Admission, WorkerLoad
@@ -44,6 +47,7 @@ loads = st.builds(
     num_waiting=st.just(0),
     num_backlog_tokens=st.just(0),
     num_parked=st.sampled_from([0, 0, 0, 1]),
+    parked_due_in_s=st.sampled_from([None, -1.0, 0.5, 3.0, 8.0]),
     admission=st.sampled_from([Admission.OPEN, Admission.OPEN, Admission.CORDONED]),
 )
 changes = st.builds(
@@ -62,7 +66,7 @@ changes = st.builds(
 
 
 def apply(fleet: Fleet, view: WorkerView, change: Change) -> None:
-    fleet.take_load(view, change.load)
+    fleet.take_load(view, change.load, 0.0)
     view.num_promised_blocks = change.num_promised_blocks
     view.num_backlog_tokens = change.num_backlog_tokens
     view.last_taken = change.last_taken
@@ -70,7 +74,9 @@ def apply(fleet: Fleet, view: WorkerView, change: Change) -> None:
     view.is_starving = change.is_starving
     fleet.touch(view)
     for number in range(change.num_parked):
-        view.parked.push(TaskId(f"parked-{number}"), (0.0,))
+        task_id = TaskId(f"parked-{number}")
+        view.parked.push(task_id, (0.0,))
+        view.decode_legs[task_id] = Leg(Claim(task_id, "decode", 1), 0, parked_due_at_s=4.0)
     fleet.note_parked(view)
     keys = PromptPrefix(PROMPT).keys(view.hello.block_size)[: change.num_cached_blocks]
     view.prefixes.apply(PrefixChanges(keys, ()))
@@ -87,6 +93,7 @@ def names(views: Iterable[WorkerView]) -> list[str]:
     compatibilities=st.sampled_from([("same",), ("same", "other")]),
     batch_limits=st.sampled_from([(12,), (5, 100), (100, 5, 12)]),
     steps=st.lists(st.lists(changes, max_size=6), min_size=1, max_size=4),
+    due_at_s=st.sampled_from([0.0, 2.0, 5.0, math.inf]),
     num_tokens=st.integers(1, 60),
     num_more_tokens=st.integers(1, 40),
     has_prefix=st.booleans(),
@@ -97,6 +104,7 @@ def test_the_first_preferences_are_those_of_a_look_at_every_worker(
     compatibilities: tuple[str, ...],
     batch_limits: tuple[int, ...],
     steps: list[list[Change]],
+    due_at_s: float,
     num_tokens: int,
     num_more_tokens: int,
     has_prefix: bool,
@@ -135,10 +143,11 @@ def test_the_first_preferences_are_those_of_a_look_at_every_worker(
         plain = plain_prefill(fleet, *prompt)[:MAX_PREFERENCES]
         assert names(preferences.prefill(*prompt)) == [c.worker_id for c in plain]
         in_place = (*prompt, num_blocks_for_size)
-        plain = plain_mixed(fleet, *in_place)[:MAX_PREFERENCES]
-        assert names(preferences.mixed(*in_place)) == [c.worker_id for c in plain]
+        plain = plain_mixed(fleet, *in_place, due_at_s=due_at_s)[:MAX_PREFERENCES]
+        found = preferences.mixed(*in_place, due_at_s=due_at_s)
+        assert names(found) == [c.worker_id for c in plain]
         for share in SHARES:
-            task = (1.0, num_blocks_for_size(4), "same", share, prefix)
+            task = (1.0, num_blocks_for_size(4), "same", share, prefix, due_at_s)
             plain = plain_decode(fleet, *task)[:MAX_PREFERENCES]
             assert names(preferences.decode(*task)) == [c.worker_id for c in plain]
 

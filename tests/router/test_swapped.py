@@ -1,7 +1,10 @@
 """Answers whose KV waits in a decode worker's host memory: when they go on, and when elsewhere."""
 
+from dataclasses import replace
+
 import pytest
 
+from router.admission import admitting
 from router.events import (
     CallerLeft,
     EmitFailed,
@@ -133,6 +136,87 @@ def test_what_other_routers_have_parked_comes_first_as_well() -> None:
     assert [type(what) for _, what in commands(admitted)] == [AdmitGeneration]
 
 
+# Enough for a newcomer, which needs 4 blocks, and one too few for the answer that is parked.
+SOME_ROOM = WorkerLoad(8, 0, 0, 0, num_parked=1)
+
+
+def parked_far_ahead(deadline_s: float | None = None) -> CoreUnderTest:
+    """One answer is parked; its second token is due after 200 s, so newcomers get 100 s."""
+    core = CoreUnderTest()
+    core.ask(spec_of(num_prompt=20, max_tokens=30, tpot_s=100.0, deadline_s=deadline_s))
+    task = through_prefill(core)
+    core.report(DECODE, tokens(task, 1, 12))
+    core.report(DECODE, SwappedOut(task, 5), load=replace(full(), parked_due_in_s=100.0))
+    return core
+
+
+def newcomer_on_decode_worker(core: CoreUnderTest, ttft_s: float) -> bool:
+    """Whether the worker gets its answer as soon as its prompt begins."""
+    begun = commands(core.ask(spec_of("new", ttft_s=ttft_s)))
+    assert type(begun[0][1]) is StartPrefill
+    return [type(what) for _, what in begun[1:]] == [AdmitGeneration]
+
+
+@pytest.mark.parametrize(("ttft_s", "goes_first"), [(99.0, True), (101.0, False), (-5.0, True)])
+def test_a_newcomer_that_is_due_sooner_begins_where_an_answer_is_parked(
+    ttft_s: float, goes_first: bool
+) -> None:
+    core = parked_far_ahead()
+    core.report(DECODE, load=replace(SOME_ROOM, parked_due_in_s=100.0))
+    assert newcomer_on_decode_worker(core, ttft_s) == goes_first
+
+
+def test_the_time_that_a_parked_answer_gives_to_newcomers_ends() -> None:
+    core = parked_far_ahead()
+    core.now = 100.0
+    core.report(DECODE, load=replace(SOME_ROOM, parked_due_in_s=0.0))
+    assert not newcomer_on_decode_worker(core, 0.001)
+    room = replace(free(), num_free_blocks=14, parked_due_in_s=0.0)
+    resumed = core.report(DECODE, load=room)
+    assert [type(what) for _, what in commands(resumed)] == [ResumeGeneration]
+
+
+def test_a_parked_answer_whose_request_must_end_soon_gives_less() -> None:
+    core = parked_far_ahead(deadline_s=20.0)
+    core.report(DECODE, load=replace(SOME_ROOM, parked_due_in_s=100.0))
+    assert not newcomer_on_decode_worker(core, 11.0)
+
+
+def test_room_for_the_parked_answer_is_its_own_whoever_is_due_sooner() -> None:
+    core = parked_far_ahead()
+    room = replace(free(), num_free_blocks=14, parked_due_in_s=100.0)
+    resumed = core.report(DECODE, load=room)
+    assert [type(what) for _, what in commands(resumed)] == [ResumeGeneration]
+
+
+@pytest.mark.parametrize(("ttft_s", "goes_first"), [(4.0, True), (6.0, False)])
+def test_newcomers_go_before_what_other_routers_have_parked_by_the_same_rule(
+    ttft_s: float, goes_first: bool
+) -> None:
+    core = CoreUnderTest()
+    core.now = 50.0
+    core.report(DECODE, load=replace(SOME_ROOM, parked_due_in_s=5.0))
+    assert newcomer_on_decode_worker(core, ttft_s) == goes_first
+
+
+def test_where_the_worker_does_not_say_when_nobody_goes_before_what_is_parked() -> None:
+    core = parked_far_ahead()
+    core.report(DECODE, load=SOME_ROOM)
+    assert not newcomer_on_decode_worker(core, 0.1)
+
+
+def test_who_is_parked_does_not_count_among_those_that_a_newcomer_must_fit_beside() -> None:
+    """It comes back when there is room; the others may fill the worker until then."""
+    core = parked_far_ahead()
+    state = core.core.state
+    view = state.fleet.get(WorkerId(DECODE))
+    assert view is not None
+    core.report(DECODE, load=replace(SOME_ROOM, parked_due_in_s=100.0))
+    assert view.num_tokens_at_most == 50
+    core.ask(spec_of("new", num_prompt=30, max_tokens=20))
+    assert admitting(state, (view,), sequence_of(core, "new")) == (view,)
+
+
 def test_a_worker_without_room_after_all_keeps_it_parked() -> None:
     core = CoreUnderTest()
     task = parked(core)
@@ -140,7 +224,7 @@ def test_a_worker_without_room_after_all_keeps_it_parked() -> None:
     refused = core.report(DECODE, BlocksRefused(task, 0), load=full())
     assert of_type(refused, ReleaseHolding)
     sequence = sequence_of(core)
-    assert (sequence.phase, sequence.num_swaps) == (Phase.GENERATION_QUEUED, 1)
+    assert (sequence.phase, sequence.preemptions.num_swaps) == (Phase.GENERATION_QUEUED, 1)
     core.now += 1.0
     again = core.report(DECODE, load=free())
     assert commands(again) == [(DECODE, ResumeGeneration(task, 7))]
@@ -212,7 +296,9 @@ def test_one_that_waits_long_is_computed_elsewhere_where_nobody_else_waits_for_t
     assert (DECODE, "CancelTask") in [(to, type(what).__name__) for to, what in commands(moved)]
     assert core.task_id() != task
     sequence = sequence_of(core)
-    assert (sequence.num_preemptions, sequence.num_swaps, sequence.num_tries) == (2, 1, 2)
+    assert (sequence.preemptions.num_times, sequence.preemptions.num_swaps) == (1, 1)
+    assert sequence.num_tries == 2
+    assert core.core.state.counters.num_preemptions == 1, "it made room once, both ways"
     assert sequence.has_made_room
     core.report(DECODE, TaskReleased(task))
 

@@ -196,14 +196,17 @@ def test_any_bytes_are_answered_or_refused_and_nothing_else() -> None:
                         grpc.StatusCode.RESOURCE_EXHAUSTED,
                     }, (method, part[:50])
                     assert (code is grpc.StatusCode.RESOURCE_EXHAUSTED) == (len(part) > 100_000)
-        assert {line["event"] for line in log.lines} <= {"malformed_message"}
+        # gRPC's poller is the process's own: it may still complain of an earlier test's loop.
+        events = {line["event"] for line in log.lines if line.get("logger") != "asyncio"}
+        assert events <= {"malformed_message"}
 
     @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.tuples(st.sampled_from(sorted(KINDS)), parts), min_size=1, max_size=30))
     def ask(asked: list[tuple[str, bytes]]) -> None:
-        asyncio.run(ask_all(asked))
+        loop.run(ask_all(asked))
 
-    ask()
+    with asyncio.Runner() as loop:
+        ask()
 
 
 async def code_of(channel: grpc.aio.Channel, method: str, part: bytes) -> grpc.StatusCode:

@@ -1,6 +1,7 @@
 """Round trips of every message, and a named error for everything a bad peer could send."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -206,6 +207,14 @@ def test_commands_arrive_as_they_were_sent(batch: list[Command]) -> None:
     assert decode_request(sent(encode_commands(batch))) == tuple(batch)
 
 
+@pytest.mark.parametrize("due_in_s", [None, 2.5, 0.0, -1.0])
+def test_a_load_tells_when_what_is_parked_goes_before_newcomers(due_in_s: float | None) -> None:
+    (message,) = encode_reports([], replace(LOAD, num_parked=1, parked_due_in_s=due_in_s))
+    frame = decode_response(answered(message))
+    assert isinstance(frame, ReportBatch)
+    assert frame.load.parked_due_in_s == due_in_s
+
+
 @given(st.lists(reports, max_size=8), loads)
 def test_reports_of_each_task_arrive_complete_and_in_order(
     batch: list[Report], load: WorkerLoad
@@ -357,6 +366,12 @@ def a_token(**fields: Any) -> pb.SessionResponse:
         (pb.SessionResponse(), "frame"),
         (pb.SessionResponse(reports=pb.ReportFrame()), "load"),
         (a_frame(load=pb.WorkerLoad(num_free_blocks=2**31)), "num_free_blocks"),
+        (
+            a_frame(
+                load=pb.WorkerLoad(admission=pb.WORKER_ADMISSION_OPEN, parked_due_in_s=math.nan)
+            ),
+            "parked_due_in_s",
+        ),
         (a_report(), "report"),
         (a_report(task_id="", released=pb.TaskReleased()), "task_id"),
         (a_report(kv_pushed=pb.KvPushed(copy_s=math.nan)), "copy_s"),

@@ -1,13 +1,14 @@
-"""What a router tells a mixed worker of answers that wait there, on the wire."""
+"""What a router and a mixed worker tell each other of answers that wait there, on the wire."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.wire import ProtocolError, decode_request, encode_commands
+from runtime.wire.reports import report_from_proto, report_to_proto
 from scheduling.block_leases import LeaseKind, LentPlace
 from scheduling.ids import TaskId
-from scheduling.messages import AdmitPrompt, SequenceSpec, StartDecode
+from scheduling.messages import AdmitPrompt, Preempted, SequenceSpec, StartDecode
 from scheduling.sampling import SamplingParams, StopParams
 
 SEQUENCE = SequenceSpec((1, 2), (), SamplingParams(), StopParams(4))
@@ -31,3 +32,9 @@ def test_an_answer_is_not_begun_in_a_place_that_cannot_be() -> None:
     message.commands.commands[0].start_decode.place.num_blocks = 0
     with pytest.raises(ProtocolError, match="num_blocks"):
         decode_request(message)
+
+
+@given(st.booleans())
+def test_who_makes_room_says_whether_it_keeps_its_kv(keeps_kv: bool) -> None:
+    report = Preempted(TaskId("c/0"), keeps_kv)
+    assert report_from_proto(report_to_proto(report)) == report

@@ -69,6 +69,14 @@ def test_a_sequence_is_sampled_as_the_router_says(
     assert arrived(sequence) == sequence
 
 
+@given(
+    tpot_s=st.just(math.inf) | st.floats(1e-4, 1e6), tbt_s=st.just(math.inf) | st.floats(1e-4, 1e6)
+)
+def test_goals_for_gaps_travel_or_are_absent(tpot_s: float, tbt_s: float) -> None:
+    sequence = SequenceSpec((1,), (), SamplingParams(), StopParams(5), tpot_s=tpot_s, tbt_s=tbt_s)
+    assert arrived(sequence) == sequence
+
+
 def test_what_is_not_asked_for_takes_no_room() -> None:
     plain = SequenceSpec((1,), (), SamplingParams(temperature=0.5), StopParams(5))
     assert arrived(plain) == plain

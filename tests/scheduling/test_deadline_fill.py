@@ -21,6 +21,8 @@ def state(
     next_due_s: float = math.inf,
     tpot_s: float = math.inf,
     num_begun: int = 0,
+    tbt_s: float = math.inf,
+    last_decode_at_s: float = 0.0,
 ) -> IterationState:
     return IterationState(
         now=0.0,
@@ -32,7 +34,8 @@ def state(
         prompts=prompts,
         num_startable=len(prompts) - num_begun,
         num_begun=num_begun,
-        last_decode_at_s=0.0,
+        last_decode_at_s=last_decode_at_s,
+        tightest_tbt_s=tbt_s,
     )
 
 
@@ -59,6 +62,50 @@ def test_answers_that_are_behind_are_in_every_pass_and_it_keeps_their_goal() -> 
     shape = BatchShape(10, 1000).with_chunk(0, num_tokens)
     assert index == 0
     assert MODEL.seconds(shape) <= 0.095 < MODEL.seconds(shape.with_chunk(num_tokens, 1))
+
+
+def test_nobody_pauses_longer_than_an_answer_allows_each_of_its_gaps_to_be() -> None:
+    ahead = state(prompt(500, 0.09), num_decode=10, next_due_s=5.0, tpot_s=0.05, tbt_s=0.05)
+    choice = RULE.choose(ahead)
+    assert choice.has_decodes
+    ((_, num_tokens),) = choice.chunks
+    shape = BatchShape(10, 1000).with_chunk(0, num_tokens)
+    assert MODEL.seconds(shape) <= 0.95 * 0.05 < MODEL.seconds(shape.with_chunk(num_tokens, 1))
+
+
+def test_a_pause_that_a_single_gap_has_time_for_is_made() -> None:
+    # 60 ms for the prompts and 11 for the pass after it.
+    loose = state(prompt(500, 0.09), num_decode=10, next_due_s=5.0, tpot_s=0.05, tbt_s=0.08)
+    assert not RULE.choose(loose).has_decodes
+
+
+@given(
+    tokens=st.lists(st.integers(1, 4000), min_size=1, max_size=6),
+    due_s=st.floats(-1.0, 30.0),
+    next_due_s=st.floats(-1.0, 10.0),
+    tbt_s=st.floats(0.02, 0.5),
+    since_s=st.floats(0.0, 0.5),
+)
+def test_no_pass_ends_after_a_single_gap_is_over_but_for_the_least_of_prompts(
+    tokens: list[int], due_s: float, next_due_s: float, tbt_s: float, since_s: float
+) -> None:
+    asked = state(
+        *(prompt(n, due_s) for n in tokens),
+        num_decode=10,
+        next_due_s=next_due_s,
+        tpot_s=min(tbt_s, 0.1),
+        tbt_s=tbt_s,
+        last_decode_at_s=-since_s,
+    )
+    choice = RULE.choose(asked)
+    shape = BatchShape(10, 1000) if choice.has_decodes else BatchShape()
+    for _, num_tokens in choice.chunks:
+        shape = shape.with_chunk(0, num_tokens)
+    takes_s = MODEL.seconds(shape)
+    if not choice.has_decodes:
+        takes_s += MODEL.seconds(BatchShape(10, 1000))  # the pass in which they get their token
+    if choice.num_prompt_tokens > RULE.min_prompt_tokens:
+        assert since_s + takes_s <= tbt_s
 
 
 # The prompts take 0.060 s alone. Answers are 0.005 s from their token, and could make up for more.

@@ -38,6 +38,7 @@ TASK = WaitingTask(
 )
 
 
+# PAPERS 1.4.7, of both queues; tests/scheduling/test_length_groups.py has it of a whole queue.
 def test_an_earlier_deadline_bucket_goes_first_whatever_else_differs() -> None:
     order = DeadlineThenOccupancy(deadline_bucket_s=1.0, kvc_bucket_blocks=4)
     urgent = replace(TASK, deadline_at_s=19.0, num_occupied_blocks=0, num_response_tokens=1)
@@ -54,6 +55,7 @@ def test_ecoserve_looks_at_when_the_whole_answer_is_due() -> None:
     assert order.prompt_key(soon_over) < order.prompt_key(long_to_go)
 
 
+# PAPERS 1.4.7
 def test_nearly_equal_deadlines_tie_and_the_larger_holder_goes_first() -> None:
     order = DeadlineThenOccupancy(deadline_bucket_s=1.0, kvc_bucket_blocks=4)
     holder = replace(TASK, deadline_at_s=20.9, num_occupied_blocks=12)
@@ -61,6 +63,7 @@ def test_nearly_equal_deadlines_tie_and_the_larger_holder_goes_first() -> None:
     assert order.prompt_key(holder) < order.prompt_key(TASK)
 
 
+# PAPERS 1.4.7
 def test_equal_holders_go_by_length_the_longer_first() -> None:
     order = DeadlineThenOccupancy(deadline_bucket_s=1.0, kvc_bucket_blocks=4)
     longer_answer = replace(TASK, num_response_tokens=51, num_occupied_blocks=11)

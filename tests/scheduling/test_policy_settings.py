@@ -48,6 +48,7 @@ VALUES: dict[str, list[tuple[str, object]]] = {
         *((name, name) for name in ("mean", "quantile", "padded", "hoeffding")),
     ],
     "growth_reserve": [("0.0", 0.0), ("0.0625", 0.0625)],
+    "least_share": [("0.25", 0.25), ("1.0", 1.0)],
     "is_growing_ahead": [("yes", True), ("no", False)],
     "sharing": [(str(member), member) for member in Sharing],
     "admission": [
@@ -64,9 +65,11 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     ],
     "is_preempting_eagerly": [("yes", True), ("no", False)],
     "preemption": [(str(member), member) for member in Preemption],
+    "parked_yields": [("yes", True), ("no", False)],
     "late_yields": [("yes", True), ("no", False)],
     "is_grouping": [("yes", True), ("no", False)],
     "is_decoupled": [("yes", True), ("no", False)],
+    "outgrown_waits_again": [("yes", True), ("no", False)],
     "is_queued_on_workers": [("yes", True), ("no", False)],
     "is_disaggregated": [("yes", True), ("no", False)],
 }
@@ -176,6 +179,7 @@ def test_a_noisy_oracle_is_for_simulations_only() -> None:
         ("default+batching=fast", "batching cannot be 'fast'; use one of fill, "),
         ("default+is_grouping=maybe", "use one of yes, true, on, no, false, off"),
         ("default+growth_reserve=0.9", "from 0 to 0.5"),
+        ("default+least_share=0.0", "above 0, at most 1"),
         ("default+growth_reserve=-1", "from 0 to 0.5"),
         (
             "default+predictor=crystal",

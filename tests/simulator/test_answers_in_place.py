@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cluster.memory_ledger import MemoryLedger
 from router.core import RouterCore
 from router.state import RouterSettings
+from router.timeline import Entry
 from runtime.clock import ManualClock
 from scheduling.length_oracles import MaxTokens
 from scheduling.lifecycle import Change
@@ -50,9 +51,11 @@ def new_cluster(
     reserve: float = 0.25,
     sharing: Sharing = Sharing.NONE,
     max_untold_tokens: int = 1,
+    *,
+    waits_again: bool = True,
 ) -> CheckedCluster:
     """Blocks of 4 tokens; that share of them is for prompts and for growth."""
-    policy = replace(POLICIES["ecoserve"], sharing=sharing)
+    policy = replace(POLICIES["ecoserve"], sharing=sharing, outgrown_waits_again=waits_again)
     limits = RouterSettings(
         max_backlog_tokens=24, max_retries_per_task=100, length_quantum_tokens=4
     )
@@ -79,6 +82,7 @@ def new_cluster(
     sharing=st.sampled_from([Sharing.NONE, Sharing.PIPELINE]),
     fleet=st.sampled_from(FLEETS),
     max_untold_tokens=st.sampled_from([1, 64]),
+    waits_again=st.booleans(),
 )
 def test_every_answer_is_right_and_every_block_comes_back(
     wanted: list[Ask],
@@ -89,9 +93,18 @@ def test_every_answer_is_right_and_every_block_comes_back(
     sharing: Sharing,
     fleet: tuple[str, ...],
     max_untold_tokens: int,
+    waits_again: bool,
 ) -> None:
-    predictor = predictor_of(kind, seed)
-    cluster = new_cluster(seed, predictor, fleet, num_blocks, reserve, sharing, max_untold_tokens)
+    cluster = new_cluster(
+        seed,
+        predictor_of(kind, seed),
+        fleet,
+        num_blocks,
+        reserve,
+        sharing,
+        max_untold_tokens,
+        waits_again=waits_again,
+    )
     run_and_check(cluster, wanted)
 
 
@@ -135,10 +148,14 @@ def crowd(seed: int) -> list[Ask]:
     ]
 
 
-def changes_of(cluster: CheckedCluster) -> list[Change]:
+def entries_of(cluster: CheckedCluster) -> list[Entry]:
     records = cluster.router.state.ended
     answers = [answer for record in records for answer in record.answers]
-    return [entry.change for answer in answers for entry in answer.timeline.entries]
+    return [entry for answer in answers for entry in answer.timeline.entries]
+
+
+def changes_of(cluster: CheckedCluster) -> list[Change]:
+    return [entry.change for entry in entries_of(cluster)]
 
 
 # Without these the tests above might show nothing.
@@ -152,6 +169,34 @@ def test_answers_do_wait_and_some_must_make_room(reserve: float) -> None:
         num_made_room += changes_of(cluster).count(Change.PREEMPTED)
     assert waited_s > 0.1
     assert bool(num_made_room) == (reserve == 0.5)
+
+
+# PAPERS 1.4.3: the reserve first, then they wait with their KV, and only then is KV given up;
+# whichever it is, every answer is right.
+@pytest.mark.parametrize(
+    ("num_blocks", "waits_again", "gives_up"),
+    [(64, False, False), (40, True, False), (24, True, True)],
+)
+def test_answers_that_outgrow_their_prediction_cost_no_more_than_they_must(
+    num_blocks: int, waits_again: bool, gives_up: bool
+) -> None:
+    outgrown: list[float] = []
+    given_up: list[float] = []
+    for seed in range(6):
+        rng = random.Random(seed)
+        wanted = [
+            replace(ask, max_tokens=rng.choice([12, 24, 40]), at_s=0.0) for ask in crowd(seed)[:8]
+        ]
+        cluster = new_cluster(seed, ShortSighted(), ("mixed-0",), num_blocks, 0.1, Sharing.PIPELINE)
+        run_and_check(cluster, wanted)
+        for entry in entries_of(cluster):
+            if entry.change is Change.OUTGROWN:
+                outgrown.append(entry.at_s)
+            elif entry.change is Change.PREEMPTED:
+                given_up.append(entry.at_s)
+    assert (bool(outgrown), bool(given_up)) == (waits_again, gives_up)
+    assert not given_up or min(outgrown) < min(given_up)
+    assert len(given_up) <= len(outgrown) / 8
 
 
 def test_answers_that_wait_do_begin_in_blocks_of_others() -> None:

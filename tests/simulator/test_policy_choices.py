@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, str, object]] = {
     "chunks": ("accelgen", ONE, ChunkSettings(goal=IterationGoal.NONE)),
     "predictor": ("default", ONE, "max-tokens"),
     "bound": ("ecoserve", ONE, "hoeffding"),
+    "least_share": ("cacheopt", ONE, 1.0),
     "growth_reserve": ("default", ONE, 0.3),
     "is_growing_ahead": ("cacheopt", ONE, None),
     "sharing": ("ecoserve", ONE, Sharing.NONE),
@@ -37,9 +38,11 @@ CHOICES: dict[str, tuple[str, str, object]] = {
     "is_preempting_eagerly": ("fcfs", ONE, None),
     "preemption": ("fcfs", ONE, Preemption.FIRST),
     "reserves_more_again": ("fcfs", ONE, None),
+    "parked_yields": ("default", ONE, None),
     "late_yields": ("default", ONE, None),
     "is_grouping": ("ecoserve", PAIR, None),
     "is_decoupled": ("ecoserve", ONE, None),
+    "outgrown_waits_again": ("ecoserve", ONE, None),
     "is_queued_on_workers": ("default", ONE, None),
 }
 # What it is called, and which workers it was made for.

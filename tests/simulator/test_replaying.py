@@ -219,6 +219,39 @@ def test_the_command_says_that_all_is_the_same(
     assert (told["is_same"], told["end"], told["num_requests"]) == (True, "ended", 4)
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_event_that_is_not_there_is_told_and_spoils_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    path = tmp_path / "some.jsonl.gz"
+    path.write_bytes(recording_of(asks_at_once(1)))
+    assert main(["replay", str(path), "--json"]) == 0
+    num_events = json.loads(capsys.readouterr().out)["num_events"]
+    assert main(["replay", str(path), "--show", str(num_events), *options]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["replay", str(path), "--show", str(num_events + 1), *options]) == 0
+    out, err = capsys.readouterr()
+    last = f"give --show a number from 1 to {num_events}"
+    assert err == f"note: there is no event {num_events + 1}; {last}\n"
+    assert "same" in out
+
+
+def test_an_event_behind_the_first_difference_is_not_reached_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "some.jsonl.gz"
+
+    def edit(lines: list[dict[str, Any]]) -> None:
+        finished(lines)[1]["index"] = 7
+
+    path.write_bytes(edited(recording_of(asks_at_once(1)), edit))
+    assert main(["replay", str(path), "--show", "9999"]) == 1
+    err = capsys.readouterr().err
+    assert re.fullmatch(
+        r"note: event 9999 was not reached: the replay ends at event \d+, which differs\n", err
+    )
+
+
 def test_the_command_says_where_a_killed_router_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import signal
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -64,7 +65,8 @@ def test_results_notes_and_times_are_in_the_order_of_the_jobs(
 
 
 def test_a_defect_in_a_process_is_told_and_ends_the_others(runner: Runner) -> None:
-    with pytest.raises(RunFailed, match="ValueError: a defect"):
+    told = r"(?s)run 2 of 2 failed in a process of its own.*ValueError: a defect"
+    with pytest.raises(RunFailed, match=told):
         run_side_by_side([wait_for_ever, fail], runner, 2)
     assert not multiprocessing.active_children()
 
@@ -73,6 +75,26 @@ def test_a_defect_in_a_process_is_told_and_ends_the_others(runner: Runner) -> No
 def test_a_process_that_is_gone_is_told_and_ends_the_others(
     runner: Runner, death: Callable[[Runner], int]
 ) -> None:
-    with pytest.raises(RunDied, match=r"run 2 ended with exit code 9 .* lower --jobs"):
+    with pytest.raises(RunDied, match=r"run 2 of 2 ended with exit code 9 .* lower --jobs"):
         run_side_by_side([wait_for_ever, death], runner, 2)
     assert not multiprocessing.active_children()
+
+
+def test_an_error_says_what_the_run_was_that_it_ended(runner: Runner) -> None:
+    names = ["fcfs on mixed:1", "orca on mixed:1"]
+    with pytest.raises(RunFailed, match=r"run 2 of 2 \(orca on mixed:1\) failed"):
+        run_side_by_side([wait_for_ever, fail], runner, 2, names)
+    with pytest.raises(RunDied, match=r"run 1 of 2 \(fcfs on mixed:1\) ended with exit code 9"):
+        run_side_by_side([die, wait_for_ever], runner, 2, names)
+
+
+@pytest.mark.timeout(30)
+def test_a_process_that_heeds_no_sigterm_is_ended_too(runner: Runner) -> None:
+    """It has the handlers of the process that forked it."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(RunFailed):
+            run_side_by_side([wait_for_ever, fail], runner, 2)
+        assert not multiprocessing.active_children()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -17,6 +17,7 @@ from simulator.metrics.run_record import RunRecord
 from simulator.model_timing import ModelTiming
 from simulator.simulation import Scenario, Simulation
 from simulator.simulation_testing import scene_of, simulated, with_kv_tokens
+from simulator.slo import GapRule, RequestSlo
 from simulator.traces.workload import TraceRequest
 
 HARDWARE = load_hardware("h200")
@@ -104,6 +105,28 @@ def test_phases_of_a_request_add_up_to_its_life() -> None:
     }
     lives_s = sum(outcome.jct_s for outcome in outcomes.values())
     assert sum(phases.values()) == pytest.approx(lives_s, rel=1e-9)
+
+
+def test_the_router_is_told_by_when_a_whole_answer_is_wanted() -> None:
+    requests = [TraceRequest(0.0, 2000, 50)] * 40
+    slos = (RequestSlo(jct_s=600.0),) * 39 + (RequestSlo(jct_s=60.0),)
+    _, outcomes = run(scenario(requests, slos=slos))
+    jcts_s = {number: outcome.jct_s for number, outcome in outcomes.items()}
+    # Some prompts went to the worker at once, before anything waited.
+    assert jcts_s[39] < sorted(jcts_s.values())[20]
+
+
+def test_single_gaps_are_kept_short_for_who_asks_for_that_and_not_for_the_mean_alone() -> None:
+    # An answer runs; then prompts come of which only long passes bring the last in time.
+    prompts = [TraceRequest(0.5, 4000, 1)] * 12
+    longest_s = {}
+    for rule in (GapRule.MEAN, GapRule.EACH):
+        slos = (RequestSlo(ttft_s=1.0, gaps=((rule, 0.03),)), *[RequestSlo(ttft_s=0.9)] * 12)
+        _, outcomes = run(scenario([TraceRequest(0.0, 500, 400), *prompts], slos=slos))
+        gaps = outcomes[0].gaps
+        assert gaps is not None
+        longest_s[rule] = gaps.max
+    assert longest_s[GapRule.EACH] < 0.03 < 0.08 < longest_s[GapRule.MEAN]
 
 
 # --- under any policy ---------------------------------------------------------------------------

@@ -60,7 +60,8 @@ def test_generate_passes_its_options_on(tandem: Tandem, server: FakeInferenceSer
     result = tandem(
         "generate", "x", "-m", "5", "-t", "0.5", "--top-k", "3", "--top-p", "0.5", "--seed", "4",
         "--stop", "a", "--stop", "b", "--ignore-eos", "--ttft-ms", "10", "--tpot-ms", "2",
-        "--class", "batch", "--tenant", "t", "--session", "s", "--request-id", "r",
+        "--jct-ms", "600", "--tbt-ms", "9", "--class", "batch", "--tenant", "t", "--session", "s",
+        "--request-id", "r",
         "--logprobs", "1", "--model", "m", "--prompt-logprobs", "2", "--min-p", "0.25",
         "--repetition-penalty", "1.5", "--presence-penalty", "-1", "--frequency-penalty", "2",
         "--logit-bias", "7:-100", "--logit-bias", "9:0.5", "--min-tokens", "2",
@@ -85,7 +86,8 @@ def test_generate_passes_its_options_on(tandem: Tandem, server: FakeInferenceSer
     assert request.stop == inference_pb2.StopConditions(
         max_tokens=5, strings=["a", "b"], token_ids=[11, 12], ignore_eos=True, min_tokens=2
     )
-    assert request.service_level == inference_pb2.ServiceLevel(ttft_ms=10, tpot_ms=2)
+    level = inference_pb2.ServiceLevel(ttft_ms=10, tpot_ms=2, jct_ms=600, tbt_ms=9)
+    assert request.service_level == level
     assert request.request_class == inference_pb2.REQUEST_CLASS_BATCH
     assert (request.tenant, request.session, request.num_logprobs) == ("t", "s", 1)
 

@@ -80,6 +80,8 @@ def test_every_option_reaches_the_wire(connect: Connect, server: FakeInferenceSe
         logprobs=2,
         ttft_ms=100,
         tpot_ms=20.5,
+        jct_ms=3000,
+        tbt_ms=80,
         request_class="interactive",
         tenant="t",
         session="s",
@@ -97,7 +99,9 @@ def test_every_option_reaches_the_wire(connect: Connect, server: FakeInferenceSe
             ),
             n=1,
             num_logprobs=2,
-            service_level=inference_pb2.ServiceLevel(ttft_ms=100, tpot_ms=20.5),
+            service_level=inference_pb2.ServiceLevel(
+                ttft_ms=100, tpot_ms=20.5, jct_ms=3000, tbt_ms=80
+            ),
             request_class=inference_pb2.REQUEST_CLASS_INTERACTIVE,
             tenant="t",
             session="s",

@@ -156,7 +156,7 @@ class Command(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., push_to: _Optional[_Union[PushTo, _Mapping]] = ..., admit_generation: _Optional[_Union[AdmitGeneration, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., grant_growth: _Optional[_Union[GrantGrowth, _Mapping]] = ..., cancel: _Optional[_Union[CancelTask, _Mapping]] = ..., resume_generation: _Optional[_Union[ResumeGeneration, _Mapping]] = ..., admit_prompt: _Optional[_Union[AdmitPrompt, _Mapping]] = ...) -> None: ...
 
 class SequenceSpec(_message.Message):
-    __slots__ = ("prompt_token_ids", "output_token_ids", "temperature", "top_k", "top_p", "seed", "num_logprobs", "max_tokens", "stop_token_ids", "stop_strings", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "biases", "min_tokens", "num_prompt_logprobs", "cache_salt", "tpot_s", "num_predicted_tokens")
+    __slots__ = ("prompt_token_ids", "output_token_ids", "temperature", "top_k", "top_p", "seed", "num_logprobs", "max_tokens", "stop_token_ids", "stop_strings", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "biases", "min_tokens", "num_prompt_logprobs", "cache_salt", "tpot_s", "num_predicted_tokens", "tbt_s")
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +178,7 @@ class SequenceSpec(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     TPOT_S_FIELD_NUMBER: _ClassVar[int]
     NUM_PREDICTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TBT_S_FIELD_NUMBER: _ClassVar[int]
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     output_token_ids: _containers.RepeatedScalarFieldContainer[int]
     temperature: float
@@ -199,7 +200,8 @@ class SequenceSpec(_message.Message):
     cache_salt: str
     tpot_s: float
     num_predicted_tokens: int
-    def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., num_logprobs: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., stop_strings: _Optional[_Iterable[str]] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., biases: _Optional[_Iterable[float]] = ..., min_tokens: _Optional[int] = ..., num_prompt_logprobs: _Optional[int] = ..., cache_salt: _Optional[str] = ..., tpot_s: _Optional[float] = ..., num_predicted_tokens: _Optional[int] = ...) -> None: ...
+    tbt_s: float
+    def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., num_logprobs: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., stop_strings: _Optional[_Iterable[str]] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., biases: _Optional[_Iterable[float]] = ..., min_tokens: _Optional[int] = ..., num_prompt_logprobs: _Optional[int] = ..., cache_salt: _Optional[str] = ..., tpot_s: _Optional[float] = ..., num_predicted_tokens: _Optional[int] = ..., tbt_s: _Optional[float] = ...) -> None: ...
 
 class StartPrefill(_message.Message):
     __slots__ = ("sequence",)
@@ -384,7 +386,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("num_free_blocks", "num_running", "num_waiting", "num_backlog_tokens", "is_draining", "num_tasks", "admission", "num_parked", "num_swap_blocks", "num_free_swap_blocks", "pass_time_error")
+    __slots__ = ("num_free_blocks", "num_running", "num_waiting", "num_backlog_tokens", "is_draining", "num_tasks", "admission", "num_parked", "num_swap_blocks", "num_free_swap_blocks", "pass_time_error", "parked_due_in_s")
     NUM_FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -396,6 +398,7 @@ class WorkerLoad(_message.Message):
     NUM_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_FREE_SWAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     PASS_TIME_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PARKED_DUE_IN_S_FIELD_NUMBER: _ClassVar[int]
     num_free_blocks: int
     num_running: int
     num_waiting: int
@@ -407,7 +410,8 @@ class WorkerLoad(_message.Message):
     num_swap_blocks: int
     num_free_swap_blocks: int
     pass_time_error: PassTimeError
-    def __init__(self, num_free_blocks: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_backlog_tokens: _Optional[int] = ..., is_draining: bool = ..., num_tasks: _Optional[int] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., num_parked: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ..., pass_time_error: _Optional[_Union[PassTimeError, _Mapping]] = ...) -> None: ...
+    parked_due_in_s: float
+    def __init__(self, num_free_blocks: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_backlog_tokens: _Optional[int] = ..., is_draining: bool = ..., num_tasks: _Optional[int] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., num_parked: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ..., pass_time_error: _Optional[_Union[PassTimeError, _Mapping]] = ..., parked_due_in_s: _Optional[float] = ...) -> None: ...
 
 class PassTimeError(_message.Message):
     __slots__ = ("num_passes", "median", "p90")
@@ -518,8 +522,10 @@ class GrowthNeeded(_message.Message):
     def __init__(self, num_blocks: _Optional[int] = ...) -> None: ...
 
 class Preempted(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("keeps_kv",)
+    KEEPS_KV_FIELD_NUMBER: _ClassVar[int]
+    keeps_kv: bool
+    def __init__(self, keeps_kv: bool = ...) -> None: ...
 
 class SwappedOut(_message.Message):
     __slots__ = ("num_blocks",)

@@ -1,8 +1,15 @@
 import math
 from itertools import pairwise
 
-from benchmarks.scheduling.load_piece import fitting, hopeless_share, load_of, piece_of
+from benchmarks.scheduling.load_piece import (
+    fitting,
+    hopeless_share,
+    hopeless_share_of,
+    load_of,
+    piece_of,
+)
 from simulator.hardware.description import load_hardware
+from simulator.load import Load, LoadSettings
 from simulator.slo import ModelledIdleTimes, RequestSlo
 from simulator.traces.workload import TraceRequest, Workload
 
@@ -82,3 +89,15 @@ def test_where_published_goals_are_out_of_reach_they_grow_with_the_request() -> 
 
     long = load_of(workload(*[(3500, 1000)] * 20), HARDWARE, seed=0)
     assert "splitwise" in long.plan.source
+
+
+def test_published_goals_stay_where_they_are_asked_for_though_out_of_reach() -> None:
+    long = workload(*[(3500, 1000)] * 20)
+
+    found = load_of(long, HARDWARE, seed=0, slo="published")
+
+    without_slo = Load.of(long, HARDWARE, LoadSettings())
+    assert (found.plan, found.slos) == (without_slo.plan, without_slo.slos)
+    assert "splitwise" not in found.plan.source
+    assert hopeless_share_of(found) == 1.0
+    assert hopeless_share_of(load_of(long, HARDWARE, seed=0)) == 0.0

@@ -99,3 +99,19 @@ def test_a_rate_that_no_search_could_bound_spoils_no_ratio() -> None:
 
     assert not ratios([entry("fcfs", 2.0), unbounded], "default", "fcfs", rate_per_gpu).cells
     assert "| 50 + |" in rates([unbounded])
+
+
+def without_limit(policy: str, rps: float) -> Mapping[str, Any]:
+    found = entry(policy, rps)
+    return {**found, "goodput": {**found["goodput"], "ending": "no limit found"}}
+
+
+def test_a_baseline_of_which_no_rate_failed_is_lost_to_where_one_was_above_ours() -> None:
+    told = where_it_loses([without_limit("fcfs", 4.0), entry("default", 3.0)])
+    assert told.endswith("- `azure` on a100: at most 0.75 of `fcfs`, which failed at no rate")
+
+
+def test_nothing_is_known_of_two_of_which_no_rate_failed() -> None:
+    for ours in (without_limit("default", 3.0), entry("default", 3.9)):
+        told = where_it_loses([without_limit("fcfs", 4.0), ours])
+        assert told == "The default loses to no baseline in any of these cells."

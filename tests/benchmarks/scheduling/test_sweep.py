@@ -2,6 +2,7 @@ import argparse
 import gzip
 import json
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,24 @@ def test_pairs_are_asked_for_by_the_beginning_of_their_names() -> None:
 def test_a_share_of_memory_that_cannot_be_is_refused(share: str) -> None:
     with pytest.raises(SystemExit):
         options("--traces", ".", "--kv-share", share)
+
+
+def test_cells_by_published_goals_say_so_and_what_nobody_could_meet(
+    traces: Path, tmp_path: Path
+) -> None:
+    pair = ("--pairs", "azure/a100")
+    own = swept(traces, tmp_path / "own.jsonl", *pair)
+    published = swept(traces, tmp_path / "published.jsonl", *pair, "--slo", "published")
+
+    assert [entry["settings"].get("slo") for entry in own] == [None] * len(own)
+    assert {entry["settings"]["slo"] for entry in published} == {"published"}
+    assert all(0 <= entry["hopeless_share"] <= 1 for entry in own + published)
+    assert [entry["policy"] for entry in published] == [entry["policy"] for entry in own]
+
+
+def test_a_sweep_in_several_processes_leaves_signals_as_they_were(
+    traces: Path, tmp_path: Path
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    swept(traces, tmp_path / "out.jsonl", "--pairs", "azure/a100", "--jobs", "2")
+    assert signal.getsignal(signal.SIGTERM) is before

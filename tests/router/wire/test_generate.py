@@ -47,9 +47,16 @@ def test_what_is_not_set_is_left_to_the_model() -> None:
     sampling = call.sampling
     unset = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
     assert unset == (None, None, None, None)
-    assert (call.stop.max_tokens, sampling.num_logprobs, call.ttft_s, call.tpot_s) == (None,) * 4
+    assert (call.stop.max_tokens, sampling.num_logprobs) == (None, None)
+    assert (call.ttft_s, call.tpot_s, call.jct_s, call.tbt_s) == (None, None, None, None)
     assert (sampling, call.stop) == (SamplingWishes(), StopWishes())
     assert (call.num_choices, call.request_class, call.tenant) == (1, "standard", "default")
+
+
+def test_goals_are_seconds_inside() -> None:
+    level = pb.ServiceLevel(ttft_ms=250, tpot_ms=20.5, jct_ms=600_000, tbt_ms=150)
+    call = generate_call(request_of(service_level=level))
+    assert (call.ttft_s, call.tpot_s, call.jct_s, call.tbt_s) == (0.25, 0.0205, 600.0, 0.15)
 
 
 def test_zero_is_a_value_where_it_means_something() -> None:
@@ -96,6 +103,11 @@ def test_zero_is_a_value_where_it_means_something() -> None:
         ("stop", request_of(stop=pb.StopConditions(strings=["x"] * 17))),
         ("ttft_ms", request_of(service_level=pb.ServiceLevel(ttft_ms=0))),
         ("tpot_ms", request_of(service_level=pb.ServiceLevel(tpot_ms=float("nan")))),
+        *(
+            (field, request_of(service_level=pb.ServiceLevel(**{field: value})))
+            for field in ("jct_ms", "tbt_ms")
+            for value in (0.0, -1.0, float("nan"), float("inf"))
+        ),
     ],
 )
 def test_an_illegal_value_is_refused_by_the_name_of_its_field(

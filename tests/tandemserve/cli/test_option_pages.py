@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from scheduling.policies import POLICIES
 from tandemserve import Client, TLSConfig
-from tandemserve.cli.cluster import POLICY_NAMES
+from tandemserve.cli.cluster_options import POLICY_NAMES
 from tandemserve.cli.main import app
 
 
