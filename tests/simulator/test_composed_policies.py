@@ -118,7 +118,8 @@ def test_what_is_known_not_to_end_is_refused() -> None:
 
 
 def test_a_run_that_goes_on_for_too_long_is_told_with_those_who_have_not_ended() -> None:
-    scene = scene_of([TraceRequest(0.0, 8, 1), TraceRequest(9.0, 8, 300)], load_hardware("a100"))
-    policy, words = policy_of("default"), r"mixed:2 is still busy after 32 .* 1 of 2 requests, \[1\]"
+    requests = [TraceRequest(1.0 * number, 8, 2) for number in range(100)]
+    scene = scene_of(requests, load_hardware("a100"))
+    words = r"default on mixed:2 is still busy after 200 events, .* of 100 requests, \[\d\d, "
     with pytest.raises(AssertionError, match=words):
-        simulated(scene, policy, CLUSTERS[0], max_events=32)
+        simulated(scene, policy_of("default"), CLUSTERS[0], max_events=200)
