@@ -54,8 +54,8 @@ class Prompts:
         # No prompt can be computed, whatever the rule, before something else happens here.
         self.is_steady = True
         self._num_steps_without_prompt = 0
-        # When the pass began that gave running answers their newest tokens.
-        self.last_decode_at_s = 0.0
+        # When the pass began that gave running answers their newest tokens, and when these came.
+        self.last_decode_at_s = self._newest_tokens_at_s = 0.0
         # Kept as a sum: the load goes out with every frame.
         self.num_backlog_tokens = 0
 
@@ -94,6 +94,8 @@ class Prompts:
 
     def steps_ran(self, num_steps: int, now: float) -> None:
         """The last plan was repeated so often: the last time began about then."""
+        if self.last_decode_at_s >= self._newest_tokens_at_s:
+            self._newest_tokens_at_s = now  # it has ended since the last look
         self.last_decode_at_s = now - (now - self.last_decode_at_s) / num_steps
 
     def forget_plan(self) -> None:
@@ -211,6 +213,7 @@ class Prompts:
             decode_context=running.num_context_tokens,
             next_token_due_at_s=due_at_s,
             last_decode_at_s=self.last_decode_at_s,
+            newest_tokens_at_s=self._newest_tokens_at_s,
             tightest_tpot_s=running.tightest_tpot_s,
             tightest_tbt_s=running.tightest_tbt_s,
             num_steps_without_prompt=self._num_steps_without_prompt,

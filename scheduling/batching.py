@@ -49,8 +49,9 @@ class IterationState:
     num_begun: int | None = None
     # The smallest goal for each single gap of a running sequence, not only their mean.
     tightest_tbt_s: float = math.inf
-    # When running sequences got their newest tokens.
+    # When the pass began that gave running sequences their newest tokens, and when these came.
     last_decode_at_s: float = -math.inf
+    newest_tokens_at_s: float = -math.inf
     # KVC of the worker; where num_blocks is 0, rules do not look at KVC.
     num_free_blocks: int = 0
     num_blocks: int = 0

@@ -172,7 +172,7 @@ def _gap_left_s(state: IterationState) -> float:
     if math.isinf(state.tightest_tbt_s):
         return math.inf
     # Where nothing has decoded yet, no gap has begun.
-    began_at_s = max(state.last_decode_at_s, state.now - state.tightest_tbt_s)
+    began_at_s = max(state.newest_tokens_at_s, state.now - state.tightest_tbt_s)
     return began_at_s + _MARGIN * state.tightest_tbt_s - state.now
 
 

@@ -35,8 +35,8 @@ class Goals:
 
     @property
     def leaves_gaps_to_end(self) -> bool:
-        """The same of gaps."""
-        return self.jct_s < math.inf and self.tpot_s >= self.jct_s
+        """The same of gaps: one for each alone says nothing of how many there may be."""
+        return self.jct_s < math.inf and self.tpot_s >= min(self.jct_s, self.tbt_s)
 
     @classmethod
     def wished(
@@ -126,13 +126,14 @@ class DueTimes:
         """The mean gap with which what is to come ends in time.
 
         Where it would not at the pace of late, haste would be in vain, and at the cost of others:
-        then it is the caller's own goal for gaps alone.
+        then it is the caller's own goal for gaps alone, inf where it named none.
         """
         goals = self.goals
+        named_s = goals.tpot_s if goals.tpot_s < goals.jct_s else math.inf
         left_s = self.arrival_at_s + goals.jct_s - now - self.prompt_s * is_prompt_ahead
         if not (goals.leaves_gaps_to_end and 0 <= self._answer_s < left_s and self.token_s):
-            return goals.tpot_s
-        return min(goals.tpot_s, left_s / self.num_to_come)
+            return named_s
+        return min(named_s, left_s / self.num_to_come)
 
     @property
     def _answer_s(self) -> float:

@@ -1,8 +1,13 @@
 """A mixed worker computes prompts in chunks beside its answers, and goes on in the same blocks."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 from decode_worker.core import DecodeCore
 from decode_worker.settings import DecodeSettings
+from scheduling.batch_time import BatchTime, shape_of
 from scheduling.batching_rules import FillToTarget, PromptsFirst
+from scheduling.deadline_fill import DeadlineFill
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import (
     AdmitPrompt,
@@ -192,3 +197,23 @@ def test_a_repeated_command_changes_nothing() -> None:
     admit(core, A, num_prompt=12, num_blocks=4)
     plan, _ = step(core)
     assert sizes(plan) == [(8, 4, True)]
+
+
+def test_passes_one_after_the_other_are_each_as_long_as_a_single_gap_may_be() -> None:
+    model = BatchTime(fixed_s=0.01, bends=((0, 1e-4),))
+    settings = DecodeSettings(512, 4, 4, 1, batching=DeadlineFill(model, 4096))
+    core = DecodeCore(settings, EXPORT)
+    answer = replace(spec_of(A, 4), tpot_s=0.1, tbt_s=0.1)
+    core.handle(CommandArrived(SESSION, AdmitPrompt(A, answer, 4)))
+    now, told_at_s = 0.0, []
+    for _ in range(3):
+        _, plan = core.plan(now)
+        assert plan is not None
+        now += model.seconds(shape_of(plan.chunks))
+        told_at_s.append(now)
+        sampling = [chunk.slot for chunk in plan.chunks if chunk.samples]
+        core.handle(StepFinished(tuple(SampledOutput(slot, 8, "y") for slot in sampling)))
+        if len(told_at_s) == 1:  # more than two passes can hold beside the answer
+            admit(core, B, num_prompt=1900, num_blocks=480)
+    gaps_s = [later - earlier for earlier, later in pairwise(told_at_s)]
+    assert all(0.09 < gap_s <= 0.1 for gap_s in gaps_s), gaps_s

@@ -35,6 +35,7 @@ def state(
         num_startable=len(prompts) - num_begun,
         num_begun=num_begun,
         last_decode_at_s=last_decode_at_s,
+        newest_tokens_at_s=last_decode_at_s,
         tightest_tbt_s=tbt_s,
     )
 

@@ -89,15 +89,26 @@ def test_the_gap_that_a_worker_keeps_to_is_what_is_left_for_what_is_to_come() ->
     assert begun.gap_s(140.0, is_prompt_ahead=False) == pytest.approx(20.0 / 10)
 
 
+def test_a_goal_for_each_gap_alone_leaves_their_mean_to_the_end() -> None:
+    goals = Goals.wished(None, None, 60.0, USUAL, tbt_s=5.0)
+    begun = due_times(goals, first_token_at_s=140.0, num_tokens=5)
+    assert begun.next_token_at_s == pytest.approx(140.0 + 20.0 * 5 / 20)
+    assert begun.gap_s(145.0, is_prompt_ahead=False) == pytest.approx(15.0 / 16)
+    # But none is longer than it may be.
+    early = due_times(goals, first_token_at_s=102.0, num_tokens=20, token_s=0.1)
+    assert early.next_token_at_s == pytest.approx(160.0)
+    assert early.gap_s(103.0, is_prompt_ahead=False) == 5.0
+
+
 def test_nobody_hurries_for_an_end_that_is_out_of_reach() -> None:
     due = due_times(END_ALONE, token_s=3.0)
-    assert due.gap_s(110.0, is_prompt_ahead=True) == END_ALONE.tpot_s
-    assert due_times(END_ALONE).gap_s(170.0, is_prompt_ahead=False) == END_ALONE.tpot_s
+    assert due.gap_s(110.0, is_prompt_ahead=True) == math.inf
+    assert due_times(END_ALONE).gap_s(170.0, is_prompt_ahead=False) == math.inf
 
 
 def test_nobody_hurries_before_it_is_known_how_long_answers_take() -> None:
     due = due_times(END_ALONE, num_expected=2048, token_s=0.0)
-    assert due.gap_s(100.0, is_prompt_ahead=True) == END_ALONE.tpot_s
+    assert due.gap_s(100.0, is_prompt_ahead=True) == math.inf
 
 
 def test_a_prompt_is_hopeless_when_its_first_token_or_its_end_would_be_late() -> None:
