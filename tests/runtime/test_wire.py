@@ -52,6 +52,7 @@ from scheduling.messages import (
 from scheduling.sampling import SamplingParams, StopParams, TokenLogprobs
 from tandemserve.internal.v1 import worker_pb2 as pb
 
+NEVER_DUE = pb.WorkerLoad(admission=pb.WORKER_ADMISSION_OPEN, parked_due_in_s=math.nan)
 counts = st.integers(0, 2**31 - 1)
 positive = st.integers(1, 2**31 - 1)
 uint64s = st.integers(0, 2**64 - 1)
@@ -366,12 +367,7 @@ def a_token(**fields: Any) -> pb.SessionResponse:
         (pb.SessionResponse(), "frame"),
         (pb.SessionResponse(reports=pb.ReportFrame()), "load"),
         (a_frame(load=pb.WorkerLoad(num_free_blocks=2**31)), "num_free_blocks"),
-        (
-            a_frame(
-                load=pb.WorkerLoad(admission=pb.WORKER_ADMISSION_OPEN, parked_due_in_s=math.nan)
-            ),
-            "parked_due_in_s",
-        ),
+        (a_frame(load=NEVER_DUE), "parked_due_in_s"),
         (a_report(), "report"),
         (a_report(task_id="", released=pb.TaskReleased()), "task_id"),
         (a_report(kv_pushed=pb.KvPushed(copy_s=math.nan)), "copy_s"),
