@@ -95,6 +95,7 @@ _ALL: tuple[Variant, ...] = (
         growth_reserve=_FCFS.growth_reserve,
         **_ROOM_AS_FCFS,
     ),
+    _without("default", "newcomers before parked answers", parked_yields=False),
     _without("default", "prefix caching", prefix_caching=False),
     _without("default", "length prediction: longest allowed", predictor="max-tokens"),
     _without(
