@@ -10,9 +10,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
-from multiprocessing.pool import Pool
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -119,11 +119,19 @@ class Sweep:
             _begin(self._folder, self._settings)
             self._go(asked, subjects, lambda *task: task[2](_measure(*task[:2])))
             return
-        with get_context("fork").Pool(self._jobs, _begin, (self._folder, self._settings)) as pool:
+        # A pool that says so when one of its processes has died; not forked, since this process may
+        # have threads.
+        with ProcessPoolExecutor(
+            self._jobs, get_context("spawn"), _begin, (self._folder, self._settings)
+        ) as pool:
             # Ending by a signal goes through here, so that nobody is left behind.
             before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             try:
                 self._go(asked, subjects, _submitting_to(pool))
+            except BaseException:
+                for process in active_children():
+                    process.kill()
+                raise
             finally:
                 signal.signal(signal.SIGTERM, before)
 
@@ -171,9 +179,10 @@ class Sweep:
         return self._log.get(Cell(pair.trace.stem, pair.hardware, REFERENCE))
 
 
-def _submitting_to(pool: Pool) -> _Submit:
+def _submitting_to(pool: Executor) -> _Submit:
     def submit(task: _Task, reference: Entry | None, done: Callable[[object], None]) -> None:
-        pool.apply_async(_measure, (task, reference), callback=done, error_callback=done)
+        future = pool.submit(_measure, task, reference)
+        future.add_done_callback(lambda ended: done(ended.exception() or ended.result()))
 
     return submit
 
