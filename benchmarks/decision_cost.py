@@ -42,12 +42,12 @@ from router.events import (
 from router.state import RouterSettings
 from runtime.collector import spare_the_collector
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     PROTOCOL_VERSION,
     AdmitGeneration,
     AdmitPrompt,
     DecodeStarted,
-    KvExport,
     Report,
     SequenceSpec,
     StartDecode,

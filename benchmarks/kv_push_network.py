@@ -33,7 +33,7 @@ from kvtransfer.nixl_agent import require_nixl
 from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, Transport
 from kvtransfer.shared_memory import SharedMemoryTransport
 from kvtransfer.tcp import TcpTransport
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 # Bytes of a block, and how many.
 SHAPES = ((64 << 10, 256), (64 << 10, 4096), (256 << 10, 1024), (4 << 20, 64))

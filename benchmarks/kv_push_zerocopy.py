@@ -20,7 +20,7 @@ from kvtransfer.batches import PushSettings
 from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.zerocopy import ZeroCopy
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 # Bytes of a block, and how many.
 SHAPES = ((64 << 10, 16), (64 << 10, 256), (256 << 10, 256))

@@ -23,14 +23,8 @@ from decode_worker.core import DecodeCore
 from decode_worker.settings import DecodeSettings
 from prefill_worker.core import PrefillCore, PrefillSettings
 from scheduling.ids import Incarnation, TaskId, WorkerId
-from scheduling.messages import (
-    AdmitGeneration,
-    CancelTask,
-    KvExport,
-    SequenceSpec,
-    StartDecode,
-    StartPrefill,
-)
+from scheduling.kv_export import KvExport
+from scheduling.messages import AdmitGeneration, CancelTask, SequenceSpec, StartDecode, StartPrefill
 from scheduling.sampling import SamplingParams, StopParams
 from scheduling.worker_events import (
     CommandArrived,

@@ -4,14 +4,13 @@ from decode_worker.generation_task import GenerationTask, Stage
 from decode_worker.prefix_sharing import PrefixSharing
 from scheduling.block_pool import BlockPool
 from scheduling.ids import TaskId
+from scheduling.kv_export import KvExport, KvTarget
 from scheduling.messages import (
     PREFIX_LOST,
     AdmitGeneration,
     BlocksGranted,
     BlocksRefused,
     DecodeStarted,
-    KvExport,
-    KvTarget,
     TaskFailed,
 )
 from scheduling.worker_events import (

@@ -25,6 +25,7 @@ from decode_worker.telling import told, told_untold
 from scheduling.block_pool import BlockPool
 from scheduling.errors import TandemError
 from scheduling.ids import TaskId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitGeneration,
     AdmitPrompt,
@@ -32,7 +33,6 @@ from scheduling.messages import (
     CancelTask,
     DecodeStarted,
     GrantGrowth,
-    KvExport,
     Preempted,
     PushTo,
     ResumeGeneration,

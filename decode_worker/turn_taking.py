@@ -21,10 +21,10 @@ from decode_worker.telling import told_untold
 from scheduling.block_pool import num_blocks_for
 from scheduling.feedback_queues import FeedbackQueues
 from scheduling.ids import TaskId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitPrompt,
     BlocksRefused,
-    KvExport,
     Preempted,
     StartDecode,
     SwappedOut,

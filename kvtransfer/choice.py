@@ -15,7 +15,7 @@ from kvtransfer.errors import (
 )
 from kvtransfer.host import is_of_this_machine
 from kvtransfer.protocol import KvSender, Transport
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 # Bytes per second of a new connection, or None where the pool cannot be measured.
 # Raises: TransferError where the connection is not to be used.

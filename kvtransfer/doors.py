@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from kvtransfer.layout import PoolLayout, PoolViews
 from kvtransfer.protocol import Transport
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 
 @dataclass(frozen=True, slots=True)

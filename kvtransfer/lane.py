@@ -21,7 +21,7 @@ from kvtransfer.probe import measure_path
 from kvtransfer.protocol import BlockMoves, KvSender, PushReceipt, Transport
 from runtime.clock import Clock
 from runtime.logging import get_logger
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 log = get_logger()
 

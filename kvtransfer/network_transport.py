@@ -14,7 +14,7 @@ from kvtransfer.protocol import CopyBytes, KvSender, ProbeReport
 from kvtransfer.receiver import PoolReceiver, private_receiver
 from kvtransfer.tcp_door import DoorKind, DoorSettings, TcpDoor
 from runtime.clock import Clock, MonotonicClock
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 
 def nothing_to_require() -> None:

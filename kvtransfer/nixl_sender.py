@@ -35,7 +35,7 @@ from kvtransfer.tcp_frames import (
 )
 from kvtransfer.tcp_stream import ConnectionLost, Stream
 from runtime.clock import Clock, MonotonicClock
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 # The receiver makes an agent for us first: UCX looks at every device of the machine.
 _DIAL_TIMEOUT_S: Final = 30.0

@@ -10,7 +10,7 @@ from typing import Final
 from kvtransfer.errors import TransferError, TransferTimeout
 from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, ProbeReport, Transport
 from runtime.clock import Clock, wall_time_ns
-from scheduling.messages import SCRATCH_GENERATION, KvExport
+from scheduling.kv_export import SCRATCH_GENERATION, KvExport
 
 _NUM_BLOCKS: Final = 64
 _BLOCK_BYTES: Final = 256 << 10

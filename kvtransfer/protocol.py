@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kvtransfer.errors import ChecksumMismatch, GrantWithdrawn
 from runtime.clock import Clock
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 # Lists are convenient; an array is cheaper where one poll covers many blocks.
 Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int64]

@@ -12,7 +12,7 @@ from kvtransfer.errors import PusherClosed
 from kvtransfer.lane import LaneOwner, LaneSettings, OnDone, PeerLane, PushJob
 from kvtransfer.protocol import Transport
 from runtime.clock import Clock
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 
 class Pusher:

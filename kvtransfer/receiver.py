@@ -13,7 +13,7 @@ from kvtransfer.probe import num_scratch_blocks
 from kvtransfer.protocol import Arrival, Ids, KvReceiver, Transport
 from kvtransfer.receiving import ReceivedBlocks
 from kvtransfer.segment import populate
-from scheduling.messages import SCRATCH_GENERATION, KvDoor, KvExport
+from scheduling.kv_export import SCRATCH_GENERATION, KvDoor, KvExport
 
 
 class PoolReceiver:

@@ -19,7 +19,7 @@ from kvtransfer.protocol import BlockMoves, CopyBytes, KvSender, PushReceipt, Tr
 from kvtransfer.shared_memory import SharedMemoryTransport
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.testing import PATIENCE_S, DyingCopy, damaging_copy, patterned_pool
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 

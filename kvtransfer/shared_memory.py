@@ -32,7 +32,7 @@ from kvtransfer.receiver import PoolReceiver
 from kvtransfer.sending import BlockWriter
 from runtime.clock import Clock, MonotonicClock
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 NAME = "shared_memory"
 

@@ -22,7 +22,7 @@ from kvtransfer.tcp_frames import (
 from kvtransfer.tcp_stream import ConnectionLost, Patience, Stream
 from kvtransfer.zerocopy import ZeroCopy
 from runtime.clock import Clock, MonotonicClock
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 # Dialling, and then the hello.
 _TIMEOUT_S: Final = 5.0

@@ -6,7 +6,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from kvtransfer.errors import LinkBroken, TransferError
 from kvtransfer.tcp_stream import Stream
 from runtime.logging import get_logger
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 log = get_logger()
 

@@ -24,7 +24,7 @@ from kvtransfer.tcp_stream import ConnectionLost, Patience, Stream
 from runtime.clock import Clock
 from runtime.logging import get_logger
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 log = get_logger()
 

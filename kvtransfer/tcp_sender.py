@@ -31,7 +31,7 @@ from kvtransfer.tcp_stream import ConnectionLost, Stream
 from kvtransfer.zerocopy import ZeroCopy
 from runtime.clock import Clock
 from runtime.logging import get_logger
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 log = get_logger()
 

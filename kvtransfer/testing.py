@@ -33,7 +33,7 @@ from kvtransfer.protocol import (
     never,
 )
 from runtime.clock import Clock
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 # The longest that anything here waits: a test that hangs fails instead.
 PATIENCE_S = 30.0

@@ -14,6 +14,7 @@ from prefill_worker.prompt_task import PromptTask
 from scheduling.block_pool import BlockPool, num_blocks_for
 from scheduling.errors import TandemError
 from scheduling.ids import BlockId, TaskId
+from scheduling.kv_export import KvTarget
 from scheduling.messages import (
     AdmitGeneration,
     AdmitPrompt,
@@ -21,7 +22,6 @@ from scheduling.messages import (
     Command,
     GrantGrowth,
     KvPushed,
-    KvTarget,
     PrefillStarted,
     PromptScored,
     PushTo,

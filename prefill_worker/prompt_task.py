@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from scheduling.ids import TaskId
-from scheduling.messages import KvTarget, SequenceSpec
+from scheduling.kv_export import KvTarget
+from scheduling.messages import SequenceSpec
 from scheduling.prefix_chain import BlockHash
 from scheduling.worker_events import SessionId
 

@@ -15,10 +15,10 @@ from runtime.wire import (
     encode_heartbeat,
     encode_peer,
 )
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitGeneration,
     Command,
-    KvExport,
     PushTo,
     SetAdmission,
     StartDecode,

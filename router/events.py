@@ -7,7 +7,8 @@ from typing import Final, Literal, NamedTuple
 from scheduling.errors import TandemError
 from scheduling.goals import Goals
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
-from scheduling.messages import Command, KvExport, Report, TokensEmitted, WorkerHello, WorkerLoad
+from scheduling.kv_export import KvExport
+from scheduling.messages import Command, Report, TokensEmitted, WorkerHello, WorkerLoad
 from scheduling.prediction import RequestFeatures, ResponseLength
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.prefix_index import PrefixChanges

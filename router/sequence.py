@@ -11,8 +11,9 @@ from router.timeline import Entry, Timeline
 from scheduling.block_leases import LentPlace
 from scheduling.goals import DueTimes
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
+from scheduling.kv_export import KvTarget
 from scheduling.lifecycle import TERMINAL, Change, Phase, advance
-from scheduling.messages import KvTarget, SequenceSpec
+from scheduling.messages import SequenceSpec
 from scheduling.policy import WaitingTask
 from scheduling.prediction import ResponseLength
 from scheduling.prefix_chain import PromptPrefix

@@ -24,15 +24,14 @@ from router.fleet import Fleet
 from router.state import RouterSettings
 from router.worker_view import may_be_asked
 from scheduling.ids import BlockId, Generation, Incarnation, RequestId, TaskId, WorkerId
+from scheduling.kv_export import KvExport, KvTarget
 from scheduling.length_quantiles import OnlineQuantiles
 from scheduling.messages import (
     PROTOCOL_VERSION,
     BlocksGranted,
     Command,
     DecodeStarted,
-    KvExport,
     KvPushed,
-    KvTarget,
     PrefillStarted,
     Report,
     TaskReleased,

@@ -26,13 +26,8 @@ from runtime.wire import (
     encode_router_hello,
 )
 from scheduling.ids import Incarnation, RouterId, WorkerId
-from scheduling.messages import (
-    PROTOCOL_VERSION,
-    Command,
-    KvExport,
-    SetAdmission,
-    WorkerHello,
-)
+from scheduling.kv_export import KvExport
+from scheduling.messages import PROTOCOL_VERSION, Command, SetAdmission, WorkerHello
 from tandemserve.internal.v1 import worker_pb2_grpc
 
 log = get_logger()

@@ -5,13 +5,14 @@ messages of one session is kept; a broken session ends every task that it carrie
 """
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from scheduling.batch_time_online import PassTimeError
 from scheduling.block_leases import BlocksInherited, LentPlace
-from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
+from scheduling.ids import Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport, KvTarget
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams, TokenLogprobs
 
 # Raised by one whenever an older peer could misread a message.
@@ -42,59 +43,6 @@ class SequenceSpec:
     def num_tokens(self) -> int:
         """Prompt and output so far."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
-
-
-# Under which scratch blocks are granted, for as long as their pool lives.
-SCRATCH_GENERATION: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class KvDoor:
-    """One more transport by which a pool is reached; the fields are those of `KvExport`."""
-
-    transport: str
-    address: str
-    host: str
-    token: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class KvExport:
-    """How a peer reaches the KV pool of one life of a worker."""
-
-    transport: str
-    # Meaning depends on the transport: a file name, or host:port.
-    address: str
-    num_blocks: int
-    block_bytes: int
-    worker_id: WorkerId
-    incarnation: Incarnation
-    host: str  # identifies the machine; shared memory is refused across machines
-    # A sender shows it to a transport that strangers can reach as well; 32 hex digits or none.
-    token: str = field(default="", repr=False)
-    # Other ways into the same pool; the sender takes the one it likes best.
-    alternatives: tuple[KvDoor, ...] = ()
-    # The last so many never hold KV: senders write there, under SCRATCH_GENERATION, to measure.
-    num_scratch_blocks: int = 0
-
-    def by_transport(self) -> "dict[str, KvExport]":
-        """Each way into the pool as an export of its own, without alternatives."""
-        ways = {self.transport: replace(self, alternatives=())}
-        for door in self.alternatives:
-            ways[door.transport] = replace(self, **asdict(door), alternatives=())
-        return ways
-
-
-@dataclass(frozen=True, slots=True)
-class KvTarget:
-    """Where the KV of one task goes: blocks of a decode worker, in the order of the tokens."""
-
-    transfer_id: str
-    export: KvExport
-    block_ids: tuple[BlockId, ...]
-    generations: tuple[Generation, ...]
-    # Which block of the sequence block_ids[0] is for: those before it are there already.
-    first_block_index: int = 0
 
 
 class Admission(StrEnum):

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import NewType
 
 from scheduling.ids import BlockId, Generation, TaskId
-from scheduling.messages import Command, KvTarget, Report, TokensEmitted
+from scheduling.kv_export import KvTarget
+from scheduling.messages import Command, Report, TokensEmitted
 from scheduling.prefix_index import PrefixChanges
 from scheduling.sampling import PromptLogprobs, StopParams, TokenLogprobs
 from scheduling.step import SequenceStart

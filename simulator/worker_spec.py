@@ -10,7 +10,8 @@ from scheduling.batch_time_recovery import Preemption
 from scheduling.batching import BatchingRule
 from scheduling.batching_rules import FillToTarget
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import PROTOCOL_VERSION, KvExport, WorkerHello
+from scheduling.kv_export import KvExport
+from scheduling.messages import PROTOCOL_VERSION, WorkerHello
 from scheduling.policy import GROWTH_RESERVE, growth_reserve_blocks
 from scheduling.victims import CheapestToRecompute, VictimRule
 

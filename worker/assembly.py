@@ -38,7 +38,8 @@ from runtime.cores import available_cores, resolve_num_threads
 from runtime.errors import StartupError
 from runtime.logging import get_logger
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import PROTOCOL_VERSION, KvExport, WorkerHello
+from scheduling.kv_export import KvExport
+from scheduling.messages import PROTOCOL_VERSION, WorkerHello
 from scheduling.worker_events import WorkerEvent
 from worker.core_sharing import Cores, OwnCores, SharedCores
 from worker.engine_loop import Core, EngineLoop, KvSide, ReportSink

@@ -10,7 +10,7 @@ from kvtransfer.protocol import BlockMoves
 from kvtransfer.pusher import Pusher
 from runtime.logging import get_logger
 from scheduling.ids import TaskId, WorkerId
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 from scheduling.worker_events import (
     AwaitKv,
     CancelPush,

@@ -25,10 +25,10 @@ from runtime.wire import (
     encode_reports,
     encode_worker_hello,
 )
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     PROTOCOL_VERSION,
     Admission,
-    KvExport,
     Report,
     SetAdmission,
     WorkerHello,

@@ -20,6 +20,7 @@ from engine.model_folder import model_fingerprint
 from runtime.clock import wall_time_ns
 from runtime.grpc_server import ServerOptions, build_server
 from scheduling.ids import BlockId, Generation, TaskId, WorkerId
+from scheduling.kv_export import KvExport, KvTarget
 from scheduling.messages import (
     PROTOCOL_VERSION,
     AdmitGeneration,
@@ -27,9 +28,7 @@ from scheduling.messages import (
     CancelTask,
     Command,
     DecodeStarted,
-    KvExport,
     KvPushed,
-    KvTarget,
     PrefillStarted,
     PushTo,
     Report,

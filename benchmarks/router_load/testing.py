@@ -36,6 +36,7 @@ from runtime.wire import (
 )
 from runtime.wire.values import load_to_proto
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport, KvTarget
 from scheduling.messages import (
     PROTOCOL_VERSION,
     AdmitGeneration,
@@ -43,9 +44,7 @@ from scheduling.messages import (
     CancelTask,
     Command,
     DecodeStarted,
-    KvExport,
     KvPushed,
-    KvTarget,
     PrefillStarted,
     PushTo,
     Report,

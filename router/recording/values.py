@@ -17,7 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from router.events import EmitFinished, EmitTokens, RequestSpec
 from scheduling.errors import TandemError
-from scheduling.messages import KvDoor, KvExport, TokensEmitted
+from scheduling.kv_export import KvDoor, KvExport
+from scheduling.messages import TokensEmitted
 from scheduling.prefix_chain import PrefixKey, PromptPrefix
 from scheduling.sampling import StopParams
 

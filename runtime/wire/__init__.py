@@ -30,9 +30,9 @@ from runtime.wire.values import (
     write_pass_time_error,
 )
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     Command,
-    KvExport,
     Report,
     SetAdmission,
     TokensEmitted,

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from scheduling.batch_time_online import PassTimeError
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
-from scheduling.messages import Admission, KvDoor, KvExport, KvTarget, WorkerLoad
+from scheduling.kv_export import KvDoor, KvExport, KvTarget
+from scheduling.messages import Admission, WorkerLoad
 from tandemserve.internal.v1 import worker_pb2 as pb
 
 MAX_NAME_CHARS: Final = 512

@@ -3,6 +3,7 @@
 from decode_worker.core import DecodeCore
 from decode_worker.settings import DecodeSettings
 from scheduling.ids import Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitGeneration,
     BlocksGranted,
@@ -12,7 +13,6 @@ from scheduling.messages import (
     DecodeStarted,
     GrantGrowth,
     GrowthNeeded,
-    KvExport,
     Preempted,
     Report,
     SequenceSpec,

@@ -4,13 +4,13 @@ from decode_worker.core import DecodeCore
 from decode_worker.settings import DecodeSettings
 from scheduling.batch_time_recovery import Preemption
 from scheduling.ids import Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitGeneration,
     CancelTask,
     Command,
     GrantGrowth,
     GrowthNeeded,
-    KvExport,
     Report,
     SequenceSpec,
     StartDecode,

@@ -10,6 +10,7 @@ from decode_worker.settings import DecodeSettings
 from scheduling.batching_rules import FillToTarget
 from scheduling.block_leases import BlocksInherited, LeaseKind, LentPlace
 from scheduling.ids import Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitPrompt,
     BlocksRefused,
@@ -18,7 +19,6 @@ from scheduling.messages import (
     DecodeStarted,
     GrantGrowth,
     GrowthNeeded,
-    KvExport,
     Preempted,
     SequenceSpec,
     StartDecode,

@@ -7,6 +7,7 @@ from decode_worker.core import DecodeCore
 from decode_worker.settings import DecodeSettings
 from scheduling.batch_time_recovery import Preemption
 from scheduling.ids import Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitGeneration,
     BlocksRefused,
@@ -14,7 +15,6 @@ from scheduling.messages import (
     Command,
     DecodeStarted,
     GrantGrowth,
-    KvExport,
     Preempted,
     Report,
     ResumeGeneration,

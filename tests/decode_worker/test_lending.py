@@ -8,6 +8,7 @@ from decode_worker.settings import DecodeSettings
 from scheduling.batching_rules import FillToTarget
 from scheduling.block_leases import BlocksInherited, LeaseKind, LentPlace
 from scheduling.ids import BlockId, Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitPrompt,
     BlocksRefused,
@@ -15,7 +16,6 @@ from scheduling.messages import (
     Command,
     GrantGrowth,
     GrowthNeeded,
-    KvExport,
     Preempted,
     PrefillStarted,
     Report,

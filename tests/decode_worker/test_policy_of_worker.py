@@ -15,7 +15,8 @@ from decode_worker.answers_testing import (
 from decode_worker.core import DecodeCore
 from decode_worker.settings import DecodeSettings
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import KvExport, Preempted
+from scheduling.kv_export import KvExport
+from scheduling.messages import Preempted
 from scheduling.policies import POLICIES
 from scheduling.victims import (
     CheapestToRecompute,

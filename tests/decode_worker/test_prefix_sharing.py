@@ -3,14 +3,13 @@
 from decode_worker.core import DecodeCore
 from decode_worker.settings import DecodeSettings
 from scheduling.ids import Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport, KvTarget
 from scheduling.messages import (
     PREFIX_LOST,
     AdmitGeneration,
     BlocksGranted,
     CancelTask,
     DecodeStarted,
-    KvExport,
-    KvTarget,
     Report,
     SequenceSpec,
     StartDecode,

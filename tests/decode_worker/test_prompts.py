@@ -9,10 +9,10 @@ from scheduling.batch_time import BatchTime, shape_of
 from scheduling.batching_rules import FillToTarget, PromptsFirst
 from scheduling.deadline_fill import DeadlineFill
 from scheduling.ids import Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitPrompt,
     CancelTask,
-    KvExport,
     PrefillStarted,
     Report,
     SequenceSpec,

@@ -7,12 +7,12 @@ from decode_worker.core import DecodeCore
 from decode_worker.settings import DecodeSettings
 from scheduling.batch_time_recovery import Preemption
 from scheduling.ids import Incarnation, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     CancelTask,
     DecodeStarted,
     GrantGrowth,
     GrowthNeeded,
-    KvExport,
     Preempted,
     Report,
     ResumeGeneration,

@@ -8,6 +8,7 @@ from scheduling.batch_time_recovery import Preemption
 from scheduling.block_leases import LeaseKind, LentPlace
 from scheduling.feedback_queues import FeedbackQueues
 from scheduling.ids import Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     AdmitPrompt,
     BlocksRefused,
@@ -15,7 +16,6 @@ from scheduling.messages import (
     Command,
     GrantGrowth,
     GrowthNeeded,
-    KvExport,
     Preempted,
     Report,
     SequenceSpec,

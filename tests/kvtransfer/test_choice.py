@@ -18,7 +18,7 @@ from kvtransfer.errors import (
 from kvtransfer.protocol import KvSender
 from kvtransfer.testing import OneWay, WayState
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import KvDoor, KvExport
+from scheduling.kv_export import KvDoor, KvExport
 
 NAMES = ("nixl", "shared_memory", "tcp")
 # What one way raises that speaks against this way only.

@@ -25,7 +25,7 @@ from kvtransfer.shared_memory import SharedMemoryTransport
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.testing import PATIENCE_S, FaultyTransport, next_incarnation, patterned_pool
 from runtime.clock import ManualClock, MonotonicClock
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 NUM_BLOCKS, BLOCK_BYTES = 8, 256 << 10
 ALL = range(NUM_BLOCKS)

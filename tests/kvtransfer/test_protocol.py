@@ -7,7 +7,7 @@ import pytest
 from kvtransfer import errors
 from kvtransfer.protocol import Arrival, BlockMoves
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import KvDoor, KvExport
+from scheduling.kv_export import KvDoor, KvExport
 
 
 @pytest.mark.parametrize(

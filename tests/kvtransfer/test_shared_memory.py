@@ -21,7 +21,7 @@ from kvtransfer.shared_memory import SharedMemoryTransport
 from kvtransfer.testing import PATIENCE_S, patterned_pool
 from runtime.clock import MonotonicClock
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 SHM = Path("/dev/shm")
 BLOCK_BYTES = 64 << 10

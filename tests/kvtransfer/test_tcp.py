@@ -31,7 +31,7 @@ from kvtransfer.tcp_frames import Hello, pack_hello
 from kvtransfer.tcp_reception import socket_wait
 from kvtransfer.testing import PATIENCE_S, patterned_pool
 from runtime.clock import Clock, ManualClock, MonotonicClock
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 
 BLOCK_BYTES, NUM_BLOCKS, SEED = 64 << 10, 64, 3
 ALL = tuple(range(NUM_BLOCKS))

@@ -36,7 +36,7 @@ from kvtransfer.errors import TransferError
 from kvtransfer.protocol import BlockMoves
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.testing import patterned_pool
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 address, token, incarnation, num_blocks, block_bytes, seed = sys.argv[1:]
 n, size = int(num_blocks), int(block_bytes)
 export = KvExport("tcp", address, n, size, "decode-0", int(incarnation), "", token)

@@ -34,7 +34,7 @@ from kvtransfer.protocol import BlockMoves
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.testing import patterned_pool
 from kvtransfer.zerocopy import ZeroCopy
-from scheduling.messages import KvExport
+from scheduling.kv_export import KvExport
 address, token, num_blocks, block_bytes, seed, timeout_s, use = sys.argv[1:]
 n, size = int(num_blocks), int(block_bytes)
 export = KvExport("tcp", address, n, size, "decode-0", 1, "", token)

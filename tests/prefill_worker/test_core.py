@@ -4,13 +4,12 @@ from array import array
 
 from prefill_worker.core import PrefillCore, PrefillSettings
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport, KvTarget
 from scheduling.messages import (
     AdmitGeneration,
     CancelTask,
     Command,
-    KvExport,
     KvPushed,
-    KvTarget,
     PrefillStarted,
     PromptScored,
     PushTo,

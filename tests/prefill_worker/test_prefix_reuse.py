@@ -2,11 +2,10 @@
 
 from prefill_worker.core import PrefillCore, PrefillSettings
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
+from scheduling.kv_export import KvExport, KvTarget
 from scheduling.messages import (
     CancelTask,
-    KvExport,
     KvPushed,
-    KvTarget,
     PrefillStarted,
     PushTo,
     Report,

@@ -9,7 +9,8 @@ from router.testing import BLOCK_SIZE, hello_of
 from scheduling.batch_time_online import PassTimeError
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
 from scheduling.ids import Incarnation, WorkerId
-from scheduling.messages import KvExport, WorkerLoad
+from scheduling.kv_export import KvExport
+from scheduling.messages import WorkerLoad
 
 
 def fleet_of(**num_blocks_by_name: int) -> Fleet:

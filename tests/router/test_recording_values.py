@@ -19,12 +19,10 @@ from router.recording.entries import is_same
 from router.recording.testing import values_of
 from router.recording.values import Encoder, ValueMisfit, event_of
 from scheduling.ids import Incarnation, RequestId, TaskId, WorkerId
+from scheduling.kv_export import KvDoor, KvExport, KvTarget
 from scheduling.messages import (
     PROTOCOL_VERSION,
     BlocksGranted,
-    KvDoor,
-    KvExport,
-    KvTarget,
     SequenceSpec,
     StartPrefill,
     TokensEmitted,

@@ -21,6 +21,7 @@ from runtime.wire import (
     encode_worker_hello,
 )
 from scheduling.ids import BlockId, Generation, Incarnation, RouterId, TaskId, WorkerId
+from scheduling.kv_export import KvDoor, KvExport, KvTarget
 from scheduling.messages import (
     AdmitGeneration,
     BlocksGranted,
@@ -30,10 +31,7 @@ from scheduling.messages import (
     DecodeStarted,
     GrantGrowth,
     GrowthNeeded,
-    KvDoor,
-    KvExport,
     KvPushed,
-    KvTarget,
     Preempted,
     PrefillStarted,
     PushTo,

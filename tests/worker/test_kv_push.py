@@ -13,7 +13,7 @@ from kvtransfer.pusher import Pusher
 from kvtransfer.testing import FaultyTransport, patterned_pool
 from runtime.clock import MonotonicClock
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
-from scheduling.messages import KvTarget
+from scheduling.kv_export import KvTarget
 from scheduling.worker_events import CancelPush, Push, PushFinished, WorkerEvent
 from worker.kv_push import KvPush
 

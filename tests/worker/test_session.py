@@ -23,11 +23,11 @@ from runtime.wire import (
 )
 from scheduling.batch_time_online import PassTimeError
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import (
     PROTOCOL_VERSION,
     Admission,
     CancelTask,
-    KvExport,
     PrefillStarted,
     SetAdmission,
     TaskFailed,
