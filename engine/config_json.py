@@ -29,12 +29,13 @@ from engine.config_schema import (
     TokenIds,
 )
 from engine.json_file import JsonSchema, parse, read_json_object
-from engine.model_config import MixtureConfig, ModelConfig
+from engine.model_config import MixtureConfig, ModelConfig, ModelShape
 from engine.model_folder_errors import (
     InvalidModelField,
     UnsupportedArchitecture,
     UnsupportedModelOption,
 )
+from engine.other.config_json import may_be_computed, read_other_config
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -69,7 +70,7 @@ class GenerationDefaults:
 
 def read_model_config(
     folder: Path, max_model_len: int | None = None
-) -> tuple[ModelConfig, GenerationDefaults]:
+) -> tuple[ModelShape, GenerationDefaults]:
     """The model's shape and sampling defaults; needs no weights in the folder.
 
     `max_model_len`: no context is longer, in tokens; it may decide how positions are rotated.
@@ -84,7 +85,7 @@ def read_model_config(
     # An explicit "do_sample": false is the authors' wish for greedy decoding.
     temperature = 0.0 if generation.do_sample is False else generation.temperature
     return (
-        config_from_fields(path, fields, generation.eos_token_id, max_model_len),
+        shape_from_fields(path, fields, generation.eos_token_id, max_model_len),
         GenerationDefaults(
             temperature,
             generation.top_k,
@@ -93,6 +94,20 @@ def read_model_config(
             generation.repetition_penalty,
         ),
     )
+
+
+def shape_from_fields(
+    path: Path,
+    fields: Mapping[str, Any],
+    eos_token_ids: tuple[int, ...] = (),
+    max_model_len: int | None = None,
+) -> ModelShape:
+    """As `config_from_fields`; less of a family that the engine does not compute itself."""
+    name = _architecture(path, fields)
+    if name in _SCHEMAS or not may_be_computed(name):
+        return config_from_fields(path, fields, eos_token_ids, max_model_len)
+    _refuse_quantised(path, fields)
+    return read_other_config(path, fields, eos_token_ids, max_model_len)
 
 
 def config_from_fields(
@@ -127,13 +142,18 @@ class _GenerationJson(JsonSchema):
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-def _schema(path: Path, fields: Mapping[str, Any]) -> type[ConfigJson]:
+def _architecture(path: Path, fields: Mapping[str, Any]) -> str:
     names = fields.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise InvalidModelField(path, "architectures", "must be a list that begins with a name")
-    if names[0] not in _SCHEMAS:
-        raise UnsupportedArchitecture(path, names[0], _SCHEMAS)
-    return _SCHEMAS[names[0]]
+    return names[0]
+
+
+def _schema(path: Path, fields: Mapping[str, Any]) -> type[ConfigJson]:
+    name = _architecture(path, fields)
+    if name not in _SCHEMAS:
+        raise UnsupportedArchitecture(path, name, _SCHEMAS)
+    return _SCHEMAS[name]
 
 
 def _refuse_quantised(path: Path, fields: Mapping[str, Any]) -> None:

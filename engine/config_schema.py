@@ -30,7 +30,7 @@ Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[tuple[TokenId, ...], BeforeValidator(_as_tuple)]
-_Dtype = Annotated[
+Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None, BeforeValidator(_without_torch_prefix)
 ]
 _LayerTypes = Annotated[tuple[str, ...] | None, Field(strict=False)]
@@ -76,7 +76,7 @@ class ConfigJson(JsonSchema):
     attention_bias: bool = False
     mlp_bias: bool = False
     hidden_act: str = "silu"
-    dtype: _Dtype = Field(None, validation_alias=AliasChoices("dtype", "torch_dtype"))
+    dtype: Dtype = Field(None, validation_alias=AliasChoices("dtype", "torch_dtype"))
     eos_token_id: TokenIds = (2,)
     bos_token_id: TokenId | None = 1
     # Older files: beside rope_scaling. Newer ones: inside rope_parameters.

@@ -7,12 +7,16 @@ import torch
 
 from engine.config_json import CONFIG_FILE
 from engine.json_file import read_file
+from engine.model_config import ModelConfig
 from engine.model_folder import ModelFolder, open_model_folder
+from engine.model_folder_errors import UnsupportedModelOption
 from engine.models.decoder import Decoder
+from engine.models.model import Model
 from engine.native.choice import KernelChoice, choose_kernels
+from engine.tensor_parallel import RankExchange, config_of_rank, require_fit, share_of
 from engine.weights import load_decoder_weights
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of each weight file, this many pieces of this many bytes are part of the fingerprint.
 _SAMPLE_PIECES = 16
 _SAMPLE_PIECE_BYTES = 4096
@@ -31,22 +35,54 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
     kernels: KernelChoice = "auto",
+    exchange: RankExchange | None = None,
 ) -> Decoder:
-    """Load a folder for computation in `dtype`, "float32" or "bfloat16".
+    """Load a folder for computation in `dtype`: "float32", "bfloat16" or "float16".
 
-    `kernels`: whether compiled ones compute what they can; on a GPU they never do. Set the number
-    of torch threads before. Raises: a leaf of ModelFolderError, DeviceUnavailable,
-        NoCommonRowCount, KernelsNotBuilt, KernelsNotLoaded, ValueError for an unknown dtype.
+    `kernels`: whether compiled ones compute what they can; never on a GPU, nor in float16.
+    `exchange`: between the ranks of a worker, of which this process is to have its share of the
+    model. Set the number of torch threads before.
+    Raises: a leaf of ModelFolderError, DeviceUnavailable, NoCommonRowCount, KernelsNotBuilt,
+        KernelsNotLoaded, TensorParallelUnfit, ValueError for an unknown dtype.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; use one of {sorted(_DTYPES)}")
     target = _checked_device(device)
     checked = folder if isinstance(folder, ModelFolder) else open_model_folder(folder)
-    compiled = choose_kernels(kernels) if target.type == "cpu" else None
+    is_compiled = target.type == "cpu" and dtype != "float16"
+    compiled = choose_kernels(kernels) if is_compiled else None
+    config, share = _own_config(checked), share_of(exchange)
+    require_fit(config, share.size)
     weights = load_decoder_weights(
-        checked.config, checked.weight_files, _DTYPES[dtype], target, compiled
+        config, checked.weight_files, _DTYPES[dtype], target, compiled, exchange
     )
-    return Decoder(checked.config, weights)
+    return Decoder(config_of_rank(config, share), weights)
+
+
+def load_any_model(
+    folder: ModelFolder,
+    dtype: str,
+    device: str = "cpu",
+    kernels: KernelChoice = "auto",
+    exchange: RankExchange | None = None,
+) -> Model:
+    """As `load_model`; families that it does not know are the transformers library's.
+
+    Those are not cut among ranks. Raises: as `load_model`; LibraryMissing.
+    """
+    if exchange is not None or isinstance(folder.config, ModelConfig):
+        return load_model(folder, dtype, device, kernels, exchange)
+    # Imported where it is needed: it takes seconds, and few models need it.
+    from engine.other.model import load_transformers_model
+
+    return load_transformers_model(folder, _DTYPES[dtype], _checked_device(device))
+
+
+def _own_config(folder: ModelFolder) -> ModelConfig:
+    if not isinstance(folder.config, ModelConfig):
+        what = "a family that only the transformers library computes"
+        raise UnsupportedModelOption(folder.path, what, "use a model of one of Tandem's families")
+    return folder.config
 
 
 def weights_fingerprint(folder: str | Path | ModelFolder) -> str:

@@ -58,17 +58,20 @@ class PromptScorer:
     def score(
         self, hidden: Tensor, token_ids: Tensor, first_token_index: int, num_top: int
     ) -> tuple[PromptLogprobs, ...] | None:
-        """Each token given the hidden state before it; None where logits are not finite.
+        """Each token given the hidden state before it; None where any logits are not finite.
 
         Shapes: hidden [n, hidden_size]; token_ids [n] int64, at [first_token_index, ...) of the
             prompt.
         """
         pieces: list[PromptLogprobs] = []
+        is_finite = True
         for start in range(0, len(token_ids), self._num_rows):
             rows = slice(start, start + self._num_rows)
             logits = self._logits_of(hidden[rows])
             if not bool(torch.isfinite(logits.amax(-1)).all()):
-                return None
+                # The rest is asked for all the same: other ranks compute their share of it.
+                is_finite = False
+                continue
             scores = _logprobs(logits)
             top_ids, top_scores = top_tokens(scores, num_top)
             pieces.append(
@@ -79,7 +82,12 @@ class PromptScorer:
                     _packed(top_scores),
                 )
             )
-        return tuple(pieces)
+        return tuple(pieces) if is_finite else None
+
+    def follow(self, hidden: Tensor) -> None:
+        """This rank's share of what `score` asks for at the first one."""
+        for start in range(0, hidden.shape[0], self._num_rows):
+            self._logits_of(hidden[start : start + self._num_rows])
 
 
 def top_tokens(scores: Tensor, num_top: int) -> tuple[Tensor, Tensor]:

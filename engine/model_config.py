@@ -38,12 +38,32 @@ class MixtureConfig:
     layers: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """A decoder. Built by `engine.model_folder`, which checks every value."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What a router and a worker must know of any decoder, whoever computes it."""
+
+    # For people: a family, or the name of the library's class.
+    architecture: str
+    vocab_size: int
+    # The longest context, prompt and output together, in tokens: what config.json says, stretched
+    # (engine/context_length.py).
+    max_position_embeddings: int
+    # The dtype the folder was saved in, as torch spells it: "float32", "bfloat16", "float16".
+    torch_dtype: str
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    # Names the rotation where it is another one than that of the whole context, because a shorter
+    # one is served; else empty. Processes that differ in it may not serve a request together.
+    rope_choice: str = ""
+    # What whoever serves the model should know at its start, a sentence each.
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(ModelShape):
+    """A decoder of a family that the engine computes. Built by `engine.model_folder`."""
 
     architecture: Architecture
-    vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -53,9 +73,6 @@ class ModelConfig:
     head_dim: int
     rms_norm_eps: float
     rope: Rope
-    # The longest context, prompt and output together, in tokens: what config.json says, stretched
-    # (engine/context_length.py).
-    max_position_embeddings: int
     # The output projection is the embedding table.
     tie_word_embeddings: bool
     # Bias of the query, key and value projections.
@@ -64,10 +81,6 @@ class ModelConfig:
     o_bias: bool
     # Bias of the gate, up and down projections.
     mlp_bias: bool
-    # The dtype the folder was saved in, as torch spells it: "float32", "bfloat16", "float16".
-    torch_dtype: str
-    eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
     activation: Activation = "silu"
     # Attention scores are multiplied by it; None: head_dim ** -0.5.
     attention_scale: float | None = None
@@ -86,11 +99,6 @@ class ModelConfig:
     # is added, and embeddings are multiplied by hidden_size ** 0.5.
     is_gemma: bool = False
     mixture: MixtureConfig | None = None
-    # Names the rotation where it is another one than that of the whole context, because a shorter
-    # one is served; else empty. Processes that differ in it may not serve a request together.
-    rope_choice: str = ""
-    # What whoever serves the model should know at its start, a sentence each.
-    remarks: tuple[str, ...] = ()
 
     @property
     def layer_attention(self) -> tuple[LayerAttention, ...]:

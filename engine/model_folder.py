@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.config_json import CONFIG_FILE, GenerationDefaults, read_model_config
 from engine.json_file import read_file
-from engine.model_config import ModelConfig
+from engine.model_config import ModelShape
 from engine.model_folder_errors import ModelFileMissing, ModelFolderMissing
 from engine.safetensors_header import checked_weight_files
 from engine.tokenizer import TOKENIZER_FILE, TOKENIZER_HINT
@@ -21,7 +21,8 @@ class ModelFolder:
     """A checked folder. The files may still change under us; whoever reads them reports that."""
 
     path: Path
-    config: ModelConfig
+    # A ModelConfig where the engine computes the family itself.
+    config: ModelShape
     generation: GenerationDefaults
     # Every shard, in the order of their names.
     weight_files: tuple[Path, ...]
@@ -47,7 +48,7 @@ def open_model_folder(path: str | Path, max_model_len: int | None = None) -> Mod
 def model_fingerprint(path: str | Path, rope_choice: str = "") -> str:
     """Sixteen hex digits over the bytes of config.json and tokenizer.json, not of the weights.
 
-    And over what a shortened context chose (ModelConfig), if it did.
+    And over what a shortened context chose (ModelShape), if it did.
     A router and a worker whose fingerprints differ may not serve one request together.
     Raises: ModelFolderMissing, ModelFileMissing.
     """

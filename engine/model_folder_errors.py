@@ -7,6 +7,7 @@ ModelFolderError
 ├── InvalidModelField          a field is missing, or has a value that cannot be
 ├── UnsupportedArchitecture    a family of models that the engine does not compute
 ├── UnsupportedModelOption     an option of a known family that the engine does not compute
+├── LibraryMissing             the family is computed by a library that is not installed
 ├── InvalidWeightFile          a safetensors file is truncated or contradicts its own header
 ├── InvalidTokenizer           tokenizer.json is damaged
 └── InvalidChatTemplate        the chat template is not valid Jinja
@@ -73,7 +74,8 @@ class UnsupportedArchitecture(ModelFolderError):
         super().__init__(
             path,
             f"architecture {architecture} is not supported; use a model of one of: "
-            + ", ".join(sorted(supported)),
+            + ", ".join(sorted(supported))
+            + ", or of another decoder that the transformers library computes",
         )
         self.architecture = architecture
 
@@ -86,6 +88,19 @@ class UnsupportedModelOption(ModelFolderError):
     def __init__(self, path: Path, option: str, hint: str) -> None:
         super().__init__(path, f"{option} is not supported; {hint}")
         self.option = option
+
+
+class LibraryMissing(ModelFolderError):
+    """A family that Tandem does not compute itself, and no transformers library."""
+
+    code = "model_library_missing"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            path,
+            "its family is computed by the transformers library, which is not installed; "
+            "pip install 'tandemserve[transformers]' on every worker",
+        )
 
 
 class InvalidWeightFile(ModelFolderError):

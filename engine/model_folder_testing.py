@@ -15,6 +15,7 @@ from engine.config_json import read_model_config
 from engine.families_testing import BOS_ID, EOS_ID, FAMILIES
 from engine.model_config import ModelConfig
 from engine.models.tensor_layout import expected_shapes
+from engine.random_weights_testing import spread
 
 _SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
 _CHAT_TEMPLATE = (
@@ -48,8 +49,9 @@ def make_random_model_folder(
     _write_json(path / "config.json", fields or FAMILIES[family])
     _write_json(path / "generation_config.json", {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID})
     config, _ = read_model_config(path)
+    assert isinstance(config, ModelConfig)
     _write_weights(path, random_tensors(config, seed), num_shards)
-    _write_tokenizer(path, config.vocab_size)
+    write_trained_tokenizer(path, config.vocab_size)
     return config
 
 
@@ -58,17 +60,7 @@ def random_tensors(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
     for name, shape in expected_shapes(config).items():
-        noise = torch.randn(shape, generator=generator)
-        if name.endswith("norm.weight"):
-            # Gemma adds one more: what its layers give is otherwise small beside the embedding.
-            tensors[name] = 1.0 + 0.1 * noise
-        elif name.endswith(".bias"):
-            tensors[name] = 0.5 * noise
-        elif name.startswith(("model.embed_tokens", "lm_head")):
-            tensors[name] = noise * (0.1 if config.is_gemma else 1.0)
-        else:
-            # Strong enough that the output depends on the context, not on the last token alone.
-            tensors[name] = noise * (2.0 / shape[1] ** 0.5)
+        tensors[name] = spread(name, torch.randn(shape, generator=generator), config)
     return tensors
 
 
@@ -88,7 +80,8 @@ def _write_weights(path: Path, tensors: dict[str, Tensor], num_shards: int) -> N
     _write_json(path / "model.safetensors.index.json", index)
 
 
-def _write_tokenizer(path: Path, vocab_size: int) -> None:
+def write_trained_tokenizer(path: Path, vocab_size: int) -> None:
+    """tokenizer.json and its settings, of a vocabulary of that size."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

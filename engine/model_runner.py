@@ -4,8 +4,9 @@ A single token at the end of a history and a prompt chunk are the same thing her
 forward pass. Which chunks run is decided in `scheduling`; stop conditions are not looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,12 +16,16 @@ from engine.attention.backend import AttentionBackend, AttentionBatch
 from engine.attention.choice import AttentionShape, choose_attention
 from engine.kv_pool import KvPool
 from engine.logprobs import PromptScorer
-from engine.models.decoder import Decoder
+from engine.models.model import Model
 from engine.runner import InvalidSequence, LogitsNotFinite
 from engine.sampler import sample
 from engine.slot_table import Int64Array, SlotTable
+from engine.step_pieces import pieces_of
 from scheduling.sampling import PromptLogprobs
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan, StepResult
+
+# Told the blocks that a pass reads or writes, just before it is ordered.
+BeforePass: TypeAlias = Callable[[Int64Array], None]
 
 
 class ModelRunner:
@@ -28,10 +33,11 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         kv_pool: KvPool,
         max_num_seqs: int,
         attention: AttentionBackend | None = None,
+        before_pass: BeforePass | None = None,
     ) -> None:
         """Without `attention`, the fastest one of this machine.
 
@@ -46,8 +52,11 @@ class ModelRunner:
         self.kv_pool = kv_pool
         self.model = model
         self._attention = attention or choose_attention(
-            AttentionShape(layout, config.num_heads, config.layer_attention, model.device)
+            AttentionShape(
+                layout, config.num_heads, config.layer_attention, model.device, model.dtype
+            )
         )
+        self._before_pass = before_pass
         self._slots = SlotTable(max_num_seqs, layout.block_size)
         self._prompt_scorer = PromptScorer(model.logits, config.vocab_size)
 
@@ -87,35 +96,79 @@ class ModelRunner:
         """
         if not plan.chunks:
             return StepResult((), ())
-        self._slots.check(plan.chunks, self.model.config.max_position_embeddings)
-        inputs = self._inputs(plan.chunks)
-        self._clear_entered_blocks(inputs)
-        hidden = self.model.hidden(
-            self._on_device(inputs.token_ids),
-            self._on_device(inputs.positions),
-            self._attention.begin(inputs.attention, self.kv_pool),
-        )
-        prompt_logprobs = self._score_prompts(inputs.prompt_chunks, hidden)
-        slots = inputs.sampling_slots
+        self.check(plan)
+        prompt_logprobs: list[tuple[int, PromptLogprobs]] = []
+        not_finite: set[int] = set()
+        scored: list[Tensor] = []
+        sampling_slots: list[Int64Array] = []
+        for inputs, hidden in self._forward_pieces(plan):
+            found, bad_slots = self._score_prompts(inputs.prompt_chunks, hidden)
+            prompt_logprobs += found
+            not_finite.update(bad_slots)
+            scored.append(hidden.index_select(0, self._on_device(inputs.score_rows)))
+            sampling_slots.append(inputs.sampling_slots)
+        slots = np.concatenate(sampling_slots)
         if not len(slots):
-            return StepResult((), (), prompt_logprobs=prompt_logprobs)
-        logits = self.model.logits(hidden.index_select(0, self._on_device(inputs.score_rows)))
+            _require_finite(not_finite)
+            return StepResult((), (), prompt_logprobs=tuple(prompt_logprobs))
+        logits = self.model.logits(scored[0] if len(scored) == 1 else torch.cat(scored))
         sampled = sample(logits, self._slots.sampling_of(slots))
-        if not sampled.is_finite.all():
-            raise LogitsNotFinite(tuple(slots[~sampled.is_finite].tolist()))
+        # Not before: the ranks of a worker make the same exchanges, whatever the numbers are.
+        _require_finite(not_finite.union(slots[~sampled.is_finite].tolist()))
         self._slots.append(slots, sampled.token_ids)
         return StepResult(
             tuple(slots.tolist()),
             tuple(sampled.token_ids.tolist()),
             sampled.logprobs,
-            prompt_logprobs,
+            tuple(prompt_logprobs),
+        )
+
+    def check(self, plan: StepPlan) -> None:
+        """Raises: what `step` raises before anything is computed."""
+        self._slots.check(plan.chunks, self.model.config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def follow(self, plan: StepPlan) -> None:
+        """A step at another rank than the first, where nothing is sampled.
+
+        `append` then brings what was. Raises: UnknownSlot, InvalidChunk, BlockTableTooShort.
+        """
+        self.check(plan)
+        scored: list[Tensor] = []
+        for inputs, hidden in self._forward_pieces(plan):
+            for chunk in inputs.prompt_chunks:
+                self._prompt_scorer.follow(hidden[chunk.row : chunk.row + chunk.num_tokens])
+            scored.append(hidden.index_select(0, self._on_device(inputs.score_rows)))
+        rows = torch.cat(scored)
+        if rows.shape[0]:
+            self.model.logits(rows)
+
+    def append(self, slots: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Add a token that the first rank has sampled to each of these histories."""
+        self._slots.append(np.array(slots, np.int64), np.array(token_ids, np.int64))
+
+    def _forward_pieces(self, plan: StepPlan) -> "Iterator[tuple[_StepInputs, Tensor]]":
+        for chunks in pieces_of(plan.chunks, self.model.max_rows):
+            inputs = self._inputs(chunks)
+            yield inputs, self._forward(inputs)
+
+    def _forward(self, inputs: "_StepInputs") -> Tensor:
+        """Hidden states [num_tokens or more, hidden_size]; their KV is in the pool."""
+        if self._before_pass is not None:
+            self._before_pass(inputs.attention.block_tables)
+        self._clear_entered_blocks(inputs)
+        return self.model.hidden(
+            self._on_device(inputs.token_ids),
+            self._on_device(inputs.positions),
+            self._attention.begin(inputs.attention, self.kv_pool),
         )
 
     def _score_prompts(
         self, chunks: "Sequence[_PromptChunk]", hidden: Tensor
-    ) -> tuple[tuple[int, PromptLogprobs], ...]:
-        """Logprobs of the prompt tokens that follow those of the chunks."""
+    ) -> tuple[list[tuple[int, PromptLogprobs]], set[int]]:
+        """Logprobs of the prompt tokens after those of the chunks, and slots that have none."""
         found: list[tuple[int, PromptLogprobs]] = []
+        not_finite: set[int] = set()
         for chunk in chunks:
             first, num_tokens = chunk.start + 1, chunk.num_tokens
             token_ids = self._slots.tokens[chunk.slot, first : first + num_tokens]
@@ -126,9 +179,10 @@ class ModelRunner:
                 self._slots.num_prompt_logprobs[chunk.slot],
             )
             if pieces is None:
-                raise LogitsNotFinite((chunk.slot,))
-            found += [(chunk.slot, piece) for piece in pieces]
-        return tuple(found)
+                not_finite.add(chunk.slot)
+            else:
+                found += [(chunk.slot, piece) for piece in pieces]
+        return found, not_finite
 
     def _inputs(self, chunks: Sequence[ScheduledChunk]) -> "_StepInputs":
         """The chunks as arrays; those of one token first, as attention wants them."""
@@ -198,6 +252,12 @@ class ModelRunner:
 
     def _on_device(self, array: Int64Array) -> Tensor:
         return torch.from_numpy(array).to(self.model.device)
+
+
+def _require_finite(bad_slots: Set[int]) -> None:
+    """Raises: LogitsNotFinite, unless there are none."""
+    if bad_slots:
+        raise LogitsNotFinite(tuple(sorted(bad_slots)))
 
 
 def _check_sampling(start: SequenceStart, vocab_size: int) -> None:

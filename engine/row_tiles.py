@@ -8,8 +8,8 @@ order of summation. Measured: docs/decisions/batch-invariance.md.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
 import torch
@@ -27,6 +27,9 @@ PACKED_CANDIDATE_ROWS = (
 _WIDE_COLUMNS = 16_384
 _MAX_ROWS_OF_WIDE = 64
 _DRAWN_COLUMNS = 2048
+# Drawn columns where they are compared with their own copies: an odd number, so that the copies
+# lie at every place of a vector.
+_REPEATED_COLUMNS = 11
 # Numbers of products in one batch. No number was found that changes a bit (1 to 777, with one and
 # two threads; the benchmark repeats it), so a few stand for all: one product, which the library
 # may treat as a plain one; fewer and more than there are threads; an odd number and a power of two.
@@ -144,8 +147,8 @@ def find_row_tiles(shapes: Iterable[ProductShape], min_rows: int = 1) -> RowTile
 
 def _affordable_rows(dtype: torch.dtype) -> int:
     """Rows that cost a decode step of one sequence little more than one row would."""
-    # bfloat16 matrix units work on 16 to 32 rows at once; float32 time grows from a few rows on.
-    return 32 if dtype == torch.bfloat16 else 4
+    # Matrix units for 16 bits work on 16 to 32 rows at once; float32 time grows from a few rows on.
+    return 4 if dtype == torch.float32 else 32
 
 
 def row_count_groups(
@@ -163,7 +166,31 @@ def row_count_groups(
     return [(tuple(sizes), hashlib.sha256(bits).hexdigest()[:16]) for bits, sizes in groups.items()]
 
 
-def _noise_product(shape: ProductShape) -> Callable[[int], Tensor]:
+def columns_agree(shape: ProductShape, num_columns: int, row_counts: Sequence[int]) -> bool:
+    """Whether a matrix of some of the columns gives each of them the bits that it has in `shape`.
+
+    Wherever a column lies, in both: a share of a matrix takes columns from anywhere.
+    """
+    if num_columns == shape.columns:
+        return True
+    marks: set[bytes] = set()
+    for columns in (shape.columns, num_columns):
+        multiply = _noise_product(replace(shape, columns=columns), _REPEATED_COLUMNS)
+        for rows in row_counts:
+            # Copies of the drawn columns, of which the last one is cut off.
+            results = multiply(rows).float().cpu()
+            missing = -columns % _REPEATED_COLUMNS
+            filled = torch.nn.functional.pad(results, (0, missing))
+            copies = filled.view(rows, -1, _REPEATED_COLUMNS)
+            if missing:
+                copies[:, -1, -missing:] = copies[:, 0, -missing:]
+            if not bool((copies == copies[0, 0]).all()):
+                return False
+            marks.add(copies[0, 0].numpy().tobytes())
+    return len(marks) <= 1
+
+
+def _noise_product(shape: ProductShape, num_drawn: int = _DRAWN_COLUMNS) -> Callable[[int], Tensor]:
     """A function from a row count to the product of that many equal rows with one matrix.
 
     The row is (a, -a) and the matrix (w; w), in one random order: the exact product is zero.
@@ -173,7 +200,7 @@ def _noise_product(shape: ProductShape) -> Callable[[int], Tensor]:
     order = torch.randperm(2 * half, generator=generator)[: shape.inner]
     row = torch.randn(half, generator=generator)
     # Columns may repeat: what varies is the order along `inner`, and drawing takes longest.
-    matrix = torch.randn(half, min(shape.columns, _DRAWN_COLUMNS), generator=generator)
+    matrix = torch.randn(half, min(shape.columns, num_drawn), generator=generator)
     matrix = matrix[:, torch.arange(shape.columns) % matrix.shape[1]]
     row = torch.cat((row, -row))[order].to(shape.device, shape.dtype)
     matrix = torch.cat((matrix, matrix))[order].to(shape.device, shape.dtype)

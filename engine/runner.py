@@ -7,6 +7,7 @@ RunnerMisuse (ValueError)
 ├── InvalidChunk            a chunk that does not lie in its sequence's history
 └── BlockTableTooShort      a chunk reaches beyond the blocks of its sequence
 LogitsNotFinite (RuntimeError)
+RankLost (RuntimeError)         the ranks of the worker can compute nothing together any more
 """
 
 from collections.abc import Sequence
@@ -106,3 +107,10 @@ class LogitsNotFinite(RuntimeError):
             "weights, or serve the model in float32"
         )
         self.slots = slots
+
+
+class RankLost(RuntimeError):
+    """A rank of this worker is gone, stuck, or did something else than the others.
+
+    What the ranks know has come apart: no step after it can be right, the worker has to end.
+    """

@@ -4,17 +4,18 @@ Files are mapped, so only one fused matrix at a time is in memory twice. Every e
 looked up by name and shape before any is copied: a wrong folder fails in milliseconds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.linear import Linear
+from engine.linear import Linear, side_by_side
 from engine.model_config import ModelConfig
 from engine.model_folder_errors import (
     InvalidWeightFile,
@@ -33,6 +34,7 @@ from engine.models.tensor_layout import (
     layer_tensors,
 )
 from engine.native.library import KernelLibrary
+from engine.tensor_parallel import GatheringLinear, HeadLinear, RankExchange, share_of
 
 # As safetensors spells them; numbers of any other type are a quantised model's.
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -67,24 +69,56 @@ class TensorShapeMismatch(ModelFolderError):
         self.tensor, self.expected, self.actual = tensor, expected, actual
 
 
+class TensorSource(Protocol):
+    """Tensors by name; an open safetensors file is one."""
+
+    def keys(self) -> Iterable[str]: ...
+
+    def get_tensor(self, name: str) -> Tensor: ...
+
+    def get_slice(self, name: str) -> Any:
+        """What tells `get_shape()` and `get_dtype()`, and gives rows by `[start:end]`."""
+        ...
+
+
 def load_decoder_weights(
     config: ModelConfig,
     weight_files: Sequence[Path],
     dtype: torch.dtype,
     device: torch.device,
     kernels: KernelLibrary | None = None,
+    exchange: RankExchange | None = None,
 ) -> DecoderWeights:
     """Load and fuse all weights. Tensors that the model does not use are ignored.
 
-    The parts will compute with `kernels`, which are for the CPU, or without them with torch.
+    The parts will compute with `kernels`, which are for the CPU, or without them with torch. With
+    an `exchange`, only this rank's share of every matrix is read, and all of the embedding.
 
     Raises: TensorMissing, TensorShapeMismatch, InvalidWeightFile, UnsupportedModelOption.
     """
     with ExitStack() as stack:
-        located = _locate(stack, weight_files)
-        for name, shape in expected_shapes(config).items():
-            _check(name, shape, located, weight_files[0].parent)
-        return _Reader(config, located, dtype, device, kernels).decoder()
+        sources = {path: _open(stack, path) for path in weight_files}
+        return read_decoder_weights(config, sources, dtype, device, kernels, exchange)
+
+
+def read_decoder_weights(
+    config: ModelConfig,
+    sources: Mapping[Path, TensorSource],
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: KernelLibrary | None = None,
+    exchange: RankExchange | None = None,
+) -> DecoderWeights:
+    """As `load_decoder_weights`, from sources by the path that errors name."""
+    located = {
+        canonical_name(name): _Located(path, source, name)
+        for path, source in sources.items()
+        for name in source.keys()  # noqa: SIM118 -- not a mapping
+    }
+    folder = next(iter(sources)).parent
+    for name, shape in expected_shapes(config).items():
+        _check(name, shape, located, folder)
+    return _Reader(config, located, dtype, device, kernels, exchange).decoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +126,18 @@ class _Located:
     """An open weight file that holds a tensor."""
 
     path: Path
-    # safetensors ships no types for the object that safe_open returns.
-    handle: Any
+    handle: TensorSource
     # The tensor's name in this file.
     name: str
 
 
-def _locate(stack: ExitStack, weight_files: Sequence[Path]) -> dict[str, _Located]:
-    located: dict[str, _Located] = {}
-    for path in weight_files:
-        try:
-            handle = stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise InvalidWeightFile(path, f"cannot be opened ({error})") from None
-        for name in handle.keys():  # noqa: SIM118 -- not a mapping
-            located[canonical_name(name)] = _Located(path, handle, name)
-    return located
+def _open(stack: ExitStack, path: Path) -> TensorSource:
+    try:
+        # safetensors ships no types for the object that safe_open returns.
+        source: TensorSource = stack.enter_context(safe_open(path, framework="pt"))
+    except (SafetensorError, OSError) as error:
+        raise InvalidWeightFile(path, f"cannot be opened ({error})") from None
+    return source
 
 
 def _check(
@@ -141,8 +171,11 @@ class _Reader:
         dtype: torch.dtype,
         device: torch.device,
         kernels: KernelLibrary | None,
+        exchange: RankExchange | None,
     ) -> None:
         self._kernels = kernels
+        self._exchange = exchange
+        self._share = share_of(exchange)
         self._config = config
         self._located = located
         self._dtype = dtype
@@ -151,22 +184,33 @@ class _Reader:
     def decoder(self) -> DecoderWeights:
         # In memory of its own: the file will be unmapped.
         embedding = self._read("model.embed_tokens.weight").to(self._device, self._dtype, copy=True)
-        is_tied = self._config.tie_word_embeddings
-        head_weight = embedding if is_tied else self._converted("lm_head.weight")
         return DecoderWeights(
             embedding=embedding,
             layers=tuple(self._layer(index) for index in range(self._config.num_layers)),
             final_norm=self._norm("model.norm.weight"),
-            lm_head=Linear(head_weight, kernels=self._kernels),
+            lm_head=self._head(embedding),
             kernels=self._kernels,
         )
+
+    def _head(self, embedding: Tensor) -> Linear:
+        vocab_size = self._config.vocab_size
+        if self._config.tie_word_embeddings:
+            start, end = self._share.range_of(vocab_size)
+            weight = embedding[start:end]
+        else:
+            weight = self._cut("lm_head.weight", (vocab_size,))
+        if self._exchange is None:
+            return Linear(weight, kernels=self._kernels)
+        missing = self._share.width_of(vocab_size) - weight.shape[0]
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, missing))
+        return HeadLinear(padded, self._kernels, self._exchange, vocab_size)
 
     def _layer(self, index: int) -> LayerWeights:
         names = layer_tensors(self._config, index)
         return LayerWeights(
             input_norm=self._norm(names.input_norm),
             qkv=self._linear(names.qkv),
-            attention_out=self._linear(names.attention_out),
+            attention_out=self._closing(names.attention_out),
             mlp_norm=self._norm(names.mlp_norm),
             mlp=self._mlp(names.mlp),
             query_norm=self._head_norm(names.query_norm),
@@ -177,26 +221,62 @@ class _Reader:
 
     def _mlp(self, names: MlpTensors | MixtureTensors) -> Mlp:
         if isinstance(names, MlpTensors):
-            return self._dense(names)
+            gate_up, down = self._linear(names.gate_up), self._closing(names.down)
+            return DenseMlp(gate_up, down, self._config.activation, self._kernels)
         mixture = self._config.mixture
         assert mixture is not None, "layers with experts belong to models with experts"
         return MixtureMlp(
-            self._linear(names.router),
-            tuple(self._dense(expert) for expert in names.experts),
+            self._router(names.router),
+            tuple(self._expert(expert) for expert in names.experts),
             mixture.num_experts_per_token,
             mixture.normalizes_weights,
+            self._exchange,
         )
 
-    def _dense(self, names: MlpTensors) -> DenseMlp:
+    def _router(self, stacked: StackedTensors) -> Linear:
+        """Whole at every rank: all must send a token to the same experts."""
+        ((name, _),) = stacked.projections
+        return Linear(self._converted(f"{name}.weight"), kernels=self._kernels)
+
+    def _expert(self, names: MlpTensors) -> DenseMlp:
+        """The mixture gathers, once for all experts."""
         gate_up, down = self._linear(names.gate_up), self._linear(names.down)
         return DenseMlp(gate_up, down, self._config.activation, self._kernels)
 
     def _linear(self, stacked: StackedTensors) -> Linear:
-        """The projections side by side."""
-        names = [name for name, _ in stacked.projections]
-        weights = [self._converted(f"{name}.weight") for name in names]
-        biases = [self._converted(f"{name}.bias") for name in names] if stacked.has_bias else None
-        return Linear.fused(weights, biases, self._kernels)
+        """This rank's outputs of the projections side by side."""
+        weights, biases = self._cut_all(stacked)
+        return Linear.fused(weights, biases, self._kernels, stacked.num_outputs)
+
+    def _closing(self, stacked: StackedTensors) -> Linear:
+        """A matrix that takes what the ranks made each, and gives all of them whole rows."""
+        if self._exchange is None:
+            return self._linear(stacked)
+        weights, biases = self._cut_all(stacked)
+        bias = None if biases is None else torch.cat(biases)
+        return GatheringLinear(side_by_side(weights), bias, self._kernels, self._exchange)
+
+    def _cut_all(self, stacked: StackedTensors) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Weights and, where there are any, biases of this rank."""
+        weights = [self._cut(f"{name}.weight", parts) for name, parts in stacked.projections]
+        if not stacked.has_bias:
+            return weights, None
+        return weights, [self._cut(f"{name}.bias", parts) for name, parts in stacked.projections]
+
+    def _cut(self, name: str, parts: tuple[int, ...]) -> Tensor:
+        """This rank's range of each of the parts, which lie one below the other."""
+        if self._exchange is None:
+            return self._converted(name)
+        found, starts = self._located[name], accumulate(parts, initial=0)
+        pieces = []
+        try:
+            rows = found.handle.get_slice(found.name)
+            for start, size in zip(starts, parts, strict=False):
+                first, end = self._share.range_of(size)
+                pieces.append(rows[start + first : start + end].to(self._device, self._dtype))
+        except (SafetensorError, OSError) as error:
+            raise InvalidWeightFile(found.path, f"{name} cannot be read ({error})") from None
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def _norm(self, name: str) -> RmsNorm:
         if self._config.is_gemma:

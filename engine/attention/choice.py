@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from engine.attention.backend import AttentionBackend
-from engine.attention.flashinfer import FlashInferAttention, InstalledKernels
+from engine.attention.flashinfer import FlashInferAttention, InstalledKernels, has_kernels
 from engine.attention.native import NativeAttention, fits
 from engine.attention.split_kv import SplitKvAttention
 from engine.kv_pool import KvLayout
@@ -37,6 +37,12 @@ class AttentionShape:
     num_heads: int
     layers: tuple[LayerAttention, ...]
     device: torch.device
+    # Of the model, and so of what attention may round queries to; None: that of the KV.
+    dtype: torch.dtype | None = None
+
+    @property
+    def query_dtype(self) -> torch.dtype:
+        return self.dtype or self.layout.torch_dtype
 
 
 def choose_attention(shape: AttentionShape, name: AttentionName = "auto") -> AttentionBackend:
@@ -54,19 +60,22 @@ def choose_attention(shape: AttentionShape, name: AttentionName = "auto") -> Att
         return SplitKvAttention(layout, num_heads, layers, device)
     if name == "flashinfer":
         _require_flashinfer(device)
-        if layout.torch_dtype != torch.bfloat16:
+        if not has_kernels(shape.query_dtype, layout.torch_dtype):
             raise AttentionUnavailable(
                 "flashinfer",
-                "it has no float32 kernels",
-                "start every worker with --dtype bfloat16",
+                f"it has no kernels for a model in {shape.query_dtype} over {layout.dtype} KV",
+                "start every worker with --dtype bfloat16 or float16, and --kv-dtype auto or "
+                "fp8_e4m3",
             )
-        return FlashInferAttention(layout, num_heads, layers, InstalledKernels(device))
+        installed = InstalledKernels(device)
+        return FlashInferAttention(layout, num_heads, layers, installed, shape.query_dtype)
     if kernels is None and _may_be_native(shape):
         kernels = choose_kernels("native")
     if kernels is None:
         raise AttentionUnavailable(
             "native",
-            "it needs the CPU, a C compiler, head_dim up to 256 and up to 32 heads per KV head",
+            "it needs the CPU, a C compiler, head_dim up to 256, up to 32 heads per KV head and "
+            "float32 or bfloat16 KV",
             "install gcc, or choose --attention torch on every worker",
         )
     return NativeAttention(layout, num_heads, layers, kernels)
@@ -78,8 +87,8 @@ def _may_be_native(shape: AttentionShape) -> bool:
 
 def _best_without_kernels(shape: AttentionShape) -> Literal["torch", "flashinfer"]:
     is_installed = shape.device.type == "cuda" and find_spec("flashinfer") is not None
-    is_bfloat16 = shape.layout.torch_dtype == torch.bfloat16
-    return "flashinfer" if is_installed and is_bfloat16 else "torch"
+    is_known = has_kernels(shape.query_dtype, shape.layout.torch_dtype)
+    return "flashinfer" if is_installed and is_known else "torch"
 
 
 def _require_flashinfer(device: torch.device) -> None:

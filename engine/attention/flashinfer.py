@@ -39,6 +39,13 @@ SPLIT_TOKENS = 512
 _HND = "HND"
 
 
+def has_kernels(query_dtype: torch.dtype, kv_dtype: torch.dtype) -> bool:
+    """Whether FlashInfer (FA2) attends with such queries over such a pool."""
+    if query_dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return kv_dtype in (query_dtype, torch.float8_e4m3fn)
+
+
 class FlashInferKernels(Protocol):
     """Makes wrappers over one workspace."""
 
@@ -75,7 +82,7 @@ class InstalledKernels:
 
 
 class FlashInferAttention:
-    """FlashInfer for `num_heads` query heads over bfloat16 pools of one layout."""
+    """FlashInfer for `num_heads` query heads over pools of one layout, in 16 bits or FP8."""
 
     def __init__(
         self,
@@ -83,10 +90,21 @@ class FlashInferAttention:
         num_heads: int,
         layers: tuple[LayerAttention, ...],
         kernels: FlashInferKernels,
+        query_dtype: torch.dtype | None = None,
     ) -> None:
-        """Raises: ValueError for a pool in float32, which FlashInfer has no kernels for."""
-        if layout.torch_dtype != torch.bfloat16:
-            raise ValueError("FlashInfer needs bfloat16 KV; use --dtype bfloat16")
+        """`query_dtype`: what queries are rounded to; None: what the pool holds.
+
+        Raises: ValueError for what FlashInfer has no kernels for, or a pool with heads at various
+        distances.
+        """
+        self._query_dtype = query_dtype or layout.torch_dtype
+        if not has_kernels(self._query_dtype, layout.torch_dtype):
+            raise ValueError(
+                f"FlashInfer has no kernels for {self._query_dtype} over {layout.dtype} KV; "
+                "use --dtype bfloat16 or float16"
+            )
+        if layout.head_groups not in (1, layout.num_kv_heads):
+            raise ValueError(f"FlashInfer takes one stride between heads, and {layout} has two")
         self._layout = layout
         self._layers = layers
         self._kernels = kernels
@@ -118,7 +136,8 @@ class FlashInferAttention:
             for layer, wrappers in self._wrappers.items():
                 wrappers.prefill.plan(**self._prefill_arguments(chunks, layer))
         by_layer = tuple(self._wrappers[layer] for layer in self._layers)
-        return FlashInferStep(by_layer, num_single, write_rows(batch, kv_pool), kv_pool)
+        new_rows = write_rows(batch, kv_pool)
+        return FlashInferStep(by_layer, num_single, new_rows, kv_pool, self._query_dtype)
 
     def _decode_arguments(self, pages: PagedPlan, layer: LayerAttention) -> DecodePlan:
         return {
@@ -150,7 +169,8 @@ class FlashInferAttention:
             # FlashInfer counts the tokens before the query; ours counts the query as well.
             "window_left": -1 if window is None else window - 1,
             "logits_soft_cap": layer.softcap,
-            "q_data_type": self._layout.torch_dtype,
+            # Numbers in FP8 count as they are: without k_scale and v_scale `run` takes both as 1.
+            "q_data_type": self._query_dtype,
             "kv_data_type": self._layout.torch_dtype,
             "fixed_split_size": self._split_blocks,
         }
@@ -173,17 +193,20 @@ class FlashInferStep:
         num_single: int,
         new_rows: Tensor,
         kv_pool: KvPool,
+        query_dtype: torch.dtype,
     ) -> None:
         self._wrappers = wrappers
         self._num_single = num_single
         self._new_rows = new_rows
         self._pool = kv_pool
+        self._query_dtype = query_dtype
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         write_new(self._pool, layer, self._new_rows, key, value)
-        # [num_blocks, num_kv_heads, block_size, head_dim] each, a block's stride apart.
+        # [num_blocks, num_kv_heads, block_size, head_dim] each, with gaps between blocks and
+        # between heads: strides, which both are read by and which are equal.
         keys, values = self._pool.layer(layer).unbind(1)
-        rows = query.to(keys.dtype).contiguous()
+        rows = query.to(self._query_dtype).contiguous()
         wrappers, single = self._wrappers[layer], self._num_single
         parts = []
         if single:

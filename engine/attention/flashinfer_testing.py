@@ -70,7 +70,8 @@ def _attend(
     """Softmax attention of every request, in float64, rounded to the type of the query."""
     qo_indptr, indptr, indices, last_page_len = pages
     assert len(q) == qo_indptr[-1]
-    assert q.dtype == planned["q_data_type"] == planned["kv_data_type"] == cache[0].dtype
+    assert q.dtype == planned["q_data_type"]
+    assert cache[0].dtype == cache[1].dtype == planned["kv_data_type"]
     size, group = planned["page_size"], planned["num_qo_heads"] // planned["num_kv_heads"]
     out = torch.empty_like(q)
     for request, last in enumerate(last_page_len.tolist()):

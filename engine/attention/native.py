@@ -26,9 +26,10 @@ _MIN_PAIRS_OF_THREAD = 100
 
 
 def fits(layout: KvLayout, num_heads: int) -> bool:
-    """Whether the kernel is made for these shapes."""
+    """Whether the kernel is made for these shapes and numbers."""
     group_size = num_heads // layout.num_kv_heads
-    return layout.head_dim <= MAX_HEAD_DIM and group_size <= MAX_GROUP_SIZE
+    is_small = layout.head_dim <= MAX_HEAD_DIM and group_size <= MAX_GROUP_SIZE
+    return is_small and layout.torch_dtype in (torch.float32, torch.bfloat16)
 
 
 class NativeAttention:
@@ -41,9 +42,9 @@ class NativeAttention:
         layers: tuple[LayerAttention, ...],
         kernels: KernelLibrary,
     ) -> None:
-        """Raises: ValueError for shapes that `fits` refuses."""
+        """Raises: ValueError for what `fits` refuses."""
         if not fits(layout, num_heads):
-            raise ValueError(f"{layout} with {num_heads} heads is too large; use SplitKvAttention")
+            raise ValueError(f"no kernel for {layout} with {num_heads} heads; use SplitKvAttention")
         self._layout = layout
         self._num_heads = num_heads
         self.layers = layers
@@ -68,10 +69,13 @@ class NativeAttention:
             )
         )  # fmt: skip
         starts, num_queries, tables, slots = (array.ctypes.data for array in arrays)
+        # Blocks, groups of heads, layers, keys or values, heads of a group.
+        strides = kv_pool.tensor.stride()[:5]
         step = AttentionStep(
             kv_pool.tensor.data_ptr(),
             layout.torch_dtype == torch.bfloat16,
-            layout.num_layers,
+            *strides,
+            layout.heads_of_group,
             layout.num_kv_heads,
             layout.block_size,
             layout.head_dim,

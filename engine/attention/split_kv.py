@@ -137,7 +137,8 @@ class SplitKvStep:
         torch.index_select(cached, 0, rows, out=raw)
         if raw.dtype == torch.float32:
             return raw
-        return self._workspace.take(name, rows.shape[0], cached.shape[1]).copy_(raw)
+        numbers = raw.view(self._geometry.layout.torch_dtype)
+        return self._workspace.take(name, rows.shape[0], cached.shape[1]).copy_(numbers)
 
 
 class Workspace:

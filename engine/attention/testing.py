@@ -1,12 +1,11 @@
 """Attention spelt out, slow and obvious: the measure of every backend. And batches to try it on."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention.backend import AttentionBatch, IntArray
+from engine.attention.backend import AttentionBatch
+from engine.attention.batch_over import batch_over
 from engine.kv_pool import KvPool
 from engine.model_config import LayerAttention
 
@@ -19,20 +18,6 @@ def scattered_batch(
     width = -(-max(start + count for start, count in pairs) // block_size)
     shuffled = np.random.default_rng(seed).permutation(num_blocks)[: len(pairs) * width]
     return batch_over(shuffled.reshape(len(pairs), width), pairs, block_size)
-
-
-def batch_over(
-    tables: IntArray, pieces: Sequence[tuple[int, int]], block_size: int
-) -> AttentionBatch:
-    """The tokens (start, count) of sequences with these block tables [num_seqs, n]."""
-    first, lengths = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
-    tables = tables.copy()
-    for table, start, count in zip(tables, first, lengths, strict=True):
-        table[-(-(start + count) // block_size) :] = table[0]
-    positions = np.concatenate([np.arange(s, s + c) for s, c in zip(first, lengths, strict=True)])
-    rows = np.repeat(np.arange(len(pieces)), lengths)
-    slots = tables[rows, positions // block_size] * block_size + positions % block_size
-    return AttentionBatch(first, lengths, tables, slots)
 
 
 def reference_attention(

@@ -243,11 +243,11 @@ def _read_rows(
     batch: AttentionBatch, sequences: IntArray, item_splits: IntArray, geometry: TileGeometry
 ) -> IntArray:
     """[2, num_items * num_kv_heads * blocks_per_split]."""
-    heads, per_split = geometry.layout.num_kv_heads, geometry.blocks_per_split
+    layout, per_split = geometry.layout, geometry.blocks_per_split
     columns = item_splits[:, None] * per_split + np.arange(per_split)
     # A split may reach beyond the table; what it reads there is hidden.
     columns = np.minimum(columns, batch.block_tables.shape[1] - 1)
     blocks = batch.block_tables[sequences[:, None], columns]
-    first = blocks * (geometry.layout.num_layers * 2 * heads)
-    keys = (first[:, None, :] + np.arange(heads)[:, None]).reshape(-1)
-    return np.stack((keys, keys + heads))
+    first = blocks * layout.block_rows
+    keys = (first[:, None, :] + layout.key_rows()[:, None]).reshape(-1)
+    return np.stack((keys, keys + layout.heads_of_group))

@@ -10,15 +10,23 @@ from torch import Tensor
 
 from engine.attention.backend import StepAttention
 from engine.attention.native import NativeStep
-from engine.linear import product_shapes
+from engine.linear import find_common_tiles
 from engine.model_config import ModelConfig
+from engine.models.captured_layers import (
+    Capture,
+    CapturedLayers,
+    CapturedShape,
+    bucket_sizes,
+)
 from engine.models.compiled_layers import compile_layers
 from engine.models.decoder_weights import DecoderWeights
 from engine.models.gated import softcapped
-from engine.models.heads import HeadCounts, StepHeads
-from engine.models.rope import RopeTable, build_rope_table
+from engine.models.heads import HeadCounts
+from engine.models.layer_pass import LayerPass, PassParts
+from engine.models.rope import build_rope_table
 from engine.models.step_rows import StepRows
-from engine.row_tiles import RowTiles, find_row_tiles
+from engine.row_tiles import RowTiles
+from engine.tensor_parallel import GatheringLinear
 
 
 class Decoder:
@@ -26,6 +34,8 @@ class Decoder:
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
         """Find the row counts at which this machine's products agree; takes well under a second.
+
+        `config` is that of one rank where the weights are a share (engine/tensor_parallel.py).
 
         Set the number of torch threads before: with another number other counts may agree.
         Raises: NoCommonRowCount.
@@ -35,21 +45,31 @@ class Decoder:
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         # The output matrix has tiles of its own: its many columns are tried at few row counts.
-        self.row_tiles: RowTiles = find_row_tiles(product_shapes(weights.layer_linears))
-        self.head_tiles: RowTiles = find_row_tiles(product_shapes([weights.lm_head]))
+        self.row_tiles: RowTiles = find_common_tiles(weights.layer_linears)
+        self.head_tiles: RowTiles = find_common_tiles([weights.lm_head])
         ropes = tuple(dict.fromkeys(config.layer_ropes))
-        self._rope_tables: tuple[RopeTable, ...] = tuple(
+        tables = tuple(
             build_rope_table(rope, config.max_position_embeddings, self.device) for rope in ropes
         )
-        # Which of them each layer rotates with.
-        self._rope_indices = tuple(ropes.index(rope) for rope in config.layer_ropes)
-        self._compiled = compile_layers(
-            config, weights, [self._rope_tables[index] for index in self._rope_indices]
+        self._parts = PassParts(
+            weights,
+            HeadCounts(config.num_heads, config.num_kv_heads, config.head_dim),
+            tables,
+            rope_indices=tuple(ropes.index(rope) for rope in config.layer_ropes),
         )
-        self._head_counts = HeadCounts(config.num_heads, config.num_kv_heads, config.head_dim)
+        self._compiled = compile_layers(
+            config, weights, [tables[index] for index in self._parts.rope_indices]
+        )
+        # None where passes are not recorded.
+        self._captured: CapturedLayers | None = None
         # In the dtype of the model, which rounds it.
         scale = torch.tensor(config.hidden_size**0.5, dtype=self.dtype, device=self.device)
         self._embedding_scale = scale if config.is_gemma else None
+
+    @property
+    def max_rows(self) -> None:
+        """Any number of tokens may be computed at once."""
+        return None
 
     @property
     def runs_layers_at_once(self) -> bool:
@@ -66,29 +86,38 @@ class Decoder:
     def hidden(self, token_ids: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
         """What `logits` makes scores of, [num_tokens or more, hidden_size] in the model's dtype.
 
-        Shapes: token_ids, positions [num_tokens] int64. Rows behind num_tokens mean nothing.
+        Shapes: token_ids, positions [num_tokens] int64. Rows behind num_tokens mean nothing. The
+        next call may overwrite the result.
         """
-        step = StepRows.of(token_ids.shape[0], self.row_tiles)
-        hidden = step.pad(self._embed(token_ids))
+        captured = self._captured
+        if captured is not None and token_ids.shape[0] <= captured.max_rows:
+            return captured(token_ids, positions, attention)
         if self._compiled is not None and isinstance(attention, NativeStep):
-            return self._compiled(hidden, positions, attention)
-        heads = [
-            StepHeads(self._head_counts, table, positions, self.weights.kernels)
-            for table in self._rope_tables
-        ]
-        # What the part before gives is added to `hidden` together with the norm that follows.
-        out: Tensor | None = None
-        for index, layer in enumerate(self.weights.layers):
-            norm = layer.input_norm
-            normed = norm(hidden) if out is None else norm.of_sum(hidden, out)
-            fused = layer.qkv(normed, step.bounds)[: step.num_rows]
-            attended = attention.attend(index, *heads[self._rope_indices[index]].of(fused, layer))
-            rows = step.pad(attended.view(step.num_rows, -1).to(self.dtype))
-            out = layer.attention_out(rows, step.bounds)
-            out = layer.attention_out_norm(out) if layer.attention_out_norm else out
-            out = layer.mlp(layer.mlp_norm.of_sum(hidden, out), step)
-            out = layer.mlp_out_norm(out) if layer.mlp_out_norm else out
-        return hidden if out is None else hidden.add_(out)
+            step = StepRows.of(token_ids.shape[0], self.row_tiles)
+            return self._compiled(step.pad(self._embed(token_ids)), positions, attention)
+        layers = self._begin(token_ids, positions)
+        for index in range(self.config.num_layers):
+            layers.take(index, attention.attend(index, *layers.heads_of(index)))
+        return layers.finish()
+
+    @torch.inference_mode()
+    def capture(self, max_rows: int, capture: Capture) -> None:
+        """Record the layers for passes of up to `max_rows` tokens, which are replayed from now on.
+
+        Not where a mixture of experts makes the work depend on the tokens, nor where ranks exchange
+        in it: there nothing is recorded.
+        """
+        closing = (layer.attention_out for layer in self.weights.layers)
+        is_share = any(isinstance(linear, GatheringLinear) for linear in closing)
+        if self.config.mixture is not None or is_share:
+            return
+        config, sizes = self.config, bucket_sizes(max_rows, self.row_tiles.sizes)
+        shape = CapturedShape(config.num_layers, config.num_heads, config.head_dim, self.device)
+        self._captured = CapturedLayers(shape, sizes, self._begin, capture)
+
+    def _begin(self, token_ids: Tensor, positions: Tensor) -> LayerPass:
+        step = StepRows.of(token_ids.shape[0], self.row_tiles)
+        return LayerPass(self._parts, step.pad(self._embed(token_ids)), positions, step)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, vocab_size] float32 of hidden states [n, hidden_size]; n may be 0."""

@@ -16,6 +16,7 @@ from engine.model_config import Activation
 from engine.models.gated import choose_gated
 from engine.models.step_rows import StepRows
 from engine.native.library import KernelLibrary
+from engine.tensor_parallel import RankExchange
 
 
 class DenseMlp:
@@ -41,7 +42,11 @@ class DenseMlp:
 
     def __call__(self, rows: Tensor, step: StepRows) -> Tensor:
         """[bounds[-1], hidden_size] of as many rows."""
-        return self.down(self._gated(self.gate_up(rows, step.bounds)), step.bounds)
+        return self.down(self.gated(rows, step), step.bounds)
+
+    def gated(self, rows: Tensor, step: StepRows) -> Tensor:
+        """[bounds[-1], intermediate_size] what `down` is to be multiplied with."""
+        return self._gated(self.gate_up(rows, step.bounds))
 
 
 class MixtureMlp:
@@ -53,12 +58,17 @@ class MixtureMlp:
         experts: tuple[DenseMlp, ...],
         num_experts_per_token: int,
         normalizes_weights: bool,
+        exchange: RankExchange | None = None,
     ) -> None:
-        """`router` hidden_size -> one score for each of the experts."""
+        """`router` hidden_size -> one score for each of the experts.
+
+        With an `exchange`, the experts are one rank's share of all matrices.
+        """
         self.router = router
         self.experts = experts
         self._num_per_token = num_experts_per_token
         self._normalizes_weights = normalizes_weights
+        self._exchange = exchange
 
     @property
     def linears(self) -> Iterable[Linear]:
@@ -94,14 +104,27 @@ class MixtureMlp:
     def _visit(self, visitors: Tensor, counts: Tensor, step: StepRows) -> Tensor:
         """What each expert makes of its run of rows, in the same order."""
         num_visitors: list[int] = counts.tolist()
-        parts = []
+        visited: list[tuple[DenseMlp, StepRows]] = []
+        gated: list[Tensor] = []
         for expert, end, count in zip(
             self.experts, accumulate(num_visitors), num_visitors, strict=True
         ):
             if count:
                 group = StepRows.of(count, step.tiles)
-                parts.append(expert(group.pad(visitors[end - count : end]), group)[:count])
-        return torch.cat(parts)
+                visited.append((expert, group))
+                gated.append(expert.gated(group.pad(visitors[end - count : end]), group))
+        if self._exchange is not None:
+            # Once for all experts: each exchange takes a while, however little it moves.
+            whole = self._exchange.all_gather(torch.cat(gated))
+            ends = list(accumulate(rows.shape[0] for rows in gated))
+            gated = [whole[end - len(rows) : end] for end, rows in zip(ends, gated, strict=True)]
+        out = torch.cat(
+            [
+                expert.down(rows, group.bounds)[: group.num_rows]
+                for (expert, group), rows in zip(visited, gated, strict=True)
+            ]
+        )
+        return out if self._exchange is None else self._exchange.all_gather(out)
 
 
 Mlp = DenseMlp | MixtureMlp

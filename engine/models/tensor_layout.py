@@ -27,16 +27,20 @@ def canonical_name(name: str) -> str:
 class StackedTensors:
     """Projections of the same rows, which become one matrix; most often only one."""
 
-    # (name without ".weight", outputs)
-    projections: tuple[tuple[str, int], ...]
+    # (name without ".weight", outputs of each thing that it makes, such as queries and keys)
+    projections: tuple[tuple[str, tuple[int, ...]], ...]
     num_inputs: int
     has_bias: bool = False
 
+    @property
+    def num_outputs(self) -> int:
+        return sum(sum(parts) for _, parts in self.projections)
+
     def shapes(self) -> Iterator[tuple[str, Shape]]:
-        for name, num_outputs in self.projections:
-            yield f"{name}.weight", (num_outputs, self.num_inputs)
+        for name, parts in self.projections:
+            yield f"{name}.weight", (sum(parts), self.num_inputs)
             if self.has_bias:
-                yield f"{name}.bias", (num_outputs,)
+                yield f"{name}.bias", (sum(parts),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +89,17 @@ def layer_tensors(config: ModelConfig, index: int) -> LayerTensors:
     attention = prefix + "self_attn."
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     if config.architecture == "phi3":
-        projections: tuple[tuple[str, int], ...] = ((attention + "qkv_proj", queries + 2 * keys),)
+        outputs: dict[str, tuple[int, ...]] = {"qkv_proj": (queries, keys, keys)}
     else:
-        outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-        projections = tuple((attention + name, size) for name, size in outputs.items())
+        outputs = {"q_proj": (queries,), "k_proj": (keys,), "v_proj": (keys,)}
+    projections = tuple((attention + name, parts) for name, parts in outputs.items())
     gemma, qk_norm = config.is_gemma, config.qk_norm
     before_mlp = "pre_feedforward" if gemma else "post_attention"
     return LayerTensors(
         input_norm=f"{prefix}input_layernorm.weight",
         qkv=StackedTensors(projections, config.hidden_size, config.qkv_bias),
         attention_out=StackedTensors(
-            ((attention + "o_proj", config.hidden_size),), queries, config.o_bias
+            ((attention + "o_proj", (config.hidden_size,)),), queries, config.o_bias
         ),
         mlp_norm=f"{prefix}{before_mlp}_layernorm.weight",
         mlp=_mlp_tensors(config, index, prefix),
@@ -131,8 +135,8 @@ def _mlp_tensors(config: ModelConfig, index: int, prefix: str) -> MlpTensors | M
     if mixture is None or index not in mixture.layers:
         mlp, inner = prefix + "mlp.", config.intermediate_size
         if config.architecture == "phi3":
-            gate_up = StackedTensors(((mlp + "gate_up_proj", 2 * inner),), hidden)
-            return MlpTensors(gate_up, StackedTensors(((mlp + "down_proj", hidden),), inner))
+            gate_up = StackedTensors(((mlp + "gate_up_proj", (inner, inner)),), hidden)
+            return MlpTensors(gate_up, StackedTensors(((mlp + "down_proj", (hidden,)),), inner))
         return _gated_tensors(config, mlp, ("gate_proj", "up_proj", "down_proj"), inner)
     is_mixtral = config.architecture == "mixtral"
     block = prefix + ("block_sparse_moe." if is_mixtral else "mlp.")
@@ -141,7 +145,7 @@ def _mlp_tensors(config: ModelConfig, index: int, prefix: str) -> MlpTensors | M
         _gated_tensors(config, f"{block}experts.{number}.", names, mixture.intermediate_size)
         for number in range(mixture.num_experts)
     )
-    router = StackedTensors(((block + "gate", mixture.num_experts),), hidden)
+    router = StackedTensors(((block + "gate", (mixture.num_experts,)),), hidden)
     return MixtureTensors(router, experts)
 
 
@@ -151,6 +155,6 @@ def _gated_tensors(
     """`names` of gate, up and down."""
     gate, up, down = (prefix + name for name in names)
     return MlpTensors(
-        StackedTensors(((gate, inner), (up, inner)), config.hidden_size, config.mlp_bias),
-        StackedTensors(((down, config.hidden_size),), inner, config.mlp_bias),
+        StackedTensors(((gate, (inner,)), (up, (inner,))), config.hidden_size, config.mlp_bias),
+        StackedTensors(((down, (config.hidden_size,)),), inner, config.mlp_bias),
     )

@@ -48,7 +48,7 @@ static void score_split(const tile_view *view, tile *tile, int64_t first, int64_
         key_offsets(view, first + group, last, offsets);
         ivec position = lane + (int32_t)(first + group);
         for (int64_t head = 0; head < view->num_heads; head++) {
-            load_keys(view, offsets, head * head_stride(s), tile);
+            load_keys(view, offsets, view->head_offsets[head], tile);
             int row = (int)head * view->rows_of_head, end = row + view->rows_of_head;
             for (; row < end; row += ROWS) {
                 vec scores[ROWS];
@@ -126,7 +126,7 @@ static void add_split(const tile_view *view, tile *tile, int64_t first, int64_t 
     for (int64_t group = 0; first + group < last; group += LANES) {
         key_offsets(view, first + group, last, offsets);
         for (int64_t head = 0; head < view->num_heads; head++) {
-            load_values(view, offsets, to_values(s) + head * head_stride(s), tile);
+            load_values(view, offsets, s->to_values + view->head_offsets[head], tile);
             int row = (int)head * view->rows_of_head, end = row + view->rows_of_head;
             for (; row < end; row += ROWS) {
                 int64_t d = 0;
@@ -206,11 +206,11 @@ static void write_share(const void *call, int64_t share, int64_t num_shares) {
     const int64_t last = s->num_tokens * (share + 1) / num_shares;
     for (int64_t token = s->num_tokens * share / num_shares; token < last; token++) {
         int64_t block = s->slot_mapping[token] / s->block_size, at = s->slot_mapping[token] % s->block_size;
+        const int64_t first = block * s->block_stride + layer->layer * s->layer_stride + at * s->head_dim;
         for (int64_t head = 0; head < s->num_kv_heads; head++) {
-            int64_t row = (block * s->num_layers + layer->layer) * 2 * s->num_kv_heads + head;
-            int64_t offset = (row * s->block_size + at) * s->head_dim;
+            const int64_t offset = first + head_offset(s, head);
             write_row(s, offset, layer->key + token * layer->key_stride + head * s->head_dim);
-            write_row(s, offset + to_values(s),
+            write_row(s, offset + s->to_values,
                       layer->value + token * layer->value_stride + head * s->head_dim);
         }
     }
@@ -225,7 +225,12 @@ static void attend_tokens(const tile_view *where, tile *tile, int64_t token, int
     view.rows_of_head = (int)rows_of_head;
     for (; view.first_head < last_head; view.first_head += view.num_heads) {
         const int64_t left = last_head - view.first_head;
+        const int64_t of_group = where->step->heads_of_group;
+        const int64_t in_group = of_group - view.first_head % of_group;
         view.num_heads = left < at_once ? left : at_once;
+        if (in_group < view.num_heads) view.num_heads = in_group;
+        for (int64_t head = 0; head < view.num_heads; head++)
+            view.head_offsets[head] = head_offset(view.step, view.first_head + head);
         attend_tile(&view, tile, token, position, count);
     }
 }
@@ -253,7 +258,7 @@ static void attend_share(const void *shared, int64_t share, int64_t num_shares) 
         const int64_t at = (unit / parts - before) * size, part = unit % parts;
         const int64_t left = s->num_queries[seq] - at, count = left < size ? left : size;
         const tile_view where = {s, call->layer, s->block_tables + seq * s->table_width,
-                                 s->num_kv_heads * part / parts, 0, 0};
+                                 s->num_kv_heads * part / parts, 0, {0}, 0};
         attend_tokens(&where, &tile, token + at, s->starts[seq] + at, count,
                       s->num_kv_heads * (part + 1) / parts);
     }

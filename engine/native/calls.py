@@ -83,7 +83,12 @@ class AttentionStep(ctypes.Structure):
     _fields_ = (
         ("pool", _pointer),
         ("is_bfloat16", _int64),
-        ("num_layers", _int64),
+        ("block_stride", _int64),
+        ("group_stride", _int64),
+        ("layer_stride", _int64),
+        ("to_values", _int64),
+        ("head_stride", _int64),
+        ("heads_of_group", _int64),
         ("num_kv_heads", _int64),
         ("block_size", _int64),
         ("head_dim", _int64),

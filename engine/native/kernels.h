@@ -44,9 +44,11 @@ typedef struct {
 } tandem_bias;
 
 typedef struct {
-    void *pool; /* [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim] */
+    void *pool; /* pieces [block_size, head_dim], one for each block, layer, head and of keys or values */
     int64_t is_bfloat16;
-    int64_t num_layers, num_kv_heads, block_size, head_dim, group_size;
+    /* From one to the next, in numbers: where a piece lies. Heads lie in groups of so many. */
+    int64_t block_stride, group_stride, layer_stride, to_values, head_stride, heads_of_group;
+    int64_t num_kv_heads, block_size, head_dim, group_size;
     int64_t num_seqs, num_tokens;
     const int64_t *starts;       /* [num_seqs] position of the first query token */
     const int64_t *num_queries;  /* [num_seqs] */

@@ -11,13 +11,16 @@
 #define ROWS 4
 #define HIDDEN -1.0e30f
 
-/* What one tile computes: some query tokens of one sequence, for some KV heads. A block holds its
- * heads side by side, so that a tile of one token takes all of them and reads memory in order. */
+/* What one tile computes: some query tokens of one sequence, for some KV heads. A block holds the
+ * heads of a group side by side, so that a tile of one token takes all of them, and no others, and
+ * reads memory in order. */
 typedef struct {
     const tandem_step *step;
     const tandem_layer *layer;
     const int64_t *table;
     int64_t first_head, num_heads;
+    /* Of each head, from where the keys of a layer begin. */
+    int64_t head_offsets[MAX_ROWS / ROWS];
     /* Rows of each head in the tile, a multiple of ROWS. */
     int rows_of_head;
 } tile_view;
@@ -52,18 +55,17 @@ static inline void transpose(uvec rows[LANES]) {
 #undef STAGE
 }
 
-static inline int64_t head_stride(const tandem_step *s) { return s->block_size * s->head_dim; }
-static inline int64_t to_values(const tandem_step *s) { return s->num_kv_heads * head_stride(s); }
+static inline int64_t head_offset(const tandem_step *s, int64_t head) {
+    return head / s->heads_of_group * s->group_stride + head % s->heads_of_group * s->head_stride;
+}
 
-/* Where the keys of LANES positions from `first` on lie for the first head, counted in numbers.
- * Further heads follow after head_stride, values after to_values. Positions from `last` on repeat
- * the one before. */
+/* Where the keys of LANES positions from `first` on lie, counted in numbers; each head's after its
+ * head_offset, values after to_values. Positions from `last` on repeat the one before. */
 static void key_offsets(const tile_view *view, int64_t first, int64_t last, int64_t offsets[LANES]) {
     const tandem_step *s = view->step;
-    const int64_t block_stride = s->num_layers * 2 * to_values(s);
-    const int64_t head = view->layer->layer * 2 * to_values(s) + view->first_head * head_stride(s);
+    const int64_t layer = view->layer->layer * s->layer_stride;
     int64_t index = first / s->block_size, in_block = first % s->block_size;
-    int64_t offset = view->table[index] * block_stride + head + in_block * s->head_dim;
+    int64_t offset = view->table[index] * s->block_stride + layer + in_block * s->head_dim;
     for (int t = 0; t < LANES; t++) {
         offsets[t] = offset;
         if (first + t + 1 >= last) continue;
@@ -71,7 +73,7 @@ static void key_offsets(const tile_view *view, int64_t first, int64_t last, int6
             offset += s->head_dim;
         } else {
             in_block = 0;
-            offset = view->table[++index] * block_stride + head;
+            offset = view->table[++index] * s->block_stride + layer;
         }
     }
 }

@@ -1,7 +1,9 @@
-"""Every family and variant computes what transformers computes on the same folder, in float32.
+"""Every family and variant computes what transformers computes on the same folder.
 
 One forward pass of transformers over prompt and answer tells both: how far the logprobs of the
 whole vocabulary are apart, and whether each token is the one that greedy generation would choose.
+In bfloat16 the two round at other places: there, what the engine is off from float32 is compared
+with what transformers is off.
 """
 
 import random
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
+from engine.attention.choice import AttentionShape, choose_attention
 from engine.kv_pool import KvLayout, KvPool
 from engine.loading import load_model
 from engine.model_folder import open_model_folder
@@ -135,6 +139,13 @@ WITHIN: dict[str, dict[str, Any]] = {
     "phi3": family_fields("phi3", rope_scaling=LONG, original_max_position_embeddings=200),
 }
 MODELS = {**FAMILIES, **VARIANTS}
+ON_GPU = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    ],
+)
 LENGTHS = (17, 26, 64, 150)
 
 
@@ -146,10 +157,10 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def load_reference(folder: Path) -> Any:
+def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     transformers.utils.logging.disable_progress_bar()
     return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+        folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     )
 
 
@@ -159,15 +170,38 @@ def prompts(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def run(
-    folder: Path, requests: list[TrialRequest], max_model_len: int | None = None
+    folder: Path,
+    requests: list[TrialRequest],
+    max_model_len: int | None = None,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
 ) -> list[TrialResult]:
-    model = load_model(open_model_folder(folder, max_model_len))
+    model = load_model(open_model_folder(folder, max_model_len), dtype, device)
     config = model.config
-    layout = KvLayout(
-        config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, "float32"
+    layout = KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
+    shape = AttentionShape(
+        layout, config.num_heads, config.layer_attention, model.device, model.dtype
     )
-    runner = ModelRunner(model, KvPool(layout, 100), max_num_seqs=8)
+    # Heads are smaller than FlashInfer's.
+    attention = choose_attention(shape, "torch") if device == "cuda" else None
+    pool = KvPool(layout, 100, model.device)
+    runner = ModelRunner(model, pool, max_num_seqs=8, attention=attention)
     return run_together(runner, requests, BLOCK_SIZE, 100)
+
+
+@torch.inference_mode()
+def logprobs_in(reference: Any, prompt: tuple[int, ...], result: TrialResult) -> torch.Tensor:
+    """[num_output, vocab] after the same tokens, on the CPU."""
+    ids = torch.tensor([prompt + tuple(result.token_ids[:-1])], device=reference.device)
+    logits = reference(ids).logits[0, len(prompt) - 1 :].float()
+    logprobs: torch.Tensor = logits.log_softmax(-1).cpu()
+    return logprobs
+
+
+def own_logprobs(result: TrialResult) -> torch.Tensor:
+    rows = [sorted(logprob.top) for logprob in result.logprobs if logprob is not None]
+    return torch.tensor([[value for _, value in row] for row in rows])
 
 
 @torch.inference_mode()
@@ -196,6 +230,51 @@ def test_a_mixed_batch_in_odd_chunks_gives_the_logprobs_of_transformers(folder: 
         assert_is_greedy_in(reference, prompt, result)
     # A model that repeats itself would prove little.
     assert len({token for result in results for token in result.token_ids}) > 20
+
+
+def make_rounded_folder(path: Path, family: str) -> None:
+    """Whose weights bfloat16 can hold: what is off is off by computing."""
+    make_random_model_folder(path, family, seed=7)
+    file = path / "model.safetensors"
+    tensors = {name: one.bfloat16().float() for name, one in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_GPU])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_a_family_is_no_further_off_than_transformers(
+    family: str, device: str, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    make_rounded_folder(tmp_path, family)
+    asked = prompts(LENGTHS)
+    requests = [TrialRequest(prompt, NUM_OUTPUT, ALL_LOGPROBS, chunk_tokens=40) for prompt in asked]
+    results = run(tmp_path, requests, dtype="bfloat16", device=device)
+    exact = load_reference(tmp_path)
+    rounded = load_reference(tmp_path, torch.bfloat16).to(device)
+    ours, theirs = [], []
+    for prompt, result in zip(asked, results, strict=True):
+        wanted = logprobs_in(exact, prompt, result)
+        ours.append((own_logprobs(result) - wanted).abs().mean())
+        theirs.append((logprobs_in(rounded, prompt, result) - wanted).abs().mean())
+    off, allowed = float(torch.stack(ours).mean()), float(torch.stack(theirs).mean())
+    assert 0 < off < 1.5 * allowed, (off, allowed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("device", [ON_GPU])
+def test_on_a_gpu_a_family_gives_the_logprobs_of_transformers(
+    family: str, device: str, tmp_path: Path
+) -> None:
+    make_random_model_folder(tmp_path, family, seed=7)
+    asked = prompts(LENGTHS)
+    requests = [
+        TrialRequest(prompt, NUM_OUTPUT, ALL_LOGPROBS, chunk_tokens=7 + 12 * index)
+        for index, prompt in enumerate(asked)
+    ]
+    reference = load_reference(tmp_path)
+    for prompt, result in zip(asked, run(tmp_path, requests, device=device), strict=True):
+        assert_is_greedy_in(reference, prompt, result)
 
 
 @pytest.mark.parametrize("name", STRETCHED)

@@ -27,6 +27,14 @@ def test_shapes_that_the_kernel_is_not_made_for_take_torch() -> None:
         choose_attention(wide, "native")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "fp8_e4m3"])
+def test_kv_that_the_kernel_does_not_read_takes_torch(dtype: str) -> None:
+    shape = replace(SHAPE, layout=replace(SHAPE.layout, dtype=dtype))
+    assert isinstance(choose_attention(shape), SplitKvAttention)
+    with pytest.raises(AttentionUnavailable, match=r"float32 or bfloat16 KV; .*--attention torch"):
+        choose_attention(shape, "native")
+
+
 def test_backends_have_different_names() -> None:
     names = {choose_attention(SHAPE, "torch").arithmetic, choose_attention(SHAPE).arithmetic}
     assert len(names) == (1 if find_compiler() is None else 2)

@@ -1,7 +1,7 @@
 """Every attention backend against the reference, on batches that hypothesis finds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,17 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.attention.backend import AttentionBackend
+from engine.attention.batch_over import batch_over
 from engine.attention.flashinfer import FlashInferAttention
 from engine.attention.flashinfer_testing import FakeFlashInferKernels
 from engine.attention.native import NativeAttention
 from engine.attention.split_kv import SplitKvAttention
-from engine.attention.testing import batch_over, reference_attention, scattered_batch
+from engine.attention.testing import reference_attention, scattered_batch
 from engine.kv_pool import KvLayout, KvPool
 from engine.model_config import LayerAttention
 from engine.native.library import find_compiler, load_kernels
 
 Layers = tuple[LayerAttention, ...]
 CPU = torch.device("cpu")
+DTYPES = ("float32", "bfloat16", "float16", "fp8_e4m3")
 
 
 def make_native(layout: KvLayout, num_heads: int, layers: Layers) -> AttentionBackend:
@@ -35,13 +37,14 @@ def make_split_kv(layout: KvLayout, num_heads: int, layers: Layers) -> Attention
 
 
 def make_flashinfer(layout: KvLayout, num_heads: int, layers: Layers) -> AttentionBackend:
-    return FlashInferAttention(layout, num_heads, layers, FakeFlashInferKernels())
+    query_dtype = torch.bfloat16 if layout.dtype == "fp8_e4m3" else layout.torch_dtype
+    return FlashInferAttention(layout, num_heads, layers, FakeFlashInferKernels(), query_dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
     make: Callable[[KvLayout, int, Layers], AttentionBackend]
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    dtypes: tuple[str, ...] = DTYPES[:2]
     tolerance: float = 1e-4
     # Every token has the same bits in any batch and any chunk.
     is_invariant: bool = True
@@ -49,8 +52,8 @@ class Backend:
 
 BACKENDS = {
     "native": Backend(make_native),
-    "split_kv": Backend(make_split_kv),
-    "flashinfer": Backend(make_flashinfer, ("bfloat16",), 1e-2, is_invariant=False),
+    "split_kv": Backend(make_split_kv, DTYPES),
+    "flashinfer": Backend(make_flashinfer, DTYPES[1:], 1e-2, is_invariant=False),
 }
 INVARIANT = {name: backend for name, backend in BACKENDS.items() if backend.is_invariant}
 NUM_BLOCKS = 64
@@ -95,6 +98,9 @@ def full_pools(layout: KvLayout, seed: int) -> tuple[KvPool, KvPool]:
         (2, 2, 64, 32, "bfloat16"),
         (7, 1, 20, 5, "bfloat16"),
         (4, 2, 128, 16, "bfloat16"),
+        (4, 2, 48, 16, "float16"),
+        (6, 2, 64, 16, "fp8_e4m3"),
+        (3, 1, 20, 5, "fp8_e4m3"),
     ],
 )
 @settings(max_examples=12, deadline=None)
@@ -127,13 +133,48 @@ def test_a_mixed_batch_matches_the_reference(
         torch.testing.assert_close(
             actual, expected, rtol=backend.tolerance, atol=backend.tolerance / 10
         )
-    assert torch.equal(pools[0].tensor, pools[1].tensor)
+    assert pools[0].as_bytes() == pools[1].as_bytes()
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
-def test_a_long_context_stays_exact(backend: Backend) -> None:
+def test_where_in_a_block_the_heads_lie_changes_no_bit(
+    backend: Backend, dtype: str, groups: int
+) -> None:
+    if dtype not in backend.dtypes:
+        pytest.skip(f"not made for {dtype}")
+    layout = KvLayout(2, 4, 16, 8, dtype)
+    parted = replace(layout, head_groups=groups)
+    if backend is BACKENDS["flashinfer"] and groups != 4:
+        with pytest.raises(ValueError, match="one stride between heads"):
+            backend.make(parted, 8, (PLAIN, PLAIN))
+        return
+    pools = KvPool(layout, NUM_BLOCKS), KvPool(parted, NUM_BLOCKS)
+    steps = [
+        backend.make(pool.layout, 8, (PLAIN, LayerAttention(0.2, sliding_window=20)))
+        for pool in pools
+    ]
+    # A prompt, the rest of it beside another, then one token of each.
+    for seed, (starts, counts) in enumerate([([0], [30]), ([30, 0], [9, 20]), ([39, 20], [1, 1])]):
+        batch = scattered_batch(starts, counts, layout.block_size, NUM_BLOCKS, seed=0)
+        rows = random_rows(sum(counts), layout, 8, seed)
+        begun = [step.begin(batch, pool) for step, pool in zip(steps, pools, strict=True)]
+        for layer in range(2):
+            whole, part = (step.attend(layer, *rows) for step in begun)
+            assert torch.equal(whole, part)
+            assert torch.isfinite(whole).all()
+            for head in range(4):
+                assert torch.equal(pools[0].head(layer, head), pools[1].head(layer, head))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
+def test_a_long_context_stays_exact(backend: Backend, dtype: str) -> None:
+    if dtype not in backend.dtypes:
+        pytest.skip(f"not made for {dtype}")
     torch.set_num_threads(1)
-    layout = KvLayout(1, 2, 64, 32, backend.dtypes[-1])
+    layout = KvLayout(1, 2, 64, 32, dtype)
     batch = scattered_batch([900, 3], [40, 1], 32, NUM_BLOCKS, seed=5)
     pools = full_pools(layout, seed=5)
     rows = random_rows(41, layout, 8, seed=5)
@@ -145,7 +186,7 @@ def test_a_long_context_stays_exact(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", INVARIANT.values(), ids=INVARIANT.keys())
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=15, deadline=None)
 @given(
     layer=LAYERS,
@@ -161,6 +202,8 @@ def test_a_token_has_the_same_bits_in_any_batch_and_any_chunk(
     cut: int,
     seed: int,
 ) -> None:
+    if dtype not in backend.dtypes:
+        pytest.skip(f"not made for {dtype}")
     torch.set_num_threads(1)
     layout = KvLayout(1, 1, 32, 16, dtype)
     attention = backend.make(layout, 3, (layer,))
@@ -187,10 +230,13 @@ def test_a_token_has_the_same_bits_in_any_batch_and_any_chunk(
         assert torch.equal(actual[first : first + end - start], expected[start:end])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e4m3"])
 @pytest.mark.parametrize("backend", INVARIANT.values(), ids=INVARIANT.keys())
-def test_what_lies_before_the_window_is_not_read(backend: Backend) -> None:
+def test_what_lies_before_the_window_is_not_read(backend: Backend, dtype: str) -> None:
+    if dtype not in backend.dtypes:
+        pytest.skip(f"not made for {dtype}")
     torch.set_num_threads(1)
-    layout = KvLayout(1, 2, 64, 32, backend.dtypes[-1])
+    layout = KvLayout(1, 2, 64, 32, dtype)
     batch = scattered_batch([700, 400], [1, 20], 32, NUM_BLOCKS, seed=2)
     pool = full_pools(layout, seed=1)[0]
     # Whole splits before the window: a NaN there would reach the result through a product.
@@ -205,11 +251,14 @@ def test_what_lies_before_the_window_is_not_read(backend: Backend) -> None:
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
 @pytest.mark.parametrize("num_broken", [256, 300, 512])
 @pytest.mark.parametrize("start", [300, 700])
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e4m3"])
 def test_keys_that_are_not_numbers_give_no_number(
-    backend: Backend, num_broken: int, start: int
+    backend: Backend, num_broken: int, start: int, dtype: str
 ) -> None:
+    if dtype not in backend.dtypes:
+        pytest.skip(f"not made for {dtype}")
     torch.set_num_threads(1)
-    layout = KvLayout(1, 2, 64, 32, backend.dtypes[-1])
+    layout = KvLayout(1, 2, 64, 32, dtype)
     batch = scattered_batch([start, start], [1, 1], 32, NUM_BLOCKS, seed=2)
     pool = full_pools(layout, seed=1)[0]
     # All keys that a kernel may look at first; those behind them are numbers.
@@ -220,3 +269,28 @@ def test_keys_that_are_not_numbers_give_no_number(
     out = backend.make(layout, 8, (PLAIN,)).begin(batch, pool).attend(0, *rows)
     assert torch.isfinite(out[0]).all()
     assert torch.isnan(out[1]).all()
+
+
+@pytest.mark.parametrize("num_queries", [1, 20])
+@pytest.mark.parametrize("make", [make_split_kv, make_flashinfer])
+def test_what_is_beyond_the_range_of_fp8_counts_as_its_end_and_infinity_as_no_number(
+    make: Callable[[KvLayout, int, Layers], AttentionBackend], num_queries: int
+) -> None:
+    torch.set_num_threads(1)
+    layout = KvLayout(1, 2, 64, 16, "fp8_e4m3")
+    batch = scattered_batch([40, 30], [num_queries] * 2, 16, NUM_BLOCKS, seed=2)
+    query, key, value = random_rows(2 * num_queries, layout, 8, seed=3)
+    value[0, 0, 0], value[1, 0, 5], key[0, 1, 7] = 1e6, -460.0, -3e38
+    limited = (query, key.clamp(-448, 448), value.clamp(-448, 448))
+    outs = [
+        make(layout, 8, (PLAIN,)).begin(batch, full_pools(layout, seed=1)[0]).attend(0, *rows)
+        for rows in ((query, key, value), limited)
+    ]
+    assert torch.isfinite(outs[0]).all()
+    assert torch.equal(*outs)
+    key[-1, 0, 0] = torch.inf
+    last = make(layout, 8, (PLAIN,)).begin(batch, full_pools(layout, seed=1)[0])
+    out = last.attend(0, query, key, value)
+    # Of the last token of the second sequence, which nobody else sees; and its heads of this key.
+    assert torch.isnan(out[-1, :4]).all()
+    assert torch.isfinite(out[:-1]).all()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.attention.choice import AttentionName, AttentionShape, choose_attention
+from engine.kv_dtype import dtype_name
 from engine.kv_pool import KvLayout, KvPool
 from engine.loading import load_model
 from engine.model_runner import ModelRunner
@@ -50,6 +51,7 @@ Alone = Callable[[TrialRequest], TrialResult]
     params=[
         *product(["float32", "bfloat16"], ["auto", "torch"], ["awkward"]),
         ("bfloat16", "auto", "whole"),
+        ("float16", "auto", "awkward"),
     ],
     ids="-".join,
 )
@@ -66,11 +68,14 @@ def run(
     requests: Sequence[TrialRequest],
     block_size: int = 16,
     attention: AttentionName = "auto",
+    kv_dtype: str = "auto",
 ) -> list[TrialResult]:
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = dtype_name(model.dtype) if kv_dtype == "auto" else kv_dtype
     config = model.config
     layout = KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, block_size, dtype)
-    shape = AttentionShape(layout, config.num_heads, config.layer_attention, model.device)
+    shape = AttentionShape(
+        layout, config.num_heads, config.layer_attention, model.device, model.dtype
+    )
     backend = choose_attention(shape, attention)
     runner = ModelRunner(model, KvPool(layout, NUM_BLOCKS), 40, backend)
     return run_together(runner, requests, block_size, NUM_BLOCKS)
@@ -155,7 +160,20 @@ def test_output_computed_again_as_prompt_continues_the_same(
     assert rest.logprobs == full.logprobs[num_known:]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kv_dtype", ["fp8_e4m3", "float16", "float32", "bfloat16"])
+def test_kv_in_another_dtype_keeps_the_promise_too(model: Decoder, kv_dtype: str) -> None:
+    alone = run(model, [TrialRequest(prompt(60), 12, ALL_LOGPROBS)], kv_dtype=kv_dtype)[0]
+    others = [TrialRequest(prompt(1 + 25 * i, salt=i), 5, chunk_tokens=8 + i) for i in range(6)]
+    pieces = TrialRequest(prompt(60), 12, ALL_LOGPROBS, chunk_tokens=13)
+    known = tuple(alone.token_ids[:5])
+    again = TrialRequest(prompt(60), 7, ALL_LOGPROBS, chunk_tokens=31, known_output=known)
+    results = run(model, [*others[:3], pieces, *others[3:], again], kv_dtype=kv_dtype)
+    assert results[3] == alone
+    assert results[-1].token_ids == alone.token_ids[5:]
+    assert results[-1].logprobs == alone.logprobs[5:]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_keeps_the_promise(family: str, dtype: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)

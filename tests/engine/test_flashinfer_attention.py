@@ -1,6 +1,7 @@
 """What can be known of the FlashInfer backend without a GPU; the contract suite runs its fake."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Unpack
 
 import pytest
@@ -17,6 +18,7 @@ from engine.attention.flashinfer_calls import (
 )
 from engine.attention.flashinfer_testing import FakeFlashInferKernels
 from engine.attention.testing import scattered_batch
+from engine.kv_dtype import dtype_name
 from engine.kv_pool import KvLayout, KvPool
 from engine.model_config import LayerAttention
 
@@ -92,10 +94,38 @@ def test_a_batch_without_chunks_plans_no_prefill() -> None:
     assert not kernels.prefill_plans
 
 
-def test_float32_kv_is_refused_with_the_remedy() -> None:
-    layout = KvLayout(1, 2, 64, 16, "float32")
-    with pytest.raises(ValueError, match="--dtype bfloat16"):
-        FlashInferAttention(layout, 6, (FULL,), FakeFlashInferKernels())
+@pytest.mark.parametrize(
+    ("query_dtype", "kv_dtype"),
+    [
+        (torch.float32, "float32"),
+        (torch.float32, "fp8_e4m3"),
+        (None, "fp8_e4m3"),
+        (torch.bfloat16, "float16"),
+        (torch.float16, "float32"),
+    ],
+)
+def test_pairs_without_kernels_are_refused_with_the_remedy(
+    query_dtype: torch.dtype | None, kv_dtype: str
+) -> None:
+    layout = KvLayout(1, 2, 64, 16, kv_dtype)
+    with pytest.raises(ValueError, match="use --dtype bfloat16 or float16"):
+        FlashInferAttention(layout, 6, (FULL,), FakeFlashInferKernels(), query_dtype)
+
+
+@pytest.mark.parametrize("query_dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8_e4m3"])
+def test_plans_name_the_dtypes_of_the_model_and_of_the_pool(
+    query_dtype: torch.dtype, kv_dtype: str
+) -> None:
+    name = dtype_name(query_dtype) if kv_dtype == "auto" else kv_dtype
+    layout = replace(LAYOUT, dtype=name)
+    kernels = RecordingKernels()
+    attention = FlashInferAttention(layout, 6, (FULL,) * 3, kernels, query_dtype)
+    attention.begin(scattered_batch([20, 0], [1, 30], 16, 32, seed=1), KvPool(layout, 32))
+    plans: list[SharedPlan] = [*kernels.decode_plans, *kernels.prefill_plans]
+    assert [(plan["q_data_type"], plan["kv_data_type"]) for plan in plans] == [
+        (query_dtype, layout.torch_dtype)
+    ] * 2
 
 
 def test_asking_for_flashinfer_on_a_cpu_says_what_it_needs() -> None:

@@ -27,7 +27,7 @@ def test_a_cut_covers_the_rows_with_allowed_pieces_only(sizes: tuple[int, ...], 
     assert not pieces or rows > bounds[-2]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("inner", "columns"), [(96, 160), (172, 96), (256, 688), (900, 300)])
 def test_every_allowed_row_count_gives_the_same_bits(
     dtype: torch.dtype, inner: int, columns: int

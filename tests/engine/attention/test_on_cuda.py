@@ -3,14 +3,17 @@
 Run with: pytest -m gpu tests/engine/attention. The first run compiles kernels (minutes).
 """
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
 
 from engine.attention.backend import AttentionBackend
+from engine.attention.batch_over import batch_over
 from engine.attention.choice import AttentionName, AttentionShape, choose_attention
-from engine.attention.testing import batch_over, reference_attention, scattered_batch
+from engine.attention.testing import reference_attention, scattered_batch
+from engine.kv_dtype import dtype_name
 from engine.kv_pool import KvLayout, KvPool
 from engine.model_config import LayerAttention
 
@@ -29,10 +32,16 @@ LAYERS = {
 NAMES: tuple[AttentionName, ...] = ("flashinfer", "torch")
 
 
-def make(name: AttentionName, layer: LayerAttention) -> AttentionBackend:
+def make(
+    name: AttentionName,
+    layer: LayerAttention,
+    layout: KvLayout = LAYOUT,
+    dtype: torch.dtype = torch.bfloat16,
+) -> AttentionBackend:
     if name == "flashinfer" and find_spec("flashinfer") is None:
         pytest.skip("the package flashinfer is absent")
-    shape = AttentionShape(LAYOUT, NUM_HEADS, (layer,) * LAYOUT.num_layers, torch.device("cuda"))
+    layers, device = (layer,) * layout.num_layers, torch.device("cuda")
+    shape = AttentionShape(layout, NUM_HEADS, layers, device, dtype)
     return choose_attention(shape, name)
 
 
@@ -54,19 +63,25 @@ def on_cuda(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
-def test_a_mixed_batch_matches_the_reference(name: AttentionName, layer: LayerAttention) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8_e4m3"])
+def test_a_mixed_batch_matches_the_reference(
+    name: AttentionName, layer: LayerAttention, dtype: torch.dtype, kv_dtype: str
+) -> None:
+    layout = replace(LAYOUT, dtype=dtype_name(dtype) if kv_dtype == "auto" else kv_dtype)
     batch = scattered_batch([300, 7, 0, 530], [1, 1, 70, 33], 16, NUM_BLOCKS, seed=1)
-    pools = (KvPool(LAYOUT, NUM_BLOCKS, "cuda"), KvPool(LAYOUT, NUM_BLOCKS))
+    pools = (KvPool(layout, NUM_BLOCKS, "cuda"), KvPool(layout, NUM_BLOCKS))
     history = torch.randn(pools[1].tensor.shape, generator=torch.Generator().manual_seed(2))
     for pool in pools:
         pool.tensor.copy_(history)
-    step = make(name, layer).begin(batch, pools[0])
+    step = make(name, layer, layout, dtype).begin(batch, pools[0])
     for index in range(LAYOUT.num_layers):
         new = rows(int(batch.num_queries.sum()), seed=index)
         actual = step.attend(index, *on_cuda(new)).cpu()
         expected = reference_attention(batch, pools[1], (index, layer), new)
         torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
-    assert torch.equal(pools[0].tensor.cpu(), pools[1].tensor)
+    moved = pools[0].tensor.view(torch.uint8).cpu()
+    assert torch.equal(moved, pools[1].tensor.view(torch.uint8))
 
 
 @pytest.mark.parametrize("num_others", [1, 31])

@@ -1,0 +1,54 @@
+"""A fake of CUDA graphs on any device: operations are noted, and done again without Python."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from engine.models.captured_layers import Replay
+
+
+class FakeCapture:
+    """Replays the very operations, on the very tensors, that one run of the work needed."""
+
+    def __init__(self) -> None:
+        self.num_recorded = 0
+
+    def record(self, work: Callable[[], None]) -> Replay:
+        work()
+        with _Notes() as notes:
+            work()
+        self.num_recorded += 1
+        replay: Replay = notes.replay
+        return replay
+
+
+# torch has no types for it.
+_Mode: Any = TorchDispatchMode
+
+
+class _Notes(_Mode):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self._done: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self._done.append((func, args, kwargs, _tensors(result)))
+        return result
+
+    def replay(self) -> None:
+        for func, args, kwargs, results in self._done:
+            for noted, found in zip(results, _tensors(func(*args, **kwargs)), strict=True):
+                # Views and operations in place have written there already.
+                if noted.data_ptr() != found.data_ptr():
+                    noted.copy_(found)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]

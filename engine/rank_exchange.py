@@ -1,0 +1,100 @@
+"""Exchange between the ranks of a worker over torch.distributed: gloo on CPUs, NCCL on GPUs.
+
+The ranks of a worker are processes of one machine, so gloo listens on the loopback address only.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from engine.runner import RankLost
+from engine.tensor_parallel import as_bytes, joined_columns
+
+_LOOPBACK = "127.0.0.1"
+# The stubs of torch leave out, or name otherwise, most of what is used of it here.
+_distributed: Any = dist
+
+_Result = TypeVar("_Result")
+
+
+class DistributedExchange:
+    """One rank's end, an implementation of `RankExchange`. Used from one thread at a time."""
+
+    def __init__(self, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+        """`timeout_s`: how long one exchange may wait for the others."""
+        self.rank = rank
+        self.size = size
+        self._device = device
+        self._timeout = timedelta(seconds=timeout_s)
+        # A process group; None before `join`.
+        self._group: Any = None
+
+    def join(self, meeting_place: Path) -> None:
+        """Meet the other ranks at a file that all of them name and none has written to before.
+
+        Raises: RankLost where they do not come in time.
+        """
+        store = _distributed.FileStore(str(meeting_place), self.size)
+        store.set_timeout(self._timeout)
+        if self._device.type == "cuda":
+            self._group = self._run(lambda: _nccl(store, self.rank, self.size, self._timeout))
+        else:
+            self._group = self._run(lambda: _gloo(store, self.rank, self.size, self._timeout))
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """See `RankExchange`. Raises: RankLost."""
+        num_rows, width = rows.shape
+        if not rows.numel():
+            return rows.new_empty(num_rows, self.size * width)
+        shares = rows.new_empty(self.size, num_rows, width)
+        group = self._joined
+        self._run(lambda: group._allgather_base(as_bytes(shares), as_bytes(rows)).wait())
+        return joined_columns(shares)
+
+    def gather(self, rows: Tensor) -> Tensor | None:
+        """See `RankExchange`. Raises: RankLost."""
+        num_rows, width = rows.shape
+        is_first, group = self.rank == 0, self._joined
+        if not rows.numel():
+            return rows.new_empty(num_rows, self.size * width) if is_first else None
+        shares = rows.new_empty(self.size, num_rows, width) if is_first else None
+        options = _distributed.GatherOptions()
+        options.rootRank = 0
+        options.timeout = self._timeout
+        parts = [] if shares is None else [[as_bytes(share) for share in shares]]
+        self._run(lambda: group.gather(parts, [as_bytes(rows)], options).wait())
+        return None if shares is None else joined_columns(shares)
+
+    @property
+    def _joined(self) -> Any:
+        assert self._group is not None, "join comes first"
+        return self._group
+
+    def _run(self, exchange: Callable[[], _Result]) -> _Result:
+        try:
+            return exchange()
+        except RuntimeError as error:
+            # The library says where in its source it noticed; the first line says what.
+            first_line = (str(error).splitlines() or ["no reason given"])[0]
+            raise RankLost(f"rank {self.rank} could not exchange ({first_line})") from error
+
+
+def _gloo(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+    options = _distributed.ProcessGroupGloo._Options()
+    # Without a device of our own it would listen where the name of the host leads to.
+    options._devices = [_distributed.ProcessGroupGloo.create_device(hostname=_LOOPBACK)]
+    options._threads = 1
+    options._timeout = timeout
+    return _distributed.ProcessGroupGloo(store, rank, size, options)
+
+
+def _nccl(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+    # Builds of torch without CUDA have no such class.
+    options = _distributed.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return _distributed.ProcessGroupNCCL(store, rank, size, options)

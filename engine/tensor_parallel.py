@@ -1,0 +1,159 @@
+"""A model cut among the ranks of one worker: which share is whose, and what ranks exchange.
+
+Every matrix is cut by its outputs, and shares of rows are gathered where a product needs whole
+ones, so that each number is one dot product in one order, as it is without a cut
+(docs/decisions/tensor-parallelism.md). Nothing here knows how many processes or machines there are.
+"""
+
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.linear import Linear
+from engine.model_config import ModelConfig
+from engine.native.library import KernelLibrary
+
+
+class TensorParallelUnfit(ValueError):
+    """A model's heads or widths cannot be divided among so many ranks."""
+
+    def __init__(self, size: int, possible: tuple[int, ...], reason: str) -> None:
+        super().__init__(
+            f"tensor_parallel_size {size} does not fit this model: {reason}; "
+            f"use one of {', '.join(map(str, possible))}"
+        )
+        self.size, self.possible = size, possible
+
+
+class RankExchange(Protocol):
+    """What the ranks of a worker do together. Every rank makes the same calls in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process, in [0, size)."""
+        ...
+
+    @property
+    def size(self) -> int: ...
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """[n, size * width] of each rank's [n, width], those of rank 0 first; for every rank.
+
+        Raises: RankLost.
+        """
+        ...
+
+    def gather(self, rows: Tensor) -> Tensor | None:
+        """The same for rank 0 alone; None at the others. Raises: RankLost."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's part of whatever is cut: one of `size` ranges, the last ones maybe short."""
+
+    rank: int
+    size: int
+
+    def width_of(self, num: int) -> int:
+        """Places for this rank's share of `num`; where it does not divide, some stay empty."""
+        return -(-num // self.size)
+
+    def range_of(self, num: int) -> tuple[int, int]:
+        """Start and end of the share of `num`; shorter than `width_of`, or empty, at the end."""
+        width = self.width_of(num)
+        return min(self.rank * width, num), min((self.rank + 1) * width, num)
+
+
+WHOLE = Share(0, 1)
+
+
+def share_of(exchange: RankExchange | None) -> Share:
+    """None stands for a worker of one rank."""
+    return WHOLE if exchange is None else Share(exchange.rank, exchange.size)
+
+
+def config_of_rank(config: ModelConfig, share: Share) -> ModelConfig:
+    """The model as one rank attends with it. Query heads stay with their KV head."""
+    return replace(
+        config,
+        num_heads=config.num_heads // share.size,
+        num_kv_heads=config.num_kv_heads // share.size,
+    )
+
+
+def require_fit(config: ModelConfig, size: int) -> None:
+    """Raises: TensorParallelUnfit, which names the sizes that this model has."""
+    counts = {"KV heads": config.num_kv_heads, "hidden_size": config.hidden_size}
+    mixture = config.mixture
+    if mixture is None or len(mixture.layers) < config.num_layers:
+        counts["intermediate_size"] = config.intermediate_size
+    if mixture is not None:
+        counts["intermediate_size of the experts"] = mixture.intermediate_size
+    unfit = [f"{count} {name}" for name, count in counts.items() if count % size]
+    if unfit:
+        most = gcd(*counts.values())
+        possible = tuple(number for number in range(1, most + 1) if most % number == 0)
+        raise TensorParallelUnfit(size, possible, f"it has {' and '.join(unfit)}")
+
+
+class GatheringLinear(Linear):
+    """Takes a rank's share of each input row and gives every rank the whole output rows."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        kernels: KernelLibrary | None,
+        exchange: RankExchange,
+    ) -> None:
+        """`weight` [outputs of this rank, all inputs], `bias` of the same outputs."""
+        super().__init__(weight, bias, kernels, num_whole_outputs=weight.shape[0] * exchange.size)
+        self._exchange = exchange
+
+    @property
+    def tiled(self) -> None:
+        """None: a call from C could not gather."""
+        return None
+
+    def __call__(self, rows: Tensor, bounds: tuple[int, ...]) -> Tensor:
+        """[bounds[-1], outputs of all ranks] of rows [bounds[-1], inputs / ranks]."""
+        whole = self._exchange.all_gather(rows)
+        return self._exchange.all_gather(super().__call__(whole, bounds))
+
+
+class HeadLinear(Linear):
+    """The output matrix: whole rows in, whole rows out at rank 0, which samples."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        kernels: KernelLibrary | None,
+        exchange: RankExchange,
+        vocab_size: int,
+    ) -> None:
+        """`weight` [Share.width_of(vocab_size), inputs]; rows behind the vocabulary are zero."""
+        super().__init__(weight, None, kernels, num_whole_outputs=vocab_size)
+        self._exchange = exchange
+        self._vocab_size = vocab_size
+
+    def __call__(self, rows: Tensor, bounds: tuple[int, ...]) -> Tensor:
+        """[bounds[-1], vocab_size] at rank 0, [bounds[-1], 0] at the others."""
+        gathered = self._exchange.gather(super().__call__(rows, bounds))
+        if gathered is None:
+            return rows.new_empty(rows.shape[0], 0)
+        return gathered[:, : self._vocab_size].contiguous()
+
+
+def joined_columns(shares: Tensor) -> Tensor:
+    """[n, size * width] of the ranks' shares [size, n, width]."""
+    size, num_rows, width = shares.shape
+    return shares.transpose(0, 1).reshape(num_rows, size * width)
+
+
+def as_bytes(rows: Tensor) -> Tensor:
+    """The numbers as bytes, which every library moves; one dimension."""
+    return rows.contiguous().view(-1).view(torch.uint8)

@@ -1,0 +1,89 @@
+"""Ranks exchange rows: one contract for all ways, and what a lost rank looks like to the others."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+
+from engine.rank_exchange import DistributedExchange
+from engine.runner import RankLost
+from engine.tensor_parallel import RankExchange
+from engine.tensor_parallel_testing import thread_exchanges
+
+PATIENCE_S = 60.0
+SIZE = 3
+_Result = TypeVar("_Result")
+
+
+def gloo_exchanges(folder: Path, size: int, timeout_s: float) -> list[DistributedExchange]:
+    """Real gloo between threads of this process."""
+    cpu, meeting_place = torch.device("cpu"), folder / "meeting"
+    ends = [DistributedExchange(rank, size, cpu, timeout_s) for rank in range(size)]
+    together(ends, lambda end: end.join(meeting_place))
+    return ends
+
+
+_End = TypeVar("_End", bound=RankExchange)
+
+
+def together(ends: Sequence[_End], call: Callable[[_End], _Result]) -> list[_Result]:
+    with ThreadPoolExecutor(len(ends)) as threads:
+        return list(threads.map(call, ends, timeout=PATIENCE_S))
+
+
+@pytest.fixture(params=["gloo", "threads"])
+def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Sequence[RankExchange]:
+    if request.param == "threads":
+        return thread_exchanges(SIZE)
+    return gloo_exchanges(tmp_path, SIZE, PATIENCE_S)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_rank_gets_the_columns_of_all_ranks_in_their_order(
+    ends: Sequence[RankExchange], dtype: torch.dtype
+) -> None:
+    whole = torch.randn(5, 4 * SIZE).to(dtype)
+
+    def gathered(end: RankExchange) -> list[torch.Tensor | None]:
+        mine = whole[:, 4 * end.rank : 4 * (end.rank + 1)]
+        # A view with gaps, one row, none.
+        every = [end.all_gather(rows) for rows in (mine, mine[:1], mine[:0])]
+        return [*every, end.gather(mine), end.gather(mine[:0])]
+
+    results = together(ends, gathered)
+    for result in results:
+        expected = [whole, whole[:1], whole[:0]]
+        for rows, wanted in zip(result[:3], expected, strict=True):
+            assert rows is not None
+            assert torch.equal(rows, wanted)
+    first, *others = [result[3:] for result in results]
+    assert first[0] is not None
+    assert torch.equal(first[0], whole)
+    assert first[1] is not None
+    assert first[1].shape == (0, 4 * SIZE)
+    assert others == [[None, None]] * (SIZE - 1)
+
+
+def test_a_rank_that_does_not_come_is_lost_in_time(tmp_path: Path) -> None:
+    first, _ = gloo_exchanges(tmp_path, 2, timeout_s=0.5)
+    with pytest.raises(RankLost, match="rank 0 could not exchange"):
+        first.all_gather(torch.zeros(2, 2))
+
+
+def test_ranks_that_never_meet_are_lost_in_time(tmp_path: Path) -> None:
+    end = DistributedExchange(0, 2, torch.device("cpu"), timeout_s=0.5)
+    with pytest.raises(RankLost):
+        end.join(tmp_path / "meeting")
+
+
+def test_a_thread_that_gives_up_is_lost_to_the_others() -> None:
+    first, second = thread_exchanges(2)
+    giving_up = threading.Thread(target=second.give_up)
+    giving_up.start()
+    with pytest.raises(RankLost):
+        first.gather(torch.zeros(1, 1))
+    giving_up.join(PATIENCE_S)
