@@ -1,17 +1,24 @@
 """A push cut into batches: what is announced, written and published as one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from kvtransfer.checksum import block_checksum
+from kvtransfer.device import KvSource
 from kvtransfer.errors import LayoutMismatch
 from kvtransfer.layout import block_index
 from kvtransfer.plan import CopyRun, batch_runs, merge_runs, sampled_indices
 from kvtransfer.protocol import BlockMoves, CopyBytes
 from kvtransfer.zerocopy import ZeroCopy
+
+# Of the blocks of a pool that have these ids.
+ChecksumsOf: TypeAlias = Callable[[Sequence[int]], npt.NDArray[np.uint64]]
+# Of one block in host memory.
+HostChecksum: TypeAlias = Callable[[npt.NDArray[np.uint8]], int]
 
 
 def plain_copy(target: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:
@@ -32,6 +39,8 @@ class PushSettings:
     zerocopy: ZeroCopy = ZeroCopy.AUTO
     # The copy itself: replaced to inject faults.
     copy_bytes: CopyBytes = plain_copy
+    # Of blocks in host memory; the receiver's pool needs the same.
+    checksum: HostChecksum = block_checksum
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.checksum_fraction <= 1.0:
@@ -72,22 +81,44 @@ class TargetPool:
     max_batch_blocks: int | None = None
 
 
-def source_blocks(source: memoryview, moves: BlockMoves, block_bytes: int) -> npt.NDArray[np.uint8]:
-    """The source as [num_blocks, block_bytes]. Raises: LayoutMismatch."""
-    pool = np.frombuffer(source, np.uint8)
-    if len(pool) % block_bytes:
+def num_source_blocks(source_bytes: int, moves: BlockMoves, block_bytes: int) -> int:
+    """How many blocks a source holds. Raises: LayoutMismatch where the moves name others."""
+    if source_bytes % block_bytes:
         raise LayoutMismatch(
-            f"a source of {len(pool)} bytes does not hold blocks of {block_bytes} bytes"
+            f"a source of {source_bytes} bytes does not hold blocks of {block_bytes} bytes"
         )
-    blocks = pool.reshape(-1, block_bytes)
-    block_index(moves.src_block_ids, len(blocks))
-    return blocks
+    block_index(moves.src_block_ids, source_bytes // block_bytes)
+    return source_bytes // block_bytes
+
+
+def source_blocks(source: KvSource, moves: BlockMoves, block_bytes: int) -> npt.NDArray[np.uint8]:
+    """A source in host memory as [num_blocks, block_bytes]. Raises: LayoutMismatch."""
+    if not isinstance(source, memoryview):
+        raise LayoutMismatch("this transport reads host memory, and the pool is on a device")
+    num_blocks = num_source_blocks(source.nbytes, moves, block_bytes)
+    return np.frombuffer(source, np.uint8).reshape(num_blocks, block_bytes)
+
+
+def host_checksums(pool: npt.NDArray[np.uint8], checksum: HostChecksum) -> ChecksumsOf:
+    """Of blocks in host memory [num_blocks, block_bytes]."""
+
+    def of(block_ids: Sequence[int]) -> npt.NDArray[np.uint64]:
+        return np.array([checksum(pool[at]) for at in block_ids], np.uint64)
+
+    return of
 
 
 def cut_batches(
     pool: npt.NDArray[np.uint8], moves: BlockMoves, target: TargetPool, settings: PushSettings
 ) -> Iterator[Batch]:
     """Lazily: a batch's checksums are taken just before its bytes leave, while it is in cache."""
+    return cut_tagged_batches(host_checksums(pool, settings.checksum), moves, target, settings)
+
+
+def cut_tagged_batches(
+    checksums_of: ChecksumsOf, moves: BlockMoves, target: TargetPool, settings: PushSettings
+) -> Iterator[Batch]:
+    """The same where the blocks may lie anywhere."""
     dst = block_index(moves.dst_block_ids, target.num_blocks)
     tags = np.asarray(moves.generations, dtype=np.uint64)
     runs = merge_runs(moves.src_block_ids, moves.dst_block_ids)
@@ -105,7 +136,7 @@ def cut_batches(
             dst=dst[start:end],
             tags=tags[start:end],
             sampled=np.array([index - first for index in indices], np.int64),
-            checksums=np.array([block_checksum(pool[at]) for at in src], np.uint64),
+            checksums=checksums_of(src),
         )
         yield Batch(batch, blocks)
         start = end

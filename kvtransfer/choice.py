@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from kvtransfer.errors import (
+    DeviceFailed,
     ExportUnavailable,
     LayoutMismatch,
     LinkBroken,
@@ -22,7 +23,14 @@ from scheduling.kv_export import KvExport
 Measure: TypeAlias = Callable[[KvSender, KvExport], float | None]
 
 # They speak against one way; what is wrong with the peer itself is something else.
-_CLOSED: Final = (PeerGone, ExportUnavailable, WrongHost, LinkBroken, PathTooSlow)
+_CLOSED: Final = (
+    PeerGone,
+    ExportUnavailable,
+    WrongHost,
+    LinkBroken,
+    PathTooSlow,
+    DeviceFailed,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from kvtransfer.batches import TaggedBlocks
 from kvtransfer.claims import pack_claim
-from kvtransfer.errors import StaleGeneration
+from kvtransfer.errors import CopyStuck, StaleGeneration
 from kvtransfer.layout import SLOT_CLAIM, PoolViews, Words
 from kvtransfer.ordering import full_fence
 
@@ -23,7 +23,9 @@ class ClaimedWriter:
         """Have `fill` write the bytes, and publish them if the grant still holds afterwards.
 
         Raises: StaleGeneration, before `fill` is called or after it; whatever `fill` raises.
+        After CopyStuck the claim stays: something may write for as long as this process lives.
         """
+        is_over = True
         # One word announces the span from the lowest to the highest block. It may cover blocks
         # that are not ours: their quarantine lasts a moment longer, which is harmless.
         self._slot[SLOT_CLAIM] = pack_claim(int(blocks.dst.min()), int(blocks.dst.max()) + 1)
@@ -40,9 +42,13 @@ class ClaimedWriter:
             self._views.checksum_of[sampled] = blocks.tags[blocks.sampled]
             full_fence()
             self._views.arrived[blocks.dst] = blocks.tags
+        except CopyStuck:
+            is_over = False
+            raise
         finally:
-            full_fence()
-            self._slot[SLOT_CLAIM] = np.uint64(0)
+            if is_over:
+                full_fence()
+                self._slot[SLOT_CLAIM] = np.uint64(0)
 
     def _require_granted(self, blocks: TaggedBlocks) -> None:
         is_stale = self._views.expected[blocks.dst] != blocks.tags

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from kvtransfer.device import DeviceMemory, DevicePool
 from kvtransfer.layout import PoolLayout, PoolViews
 from kvtransfer.protocol import Transport
 from scheduling.kv_export import KvExport
@@ -19,6 +20,15 @@ class PoolOwner:
     incarnation: int
 
 
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """Where the blocks lie that are not in host memory."""
+
+    memory: DeviceMemory
+    # [num_blocks * block_bytes]
+    pool: DevicePool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedPool:
     """A pool as a door in its owner's process sees it."""
@@ -29,6 +39,8 @@ class ServedPool:
     # [num_blocks]: the number of the door through which a block's bytes came. A door in this
     # process writes its own number before it publishes; what other processes write is door 0.
     door_of: npt.NDArray[np.uint8]
+    # None: the blocks are `views.data`.
+    device: OnDevice | None = None
 
 
 class Door(Protocol):

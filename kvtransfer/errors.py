@@ -17,6 +17,8 @@ TransferError
 ├── PathTooSlow         the way to the peer was measured, and is slower than asked for
 ├── ExportUnavailable   the memory cannot be allocated, mapped or joined
 ├── ChecksumMismatch    a block arrived, but not the bytes that were sent
+├── DeviceFailed        the GPU or its driver refused a call
+├── CopyStuck           a copy on the GPU neither ends nor fails
 └── PushFailed          a defect on the sending side; the cause is attached
 """
 
@@ -214,6 +216,29 @@ class ChecksumMismatch(TransferError):
             f"prompt computed again"
         )
         self.block_ids = tuple(block_ids)
+
+
+class DeviceFailed(TransferError):
+    """The GPU or its driver refused a call; on a device that failed once, most calls fail."""
+
+    code = "kv_device_failed"
+
+    def __init__(self, call: str, problem: str, fix: str) -> None:
+        super().__init__(f"{call} failed ({problem}); {fix}")
+        self.call, self.problem, self.fix = call, problem, fix
+
+
+class CopyStuck(TransferError):
+    """A copy on the GPU neither ends nor fails; its target stays claimed."""
+
+    code = "kv_copy_stuck"
+
+    def __init__(self, transfer_id: str, waited_s: float) -> None:
+        super().__init__(
+            f"transfer {transfer_id}: a copy on the GPU has not ended {waited_s:.3g} s after it "
+            f"should have; restart this worker, and look for Xid lines in the kernel log"
+        )
+        self.transfer_id, self.waited_s = transfer_id, waited_s
 
 
 class PushFailed(TransferError):

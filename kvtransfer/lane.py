@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from kvtransfer.choice import ChosenPath, connect_best
+from kvtransfer.device import KvSource
 from kvtransfer.errors import (
     BacklogFull,
     PathTooSlow,
@@ -86,7 +87,7 @@ class PeerLane:
         self,
         worker_id: str,
         transport_by_name: Mapping[str, Transport],
-        source: memoryview,
+        source: KvSource,
         owner: LaneOwner,
         settings: LaneSettings,
         clock: Clock,

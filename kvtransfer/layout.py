@@ -33,6 +33,10 @@ MAX_BLOCKS = (1 << 32) - 1
 
 _MAGIC = b"TANDEMKV"
 _VERSION = 1
+# The same, with the blocks in the memory of a device.
+_VERSION_OF_TABLES = 2
+# Behind the header: by what the memory of the blocks is mapped, where it is not here.
+HANDLE_OFFSET = 64
 # magic, version, max_senders, num_blocks, block_bytes, incarnation
 _HEADER = struct.Struct("<8sIIQQQ")
 
@@ -49,7 +53,7 @@ class PoolViews:
     arrived: Words
     checksum: Words
     checksum_of: Words
-    # [num_blocks * block_bytes]
+    # [num_blocks * block_bytes]; empty where the blocks lie elsewhere
     data: npt.NDArray[np.uint8]
 
 
@@ -61,6 +65,8 @@ class PoolLayout:
     block_bytes: int
     incarnation: int
     max_senders: int
+    # False: tables only, the blocks lie in the memory of a device.
+    has_data: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_blocks <= MAX_BLOCKS or self.block_bytes < 1 or self.max_senders < 1:
@@ -81,13 +87,13 @@ class PoolLayout:
 
     @property
     def total_bytes(self) -> int:
-        return self.data_offset + self.data_bytes
+        return self.data_offset + (self.data_bytes if self.has_data else 0)
 
     def pack_header(self) -> bytes:
         """The bytes at offset 0, by which a sender recognises the pool."""
         return _HEADER.pack(
             _MAGIC,
-            _VERSION,
+            _VERSION if self.has_data else _VERSION_OF_TABLES,
             self.max_senders,
             self.num_blocks,
             self.block_bytes,
@@ -110,7 +116,7 @@ class PoolLayout:
             arrived=tables[1],
             checksum=tables[2],
             checksum_of=tables[3],
-            data=np.frombuffer(memory, np.uint8, self.data_bytes, self.data_offset),
+            data=np.frombuffer(memory, np.uint8)[self.data_offset : self.total_bytes],
         )
 
 
@@ -121,11 +127,12 @@ def read_header(first_page: bytes) -> PoolLayout:
     magic, version, max_senders, num_blocks, block_bytes, incarnation = _HEADER.unpack_from(
         first_page
     )
-    if magic != _MAGIC or version != _VERSION:
+    if magic != _MAGIC or version not in (_VERSION, _VERSION_OF_TABLES):
         raise LayoutMismatch(
             f"the export has format {magic!r} {version}, not {_MAGIC!r} {_VERSION}"
         )
-    return PoolLayout(num_blocks, block_bytes, incarnation, max_senders)
+    has_data = version == _VERSION
+    return PoolLayout(num_blocks, block_bytes, incarnation, max_senders, has_data)
 
 
 def new_slots(max_senders: int) -> Words:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kvtransfer.batches import PushSettings
 from kvtransfer.claims import Claims
+from kvtransfer.device import KvSource
 from kvtransfer.doors import PoolOwner
 from kvtransfer.errors import (
     ExportUnavailable,
@@ -186,7 +187,7 @@ class LoopbackSender:
 
     def push(
         self,
-        source: memoryview,
+        source: KvSource,
         moves: BlockMoves,
         *,
         timeout_s: float,

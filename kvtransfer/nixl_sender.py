@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtransfer.batches import Batch, PushSettings, TargetPool, cut_batches, source_blocks
+from kvtransfer.device import KvSource
 from kvtransfer.errors import (
     ExportUnavailable,
     PeerGone,
@@ -93,7 +94,7 @@ class NixlSender:
 
     def push(
         self,
-        source: memoryview,
+        source: KvSource,
         moves: BlockMoves,
         *,
         timeout_s: float,

@@ -5,8 +5,10 @@
 """
 
 import os
+from collections.abc import Callable
 from typing import Final
 
+from kvtransfer.device import KvSource, num_bytes_of, read_bytes
 from kvtransfer.errors import TransferError, TransferTimeout
 from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, ProbeReport, Transport
 from runtime.clock import Clock, wall_time_ns
@@ -30,7 +32,7 @@ def num_scratch_blocks(block_bytes: int) -> int:
 
 
 def measure_path(
-    sender: KvSender, export: KvExport, source: memoryview, clock: Clock
+    sender: KvSender, export: KvExport, source: KvSource, clock: Clock
 ) -> float | None:
     """Bytes per second of the fastest of a few pushes to this peer, each answered or published.
 
@@ -39,7 +41,7 @@ def measure_path(
     Raises: what a push raises, but no TransferTimeout.
     """
     count = export.num_scratch_blocks
-    num_source_blocks = len(source) // export.block_bytes
+    num_source_blocks = num_bytes_of(source) // export.block_bytes
     if not count or not num_source_blocks:
         return None
     moves = BlockMoves(
@@ -65,8 +67,13 @@ def measure_path(
     return fastest
 
 
-def measure_transport(transport: Transport, clock: Clock) -> ProbeReport:
-    """Push 16 MiB a few times through a pool of its own; the fastest round counts."""
+def measure_transport(
+    transport: Transport, clock: Clock, memory_of: Callable[[bytes], KvSource] = memoryview
+) -> ProbeReport:
+    """Push 16 MiB a few times through a pool of its own; the fastest round counts.
+
+    `memory_of` puts bytes to be pushed where this transport takes them from.
+    """
     try:
         receiver = transport.create_receiver(
             _NUM_BLOCKS, _BLOCK_BYTES, f"probe-{os.getpid()}", wall_time_ns()
@@ -77,7 +84,7 @@ def measure_transport(transport: Transport, clock: Clock) -> ProbeReport:
             )
             try:
                 fastest_s = min(
-                    _timed_round(receiver, sender, clock, generation)
+                    _timed_round(receiver, sender, clock, generation, memory_of)
                     for generation in range(1, _NUM_ROUNDS + 1)
                 )
             finally:
@@ -92,18 +99,25 @@ def measure_transport(transport: Transport, clock: Clock) -> ProbeReport:
     return ProbeReport(transport.name, True, speed, detail)
 
 
-def _timed_round(receiver: KvReceiver, sender: KvSender, clock: Clock, generation: int) -> float:
+def _timed_round(
+    receiver: KvReceiver,
+    sender: KvSender,
+    clock: Clock,
+    generation: int,
+    memory_of: Callable[[bytes], KvSource],
+) -> float:
     block_ids = tuple(range(_NUM_BLOCKS))
     generations = (generation,) * _NUM_BLOCKS
-    source = bytes([generation]) * (_NUM_BLOCKS * _BLOCK_BYTES)
+    content = bytes([generation]) * (_NUM_BLOCKS * _BLOCK_BYTES)
+    source = memory_of(content)
     receiver.expect(block_ids, generations)
     moves = BlockMoves("probe", block_ids, block_ids, generations)
     started_at_s = clock.now()
-    sender.push(memoryview(source), moves, timeout_s=_TIMEOUT_S)
+    sender.push(source, moves, timeout_s=_TIMEOUT_S)
     arrival = receiver.poll(block_ids, generations)
     elapsed_s = clock.now() - started_at_s
     arrival.require_sound()
-    if not arrival.is_complete or receiver.buffer() != source:
+    if not arrival.is_complete or read_bytes(receiver.memory(), 0, len(content)) != content:
         raise _ProbeMismatch()
     return elapsed_s
 

@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from kvtransfer.device import KvSource
 from kvtransfer.errors import ChecksumMismatch, GrantWithdrawn
 from runtime.clock import Clock
 from scheduling.kv_export import KvExport
@@ -94,7 +95,14 @@ class KvReceiver(Protocol):
     def export(self) -> KvExport: ...
 
     def buffer(self) -> memoryview:
-        """The pool, writable, num_blocks * block_bytes long; lives as long as any view of it."""
+        """The pool, writable, num_blocks * block_bytes long; lives as long as any view of it.
+
+        Raises: ValueError for a pool in the memory of a device.
+        """
+        ...
+
+    def memory(self) -> KvSource:
+        """The same, wherever it lies. A device's may go on behind the blocks of the pool."""
         ...
 
     def expect(self, block_ids: Ids, generations: Ids) -> None:
@@ -136,7 +144,7 @@ class KvSender(Protocol):
 
     def push(
         self,
-        source: memoryview,
+        source: KvSource,
         moves: BlockMoves,
         *,
         timeout_s: float,
@@ -147,7 +155,8 @@ class KvSender(Protocol):
         `should_stop` is asked between batches. After any return nothing is read from `source` or
         written to the peer any more.
         Raises: StaleGeneration, PeerGone, StaleIncarnation, TransferTimeout, TransferCancelled,
-        LayoutMismatch. Blocks published before the error stay published.
+        LayoutMismatch; DeviceFailed, CopyStuck over a device, where what was said of the return
+        holds for the peer's grants only. Blocks published before the error stay published.
         """
         ...
 

@@ -8,6 +8,7 @@ thread, exactly once for every accepted job, and only when its source blocks are
 import threading
 from collections.abc import Mapping
 
+from kvtransfer.device import KvSource
 from kvtransfer.errors import PusherClosed
 from kvtransfer.lane import LaneOwner, LaneSettings, OnDone, PeerLane, PushJob
 from kvtransfer.protocol import Transport
@@ -21,7 +22,7 @@ class Pusher:
     def __init__(
         self,
         transports: Mapping[str, Transport],
-        source: memoryview,
+        source: KvSource,
         on_done: OnDone,
         settings: LaneSettings,
         clock: Clock,

@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvtransfer.doors import Door, DoorTransport, PoolOwner, ServedPool
+from kvtransfer.batches import ChecksumsOf, host_checksums
+from kvtransfer.checksum import block_checksum
+from kvtransfer.device import CopyStream, DeviceMemory, KvSource
+from kvtransfer.doors import Door, DoorTransport, OnDevice, PoolOwner, ServedPool
 from kvtransfer.errors import ExportUnavailable
 from kvtransfer.layout import PoolLayout, PoolViews, block_index
 from kvtransfer.probe import num_scratch_blocks
@@ -19,9 +22,24 @@ from scheduling.kv_export import SCRATCH_GENERATION, KvDoor, KvExport
 class PoolReceiver:
     """See `KvReceiver`."""
 
-    def __init__(self, owner: PoolOwner, layout: PoolLayout, views: PoolViews) -> None:
-        self.pool = ServedPool(owner, layout, views, np.zeros(layout.num_blocks, np.uint8))
-        self._blocks = ReceivedBlocks(views, layout.block_bytes)
+    def __init__(
+        self,
+        owner: PoolOwner,
+        layout: PoolLayout,
+        views: PoolViews,
+        device: OnDevice | None = None,
+    ) -> None:
+        door_of = np.zeros(layout.num_blocks, np.uint8)
+        self.pool = ServedPool(owner, layout, views, door_of, device)
+        # What computes the checksums of a pool on a device.
+        self._stream: CopyStream | None = None
+        if device is None:
+            data = views.data.reshape(layout.num_blocks, layout.block_bytes)
+            checksums_of = host_checksums(data, block_checksum)
+        else:
+            self._stream = device.memory.new_stream()
+            checksums_of = _device_checksums(self._stream, device, layout.block_bytes)
+        self._blocks = ReceivedBlocks(views, checksums_of)
         self._doors: list[Door] = []
         self._num_scratch_blocks = 0
 
@@ -58,8 +76,13 @@ class PoolReceiver:
         )
 
     def buffer(self) -> memoryview:
+        if self.pool.device is not None:
+            raise ValueError("this KV pool lies on a device; ask for memory()")
         num_bytes = self._num_own_blocks * self.pool.layout.block_bytes
         return self.pool.views.data.data[:num_bytes]
+
+    def memory(self) -> KvSource:
+        return self.buffer() if self.pool.device is None else self.pool.device.pool
 
     def expect(self, block_ids: Ids, generations: Ids) -> None:
         self._blocks.expect(block_ids, generations)
@@ -85,6 +108,13 @@ class PoolReceiver:
     def close(self) -> None:
         for door in self._doors:
             door.close()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+
+def _device_checksums(stream: CopyStream, device: OnDevice, block_bytes: int) -> ChecksumsOf:
+    return lambda block_ids: stream.checksums(device.pool, block_bytes, block_ids)
 
 
 def private_receiver(owner: PoolOwner, num_blocks: int, block_bytes: int) -> PoolReceiver:
@@ -95,21 +125,44 @@ def private_receiver(owner: PoolOwner, num_blocks: int, block_bytes: int) -> Poo
     return PoolReceiver(owner, layout, layout.views(memory))
 
 
+def device_receiver(
+    owner: PoolOwner, num_blocks: int, block_bytes: int, memory: DeviceMemory
+) -> PoolReceiver:
+    """A pool in device memory that no other process maps, without a door yet.
+
+    Raises: ExportUnavailable.
+    """
+    layout = PoolLayout(num_blocks, block_bytes, owner.incarnation, max_senders=1, has_data=False)
+    views = layout.views(mmap.mmap(-1, layout.total_bytes))
+    pool = memory.allocate(layout.data_bytes)
+    return PoolReceiver(owner, layout, views, OnDevice(memory, pool))
+
+
 def receive_by(
-    transports: Sequence[Transport], owner: PoolOwner, num_blocks: int, block_bytes: int
+    transports: Sequence[Transport],
+    owner: PoolOwner,
+    num_blocks: int,
+    block_bytes: int,
+    memory: DeviceMemory | None = None,
 ) -> KvReceiver:
     """One pool that senders of all these transports reach, and scratch blocks behind it.
+
+    `memory` is where it lies, if not in the host's.
 
     Raises: ExportUnavailable.
     """
     num_scratch = num_scratch_blocks(block_bytes)
-    receiver = _receiver_of(transports, owner, num_blocks + num_scratch, block_bytes)
+    receiver = _receiver_of(transports, owner, num_blocks + num_scratch, block_bytes, memory)
     receiver.set_scratch_aside(num_scratch)
     return receiver
 
 
 def _receiver_of(
-    transports: Sequence[Transport], owner: PoolOwner, num_blocks: int, block_bytes: int
+    transports: Sequence[Transport],
+    owner: PoolOwner,
+    num_blocks: int,
+    block_bytes: int,
+    memory: DeviceMemory | None,
 ) -> PoolReceiver:
     doors = [transport for transport in transports if isinstance(transport, DoorTransport)]
     hosts = [transport for transport in transports if not isinstance(transport, DoorTransport)]
@@ -117,10 +170,18 @@ def _receiver_of(
         names = " and ".join(transport.name for transport in hosts)
         raise ExportUnavailable(f"{names} each bring the pool's memory", "name only one of them")
     if not hosts:
-        receiver = private_receiver(owner, num_blocks, block_bytes)
+        if memory is None:
+            receiver = private_receiver(owner, num_blocks, block_bytes)
+        else:
+            receiver = device_receiver(owner, num_blocks, block_bytes, memory)
         receiver.also_serve(doors)
         return receiver
     hosted = hosts[0].create_receiver(num_blocks, block_bytes, owner.worker_id, owner.incarnation)
     assert isinstance(hosted, PoolReceiver), "every receiver is one; the protocol is for its users"
+    if memory is not None and hosted.pool.device is None:
+        hosted.close()
+        raise ExportUnavailable(
+            f"{hosts[0].name} keeps the pool in host memory", "take it out of transports"
+        )
     hosted.also_serve(doors)
     return hosted

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from kvtransfer.checksum import block_checksum
+from kvtransfer.batches import ChecksumsOf
 from kvtransfer.errors import StaleGeneration
 from kvtransfer.layout import NO_GRANT, PoolViews, block_index
 from kvtransfer.ordering import full_fence
@@ -13,10 +13,11 @@ from kvtransfer.protocol import Arrival, Ids
 class ReceivedBlocks:
     """Grants blocks in the shared tables and reads back what became of them."""
 
-    def __init__(self, views: PoolViews, block_bytes: int) -> None:
+    def __init__(self, views: PoolViews, checksums_of: ChecksumsOf) -> None:
         self._views = views
         self._num_blocks = len(views.expected)
-        self._data = views.data.reshape(self._num_blocks, block_bytes)
+        # Of the pool's blocks as they are now.
+        self._checksums_of = checksums_of
         # Kept here, not in shared memory: no sender may talk the receiver out of them.
         # Per block: the highest generation ever granted, and the last one whose checksum was
         # found right or wrong.
@@ -69,10 +70,12 @@ class ReceivedBlocks:
     ) -> npt.NDArray[np.bool_]:
         has_checksum = has_arrived & (self._views.checksum_of[ids] == tags)
         is_known = (self._verified[ids] == tags) | (self._damaged[ids] == tags)
-        for at in np.flatnonzero(has_checksum & ~is_known).tolist():
-            block = ids[at]
-            is_right = block_checksum(self._data[block]) == int(self._views.checksum[block])
-            (self._verified if is_right else self._damaged)[block] = tags[at]
+        new = np.flatnonzero(has_checksum & ~is_known)
+        if new.size:
+            blocks = ids[new]
+            is_right = self._checksums_of(blocks.tolist()) == self._views.checksum[blocks]
+            self._verified[blocks[is_right]] = tags[new[is_right]]
+            self._damaged[blocks[~is_right]] = tags[new[~is_right]]
         is_damaged: npt.NDArray[np.bool_] = self._damaged[ids] == tags
         return is_damaged
 

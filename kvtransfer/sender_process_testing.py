@@ -11,8 +11,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from kvtransfer import nixl, tcp
+from kvtransfer import cuda_ipc, nixl, tcp
 from kvtransfer.batches import PushSettings, plain_copy
+from kvtransfer.cuda_ipc import CudaIpcTransport
+from kvtransfer.device import DeviceMemory, KvSource
+from kvtransfer.device_testing import FAKE_DEVICE, FakeDevice, FaultyDevice
 from kvtransfer.errors import TransferError
 from kvtransfer.nixl import NixlTransport
 from kvtransfer.protocol import BlockMoves, CopyBytes, KvSender, PushReceipt, Transport
@@ -134,6 +137,9 @@ def _serve(spec: SenderSpec, commands: Connection) -> None:
         copy_bytes=_faulty_copy(spec, commands),
     )
     transport = _transport_of(spec, settings)
+    source: KvSource = memoryview(pool)
+    if isinstance(transport, CudaIpcTransport):
+        source = transport.new_pool(bytes(pool))
     sender: KvSender | None = None
     while True:
         moves: BlockMoves | None = commands.recv()
@@ -145,7 +151,7 @@ def _serve(spec: SenderSpec, commands: Connection) -> None:
             if moves is None:
                 commands.send("connected")
             else:
-                commands.send(sender.push(memoryview(pool), moves, timeout_s=PATIENCE_S))
+                commands.send(sender.push(source, moves, timeout_s=PATIENCE_S))
         except TransferError as error:
             commands.send((error.code, str(error)))
 
@@ -155,7 +161,26 @@ def _transport_of(spec: SenderSpec, settings: PushSettings) -> Transport:
         return TcpTransport(settings=settings)
     if spec.export.transport == nixl.NAME:
         return NixlTransport(settings=settings)
+    if spec.export.transport == "gloo":
+        # Only here: torch takes a process a second to import.
+        from kvtransfer.group_transport import GroupTransport
+        from kvtransfer.process_group import Gloo
+
+        return GroupTransport(Gloo(), settings=settings)
+    if spec.export.transport == cuda_ipc.NAME:
+        device = _device_of(spec, settings)
+        return CudaIpcTransport(lambda: device, settings=settings)
     return SharedMemoryTransport(settings=settings)
+
+
+def _device_of(spec: SenderSpec, settings: PushSettings) -> DeviceMemory:
+    if spec.export.host.endswith(FAKE_DEVICE):
+        return FakeDevice(copy_bytes=settings.copy_bytes)
+    # Torch takes seconds to import, and most senders do without.
+    from kvtransfer.cuda_memory import CudaMemory
+
+    device = CudaMemory.of_device(0)
+    return device if spec.fault == "none" else FaultyDevice(device, settings.copy_bytes)
 
 
 def _faulty_copy(spec: SenderSpec, commands: Connection) -> CopyBytes:

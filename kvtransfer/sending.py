@@ -1,20 +1,77 @@
-"""The sender's half of a pool that it can write to itself: a push is a row of memcpys."""
+"""The sender's half of a pool that it can write to itself: a push is a row of copies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kvtransfer.batches import Batch, PushSettings, TargetPool, cut_batches, source_blocks
 from kvtransfer.claimed_write import ClaimedWriter
+from kvtransfer.device import KvSource
 from kvtransfer.errors import TransferCancelled, TransferTimeout
 from kvtransfer.layout import PoolViews
 from kvtransfer.protocol import BlockMoves, PushReceipt
 from runtime.clock import Clock
 
 
+class PoolWriter(Protocol):
+    """Pushes into one peer's pool, under one slot that no one else uses. For one thread."""
+
+    def push(
+        self,
+        source: KvSource,
+        moves: BlockMoves,
+        *,
+        timeout_s: float,
+        should_stop: Callable[[], bool],
+        check_peer: Callable[[], None],
+    ) -> PushReceipt:
+        """See `KvSender.push`; `check_peer` raises where the receiver is gone."""
+        ...
+
+    def close(self) -> bool:
+        """Let go of the peer's memory; False where something may still write into it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PushRun:
+    """One push under way, and when it ends early."""
+
+    moves: BlockMoves
+    block_bytes: int
+    clock: Clock
+    timeout_s: float
+    should_stop: Callable[[], bool]
+    check_peer: Callable[[], None]
+
+    def run(self, batches: Iterable[Batch], write: Callable[[Batch], None]) -> PushReceipt:
+        """Have every batch written and published, as long as nothing speaks against it."""
+        started_at_s = self.clock.now()
+        moves, num_done, num_copies, num_checksums = self.moves, 0, 0, 0
+        for batch in batches:
+            if self.should_stop():
+                raise TransferCancelled(moves.transfer_id, num_done, moves.num_blocks)
+            if self.clock.now() - started_at_s > self.timeout_s:
+                raise TransferTimeout(moves.transfer_id, num_done, moves.num_blocks)
+            self.check_peer()
+            write(batch)
+            num_done += batch.num_blocks
+            num_copies += len(batch.runs)
+            num_checksums += len(batch.blocks.sampled)
+        return PushReceipt(
+            num_blocks=num_done,
+            num_bytes=num_done * self.block_bytes,
+            num_copies=num_copies,
+            num_checksums=num_checksums,
+            elapsed_s=self.clock.now() - started_at_s,
+        )
+
+
 class BlockWriter:
-    """Pushes into one peer's pool, under one slot that no one else uses."""
+    """See `PoolWriter`: both pools lie in host memory, and a copy is a memcpy."""
 
     def __init__(
         self, views: PoolViews, block_bytes: int, slot: int, settings: PushSettings, clock: Clock
@@ -27,35 +84,22 @@ class BlockWriter:
 
     def push(
         self,
-        source: memoryview,
+        source: KvSource,
         moves: BlockMoves,
         *,
         timeout_s: float,
         should_stop: Callable[[], bool],
         check_peer: Callable[[], None],
     ) -> PushReceipt:
-        """See `KvSender.push`; `check_peer` raises where the receiver is gone."""
-        started_at_s = self._clock.now()
         pool = source_blocks(source, moves, self._block_bytes)
         target = TargetPool(len(self._blocks), self._block_bytes)
-        num_done = num_copies = num_checksums = 0
-        for batch in cut_batches(pool, moves, target, self._settings):
-            if should_stop():
-                raise TransferCancelled(moves.transfer_id, num_done, moves.num_blocks)
-            if self._clock.now() - started_at_s > timeout_s:
-                raise TransferTimeout(moves.transfer_id, num_done, moves.num_blocks)
-            check_peer()
-            self._write(pool, batch)
-            num_done += batch.num_blocks
-            num_copies += len(batch.runs)
-            num_checksums += len(batch.blocks.sampled)
-        return PushReceipt(
-            num_blocks=num_done,
-            num_bytes=num_done * self._block_bytes,
-            num_copies=num_copies,
-            num_checksums=num_checksums,
-            elapsed_s=self._clock.now() - started_at_s,
-        )
+        batches = cut_batches(pool, moves, target, self._settings)
+        run = PushRun(moves, self._block_bytes, self._clock, timeout_s, should_stop, check_peer)
+        return run.run(batches, lambda batch: self._write(pool, batch))
+
+    def close(self) -> bool:
+        # The mapping goes with the last view of it.
+        return True
 
     def _write(self, pool: npt.NDArray[np.uint8], batch: Batch) -> None:
         def copy() -> None:

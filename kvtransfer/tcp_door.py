@@ -16,9 +16,10 @@ from kvtransfer.claimed_write import ClaimedWriter
 from kvtransfer.claims import Claims
 from kvtransfer.doors import ServedPool
 from kvtransfer.errors import ExportUnavailable
+from kvtransfer.layout import SLOT_CLAIM
 from kvtransfer.protocol import CopyBytes
 from kvtransfer.tcp_frames import TOKEN_BYTES, Hello, Welcome, pack_welcome
-from kvtransfer.tcp_link import Arrivals, SocketArrivals, TcpLink
+from kvtransfer.tcp_link import Arrivals, SocketArrivals, StagedArrivals, TcpLink
 from kvtransfer.tcp_reception import Reception
 from kvtransfer.tcp_stream import ConnectionLost, Patience, Stream
 from runtime.clock import Clock
@@ -53,18 +54,28 @@ class DoorSettings:
 MakeArrivals: TypeAlias = Callable[[Stream, ServedPool], Arrivals]
 
 
+def _holds_nothing() -> None:
+    """For kinds whose senders share nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class DoorKind:
     """Which transport a door is of."""
 
     transport: str
     make_arrivals: MakeArrivals
+    # What takes the batches of one sender.
+    make_link: type[TcpLink] = TcpLink
+    # Called when the door is closed: lets go of what all its senders share.
+    close: Callable[[], None] = _holds_nothing
 
 
 def socket_door(copy_bytes: CopyBytes) -> DoorKind:
     """Bytes come over the connection itself."""
 
     def make(stream: Stream, pool: ServedPool) -> Arrivals:
+        if pool.device is not None:
+            return StagedArrivals(stream, pool.device, pool.layout.block_bytes)
         return SocketArrivals(stream, pool, copy_bytes)
 
     return DoorKind(NAME, make)
@@ -133,6 +144,7 @@ class TcpDoor:
         self._thread.join(_JOIN_TIMEOUT_S)
         for _, thread in links:
             thread.join(_JOIN_TIMEOUT_S)
+        self._kind.close()
 
     def _admit(self, connection: socket.socket, hello: Hello) -> Welcome | None:
         owner, layout = self._pool.owner, self._pool.layout
@@ -148,15 +160,14 @@ class TcpDoor:
         with self._lock:
             if self._is_closed:
                 return Welcome.OTHER_WORKER
-            free = (s for s in range(self._settings.max_senders) if s not in self._link_by_slot)
-            slot = next(free, None)
+            slot = next((s for s in range(self._settings.max_senders) if self._is_free(s)), None)
             if slot is None:
                 return Welcome.FULL
             self._claims.begin(slot, hello.sender_id)
             stream = Stream(connection)
             writer = ClaimedWriter(self._pool.views, self._claims.slots[slot])
             timeout_s = self._settings.batch_timeout_s
-            link = TcpLink(stream, self._pool, writer, timeout_s, self._clock)
+            link = self._kind.make_link(stream, self._pool, writer, timeout_s, self._clock)
             thread = threading.Thread(
                 target=self._serve,
                 args=(link, stream, slot, hello.sender_id),
@@ -172,6 +183,10 @@ class TcpDoor:
                 log.warning("kv_link_without_thread", sender_id=hello.sender_id)
                 return Welcome.FULL
         return Welcome.COME_IN
+
+    def _is_free(self, slot: int) -> bool:
+        """Also without a sender a slot is not free where a copy on a device is stuck."""
+        return slot not in self._link_by_slot and not self._claims.slots[slot, SLOT_CLAIM]
 
     def _serve(self, link: TcpLink, stream: Stream, slot: int, sender_id: str) -> None:
         arrivals: Arrivals | None = None

@@ -15,6 +15,9 @@ answered twice:
     answer: written     →
                         ←       answer: published
 
+Where they go by a process group (gloo, NCCL), the welcome is followed by where the group meets.
+A batch is announced as above, and its bytes are sent by the group at once.
+
 All numbers are little endian. Every frame begins with a mark of its kind and is covered by a
 checksum; lengths are bounded before anything is allocated. Block bytes follow their batch without
 a frame of their own, in the order of its block ids.
@@ -50,8 +53,11 @@ _BATCH = struct.Struct("<4sIIIHxx")
 _ANSWER = struct.Struct("<4sIHxxIQ")
 # mark, base address, metadata bytes
 _MEMORY = struct.Struct("<4sQI")
+# mark, port of the store, most bytes of a batch, name of the group in the store
+_MEETING = struct.Struct("<4sHxxQ16s")
 _HELLO_MARK, _WELCOME_MARK = b"TANDEMKV", b"KVDECODE"
 _BATCH_MARK, _ANSWER_MARK, _MEMORY_MARK = b"KVB1", b"KVA1", b"KVM1"
+_MEETING_MARK = b"KVG1"
 
 HELLO_HEAD_BYTES: Final = _HELLO.size
 MAX_HELLO_BYTES: Final = _HELLO.size + 2 * MAX_NAME_BYTES + _DIGEST.size + _ALIGNMENT
@@ -60,6 +66,8 @@ BATCH_HEAD_BYTES: Final = _BATCH.size + _DIGEST.size
 ANSWER_BYTES: Final = _ANSWER.size + _DIGEST.size
 MEMORY_HEAD_BYTES: Final = _MEMORY.size + _DIGEST.size
 MAX_METADATA_BYTES: Final = 1 << 20
+MEETING_BYTES: Final = _MEETING.size + _DIGEST.size
+MEETING_NAME_BYTES: Final = 16
 
 
 class FrameError(Exception):
@@ -126,6 +134,17 @@ class Answer:
     block_id: int = 0
     # The generation that the block has now; 0 where it is granted to nobody.
     expected: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the two sides of a process group find each other, and how much a batch may hold."""
+
+    # On the host that the sender dialled.
+    store_port: int
+    max_batch_bytes: int
+    # Random, so that no other group of the store has it; MEETING_NAME_BYTES long.
+    name: bytes
 
 
 def pack_hello(hello: Hello) -> bytes:
@@ -206,6 +225,21 @@ def read_memory_head(frame: bytes) -> tuple[int, int]:
 def read_memory(frame: bytes) -> bytes:
     """The metadata. Raises: FrameError."""
     return _opened(frame)
+
+
+def pack_meeting(meeting: Meeting) -> bytes:
+    """What follows the welcome of a door that receives by process groups."""
+    return _sealed(
+        _MEETING.pack(_MEETING_MARK, meeting.store_port, meeting.max_batch_bytes, meeting.name)
+    )
+
+
+def read_meeting(frame: bytes) -> Meeting:
+    """Inverse of `pack_meeting`. Raises: FrameError."""
+    mark, store_port, max_batch_bytes, name = _MEETING.unpack(_opened(frame))
+    if mark != _MEETING_MARK or not store_port or not max_batch_bytes:
+        raise FrameError("what came does not say where to meet")
+    return Meeting(store_port, max_batch_bytes, name)
 
 
 def pack_batch(sequence_number: int, transfer_id: str, blocks: TaggedBlocks) -> bytes:

@@ -1,14 +1,15 @@
 """The receiver's end of one connection: takes batches and has them written to their final place."""
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 
 from kvtransfer.batches import TaggedBlocks, plain_copy
 from kvtransfer.claimed_write import ClaimedWriter
-from kvtransfer.doors import ServedPool
+from kvtransfer.doors import OnDevice, ServedPool
 from kvtransfer.errors import StaleGeneration
+from kvtransfer.pinned_staging import StagedBlocks
 from kvtransfer.plan import merge_runs
 from kvtransfer.protocol import CopyBytes
 from kvtransfer.tcp_frames import (
@@ -22,7 +23,7 @@ from kvtransfer.tcp_frames import (
     read_tables,
 )
 from kvtransfer.tcp_stream import ConnectionLost, Patience, Stream
-from runtime.clock import Clock
+from runtime.clock import Clock, MonotonicClock
 from runtime.logging import get_logger
 
 log = get_logger()
@@ -51,6 +52,10 @@ class Arrivals(Protocol):
     def close(self) -> None: ...
 
 
+# Told of blocks before they appear.
+MarkDoor: TypeAlias = Callable[[TaggedBlocks], None]
+
+
 class Stalled(Exception):
     """A batch did not come in time."""
 
@@ -74,14 +79,10 @@ class TcpLink:
         # For the log line about a lost connection.
         self._transfer_id: str | None = None
 
-    def run(
-        self, sender_id: str, arrivals: Arrivals, mark_door: Callable[[TaggedBlocks], None]
-    ) -> None:
+    def run(self, sender_id: str, arrivals: Arrivals, mark_door: MarkDoor) -> None:
         """Take batches until the connection ends; `mark_door` is called before each appears."""
         try:
-            while True:
-                self._stream.wait_readable()
-                self._take_batch(arrivals, mark_door)
+            self._take_batches(arrivals, mark_door)
         except ConnectionLost as error:
             if self._transfer_id is not None:
                 self._log_drop(sender_id, error.problem)
@@ -94,12 +95,31 @@ class TcpLink:
         """End `run` soon, whatever it waits for."""
         self._stream.abort()
 
-    def _take_batch(self, arrivals: Arrivals, mark_door: Callable[[TaggedBlocks], None]) -> None:
-        patience = self._patience()
+    def _take_batches(self, arrivals: Arrivals, mark_door: MarkDoor) -> None:
+        """One after the other: the bytes of each follow it."""
+        while True:
+            self._stream.wait_readable()
+            patience = self._patience()
+            head, blocks = self._next_batch(patience)
+            self._settle(head, blocks, arrivals, mark_door, patience)
+
+    def _next_batch(self, patience: Patience) -> tuple[BatchHead, TaggedBlocks]:
+        """What a sender announces. Raises: ConnectionLost, FrameError, Stalled."""
         head_bytes = self._stream.receive(BATCH_HEAD_BYTES, patience)
         head = read_batch_head(head_bytes, self._num_blocks)
         tables = self._stream.receive(head.num_table_bytes, patience)
         self._transfer_id, blocks = read_tables(head, tables, self._num_blocks)
+        return head, blocks
+
+    def _settle(
+        self,
+        head: BatchHead,
+        blocks: TaggedBlocks,
+        arrivals: Arrivals,
+        mark_door: MarkDoor,
+        patience: Patience,
+    ) -> None:
+        """Have a batch written and published, or refuse it, and say so."""
         is_taken = False
 
         def take() -> None:
@@ -164,12 +184,36 @@ class SocketArrivals:
             self._copy_bytes(np.frombuffer(span, np.uint8), np.frombuffer(staged, np.uint8))
 
     def refuse(self, head: BatchHead, patience: Patience) -> None:
-        num_bytes = head.num_blocks * self._block_bytes
-        scratch = memoryview(bytearray(min(num_bytes, _SCRATCH_BYTES)))
-        while num_bytes:
-            part = scratch[: min(num_bytes, len(scratch))]
-            self._stream.receive_into([part], patience)
-            num_bytes -= len(part)
+        _read_past(self._stream, head.num_blocks * self._block_bytes, patience)
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class StagedArrivals:
+    """See `Arrivals`: the bytes follow their batch, and go on into the memory of a device."""
+
+    def __init__(self, stream: Stream, device: OnDevice, block_bytes: int) -> None:
+        self._stream = stream
+        self._block_bytes = block_bytes
+        self._staged = StagedBlocks(device, block_bytes, MonotonicClock())
+
+    def greeting(self) -> bytes:
+        return b""
+
+    def take(self, head: BatchHead, blocks: TaggedBlocks, patience: Patience) -> None:
+        self._staged.take(blocks, lambda room: self._stream.receive_into([room], patience))
+
+    def refuse(self, head: BatchHead, patience: Patience) -> None:
+        _read_past(self._stream, head.num_blocks * self._block_bytes, patience)
+
+    def close(self) -> None:
+        self._staged.close()
+
+
+def _read_past(stream: Stream, num_bytes: int, patience: Patience) -> None:
+    scratch = memoryview(bytearray(min(num_bytes, _SCRATCH_BYTES)))
+    while num_bytes:
+        part = scratch[: min(num_bytes, len(scratch))]
+        stream.receive_into([part], patience)
+        num_bytes -= len(part)

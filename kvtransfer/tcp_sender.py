@@ -3,12 +3,10 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import Final, TypeAlias
 
 from kvtransfer.batches import Batch, PushSettings, TargetPool, cut_batches, source_blocks
+from kvtransfer.device import KvSource
 from kvtransfer.errors import (
     StaleGeneration,
     TransferCancelled,
@@ -27,7 +25,7 @@ from kvtransfer.tcp_frames import (
     pack_batch,
     read_answer,
 )
-from kvtransfer.tcp_stream import ConnectionLost, Stream
+from kvtransfer.tcp_stream import ConnectionLost, Patience, Stream
 from kvtransfer.zerocopy import ZeroCopy
 from runtime.clock import Clock
 from runtime.logging import get_logger
@@ -68,7 +66,7 @@ class TcpSender:
 
     def push(
         self,
-        source: memoryview,
+        source: KvSource,
         moves: BlockMoves,
         *,
         timeout_s: float,
@@ -80,7 +78,12 @@ class TcpSender:
         target = TargetPool(self._export.num_blocks, block_bytes, MAX_BATCH_BLOCKS)
         batches = cut_batches(pool, moves, target, self._settings)
         stream = self._connection.line().stream
-        push = _Push(stream, moves, pool, self._clock, timeout_s, should_stop)
+
+        def ship(frame: memoryview, batch: Batch, patience: Patience) -> None:
+            spans = [pool[src : src + length].reshape(-1).data for src, _, length in batch.runs]
+            stream.send_blocks(frame, spans, patience)
+
+        push = AnsweredPush(stream, moves, ship, self._clock, timeout_s, should_stop)
         try:
             receipt = push.run(batches, block_bytes)
         except (ConnectionLost, FrameError) as error:
@@ -110,16 +113,21 @@ class TcpSender:
         log.info("kv_tcp_zerocopy", worker_id=self._export.worker_id, verdict=verdict)
 
 
+# Announces a batch by this frame and has its bytes on their way when it returns.
+Ship: TypeAlias = Callable[[memoryview, Batch, Patience], None]
+
+
 @dataclass(slots=True)
-class _Push:
-    """One push under way."""
+class AnsweredPush:
+    """One push under way: batches are shipped, and answered in their order."""
 
     stream: Stream
     moves: BlockMoves
-    pool: npt.NDArray[np.uint8]
+    ship: Ship
     clock: Clock
     timeout_s: float
     should_stop: Callable[[], bool]
+    max_ahead: int = MAX_BATCHES_AHEAD
     started_at_s: float = 0.0
     num_done: int = 0
     # Sent and not answered, oldest first.
@@ -134,14 +142,14 @@ class _Push:
         num_copies = num_checksums = 0
         for number, batch in enumerate(batches):
             self._stop_between_batches()
-            while len(self.ahead) >= MAX_BATCHES_AHEAD or (self.ahead and self.stream.has_news()):
+            while len(self.ahead) >= self.max_ahead or (self.ahead and self.stream.has_news()):
                 self._take_answer(self._go_on)
             if self.refusal is not None:
                 break
             self.is_out_of_step = True
             self.ahead.append((number, batch))
             frame = pack_batch(number, self.moves.transfer_id, batch.blocks)
-            self.stream.send_blocks(memoryview(frame), self._spans(batch), self._go_on)
+            self.ship(memoryview(frame), batch, self._go_on)
             self.is_out_of_step = False
             num_copies += len(batch.runs)
             num_checksums += len(batch.blocks.sampled)
@@ -153,9 +161,6 @@ class _Push:
             num_checksums=num_checksums,
             elapsed_s=self.clock.now() - self.started_at_s,
         )
-
-    def _spans(self, batch: Batch) -> list[memoryview]:
-        return [self.pool[src : src + length].reshape(-1).data for src, _, length in batch.runs]
 
     def _stop_between_batches(self) -> None:
         """Raises: TransferCancelled, TransferTimeout, once all that was sent is answered."""

@@ -5,6 +5,7 @@ after a slice of time at the latest; between slices the owner decides whether to
 """
 
 import contextlib
+import ipaddress
 import select
 import socket
 import struct
@@ -49,6 +50,21 @@ class Stream:
         self._zerocopy = ZeroCopySocket(connection, zerocopy)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
+        self._end = select.poll()
+        self._end.register(connection, select.POLLRDHUP)
+
+    @property
+    def own_host(self) -> str:
+        """The address of this machine that the peer is reached from."""
+        return _plain_host(self._socket.getsockname()[0])
+
+    @property
+    def peer_host(self) -> str:
+        """The address that the peer is reached at. Raises: ConnectionLost."""
+        try:
+            return _plain_host(self._socket.getpeername()[0])
+        except OSError as error:
+            raise ConnectionLost(error.strerror or str(error)) from error
 
     def wait_readable(self) -> None:
         """Wait as long as it takes: the kernel's probes end the wait for a dead peer."""
@@ -70,6 +86,10 @@ class Stream:
             # The error queue is no news to the reader; where it is empty, the connection failed.
             return not self._zerocopy.collect()
         return bool(events)
+
+    def has_ended(self) -> bool:
+        """Whether the peer said that nothing more comes, what is unread notwithstanding."""
+        return bool(self._end.poll(0))
 
     def receive(self, num_bytes: int, patience: Patience) -> bytes:
         """Exactly so many bytes. Raises: ConnectionLost; what `patience` raises."""
@@ -173,6 +193,13 @@ def _hand_over(
         rest = _after(rest, count)
         if rest:
             patience()
+
+
+def _plain_host(host: str) -> str:
+    """An address without the form that one of version 4 has on a socket of version 6."""
+    address = ipaddress.ip_address(host)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return host if mapped is None else str(mapped)
 
 
 def _configure(connection: socket.socket) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtransfer.batches import plain_copy
+from kvtransfer.cuda_ipc import CudaIpcTransport
+from kvtransfer.device import KvSource, read_bytes, write_bytes
 from kvtransfer.errors import (
     ExportUnavailable,
     LayoutMismatch,
@@ -32,6 +34,7 @@ from kvtransfer.protocol import (
     Transport,
     never,
 )
+from kvtransfer.staged_tcp import StagedTcpTransport
 from runtime.clock import Clock
 from scheduling.kv_export import KvExport
 
@@ -92,6 +95,10 @@ class TransportPair:
             PAIR_NUM_BLOCKS, PAIR_BLOCK_BYTES, self.worker_id, next_incarnation()
         )
         self.source = patterned_pool(PAIR_NUM_BLOCKS, PAIR_BLOCK_BYTES, seed=1)
+        # The same where this transport takes it from.
+        self.source_memory: KvSource = memoryview(self.source)
+        if isinstance(transport, CudaIpcTransport | StagedTcpTransport):
+            self.source_memory = transport.new_pool(bytes(self.source))
         try:
             self.sender: KvSender = self.connect()
         except BaseException:
@@ -104,15 +111,17 @@ class TransportPair:
         )
 
     def push(self, moves: BlockMoves, timeout_s: float = PATIENCE_S) -> None:
-        self.sender.push(memoryview(self.source), moves, timeout_s=timeout_s)
+        self.sender.push(self.source_memory, moves, timeout_s=timeout_s)
 
     def source_block(self, block_id: int) -> bytes:
         return bytes(self.source[block_id * PAIR_BLOCK_BYTES : (block_id + 1) * PAIR_BLOCK_BYTES])
 
     def target_block(self, block_id: int) -> bytes:
-        return bytes(
-            self.receiver.buffer()[block_id * PAIR_BLOCK_BYTES : (block_id + 1) * PAIR_BLOCK_BYTES]
-        )
+        return read_bytes(self.receiver.memory(), block_id * PAIR_BLOCK_BYTES, PAIR_BLOCK_BYTES)
+
+    def set_target(self, start: int, data: bytes) -> None:
+        """Write into the receiver's pool, as its owner does."""
+        write_bytes(self.receiver.memory(), start, data)
 
     def close(self) -> None:
         self.sender.close()
@@ -221,7 +230,7 @@ class _FaultySender:
 
     def push(
         self,
-        source: memoryview,
+        source: KvSource,
         moves: BlockMoves,
         *,
         timeout_s: float,
@@ -309,7 +318,7 @@ class _IdleSender:
 
     def push(
         self,
-        source: memoryview,
+        source: KvSource,
         moves: BlockMoves,
         *,
         timeout_s: float,

@@ -13,6 +13,7 @@ import structlog
 from structlog.typing import EventDict
 
 from kvtransfer.batches import PushSettings
+from kvtransfer.device import read_bytes, write_bytes
 from kvtransfer.doors import PoolOwner
 from kvtransfer.errors import PathTooSlow
 from kvtransfer.lane import LaneSettings, PushJob, PushOutcome
@@ -95,8 +96,8 @@ def test_measuring_touches_no_block_that_holds_kv(
     receiver = make_receiver(transport)
     export = receiver.export()
     own = bytes(patterned_pool(NUM_BLOCKS, BLOCK_BYTES, seed=7))
-    assert len(receiver.buffer()) == len(own)
-    receiver.buffer()[:] = own
+    memory = receiver.memory()
+    write_bytes(memory, 0, own)
     # Some are granted, to somebody else; the others belong to nobody.
     receiver.expect([0, 5], [1, 1])
     sender = transport.connect(export, sender_id="prefill-0#1", block_bytes=BLOCK_BYTES)
@@ -104,7 +105,7 @@ def test_measuring_touches_no_block_that_holds_kv(
         bytes_per_s = measure_path(sender, export, SOURCE, MonotonicClock())
         assert bytes_per_s is not None
         assert bytes_per_s > 0
-    assert receiver.buffer() == own
+    assert read_bytes(memory, 0, len(own)) == own
     assert receiver.poll([0, 5], [1, 1]).num_arrived == 0
     assert receiver.quarantine_clear(ALL)
     sender.close()

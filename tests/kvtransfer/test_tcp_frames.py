@@ -11,21 +11,26 @@ from kvtransfer.tcp_frames import (
     MAX_BATCH_BLOCKS,
     MAX_HELLO_BYTES,
     MAX_NAME_BYTES,
+    MEETING_BYTES,
+    MEETING_NAME_BYTES,
     TOKEN_BYTES,
     Answer,
     FrameError,
     Hello,
+    Meeting,
     Verdict,
     Welcome,
     hello_bytes,
     pack_answer,
     pack_batch,
     pack_hello,
+    pack_meeting,
     pack_memory,
     pack_welcome,
     read_answer,
     read_batch_head,
     read_hello,
+    read_meeting,
     read_memory,
     read_memory_head,
     read_tables,
@@ -133,6 +138,28 @@ def test_rubbish_is_no_hello_and_is_known_as_soon_as_it_can_be(rubbish: bytes) -
     # Still open: too little came to tell, or it happens to begin as a hello does.
     assert length <= MAX_HELLO_BYTES
     assert b"TANDEMKV".startswith(rubbish[:8])
+
+
+@given(
+    meeting=st.builds(
+        Meeting,
+        st.integers(1, 65535),
+        st.integers(1, 2**64 - 1),
+        st.binary(min_size=MEETING_NAME_BYTES, max_size=MEETING_NAME_BYTES),
+    )
+)
+def test_where_to_meet_is_read_as_it_was_packed(meeting: Meeting) -> None:
+    frame = pack_meeting(meeting)
+    assert len(frame) == MEETING_BYTES
+    assert read_meeting(frame) == meeting
+    with pytest.raises(FrameError):
+        read_meeting(frame[:-1] + bytes([frame[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(("port", "most"), [(0, 1), (1, 0)])
+def test_a_meeting_nowhere_or_for_nothing_is_refused(port: int, most: int) -> None:
+    with pytest.raises(FrameError, match="where to meet"):
+        read_meeting(pack_meeting(Meeting(port, most, bytes(MEETING_NAME_BYTES))))
 
 
 @pytest.mark.parametrize("foreign", [b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\x00", b"*1\r\n"])

@@ -30,7 +30,7 @@ def test_pushed_blocks_lie_in_their_place_and_count_as_arrived(pair: TransportPa
     before = pair.receiver.poll([7, 8, 3], [5, 5, 9])
     assert (before.num_arrived, before.is_complete) == (0, False)
     receipt = pair.sender.push(
-        memoryview(pair.source),
+        pair.source_memory,
         BlockMoves("r/0", (0, 1, 2), (7, 8, 3), (5, 5, 9)),
         timeout_s=PATIENCE_S,
     )
@@ -44,7 +44,7 @@ def test_pushed_blocks_lie_in_their_place_and_count_as_arrived(pair: TransportPa
 
 
 def test_blocks_that_were_not_pushed_are_untouched(pair: TransportPair) -> None:
-    pair.receiver.buffer()[:] = b"\xab" * (NUM_BLOCKS * BLOCK_BYTES)
+    pair.set_target(0, b"\xab" * (NUM_BLOCKS * BLOCK_BYTES))
     pair.receiver.expect([4, 5], [1, 1])
     pair.push(moves_of((9,), (4,)))
     assert pair.receiver.poll([4, 5], [1, 1]).num_arrived == 1
@@ -63,7 +63,7 @@ def test_a_transfer_in_several_pushes_completes_with_the_last(pair: TransportPai
 
 
 def test_nothing_to_push_is_a_push(pair: TransportPair) -> None:
-    receipt = pair.sender.push(memoryview(pair.source), moves_of((), ()), timeout_s=PATIENCE_S)
+    receipt = pair.sender.push(pair.source_memory, moves_of((), ()), timeout_s=PATIENCE_S)
     assert (receipt.num_blocks, receipt.num_copies) == (0, 0)
     assert pair.receiver.poll([], []).is_complete
 
@@ -103,7 +103,8 @@ def test_a_block_is_verified_once_and_is_the_owners_afterwards(pair: TransportPa
     pair.receiver.expect([2], [1])
     pair.push(moves_of((0,), (2,)))
     assert pair.receiver.poll([2], [1]).is_complete
-    pair.receiver.buffer()[2 * BLOCK_BYTES] ^= 1  # decode appends to its own block
+    # Decode appends to its own block.
+    pair.set_target(2 * BLOCK_BYTES, bytes([pair.target_block(2)[0] ^ 1]))
     assert pair.receiver.poll([2], [1]).is_complete
 
 
@@ -141,7 +142,7 @@ def test_a_cancel_between_batches_keeps_what_was_published(
 
     with pytest.raises(TransferCancelled) as caught:
         pair.sender.push(
-            memoryview(pair.source),
+            pair.source_memory,
             moves_of(ALL, ALL),
             timeout_s=PATIENCE_S,
             # Also asked in the middle of a batch, where that takes long.
@@ -187,7 +188,7 @@ def test_two_senders_fill_one_pool(pair: TransportPair) -> None:
     other = pair.connect("prefill-1#1")
     pair.receiver.expect([0, 1], [1, 1])
     pair.push(moves_of((5,), (0,)))
-    other.push(memoryview(pair.source), moves_of((6,), (1,)), timeout_s=PATIENCE_S)
+    other.push(pair.source_memory, moves_of((6,), (1,)), timeout_s=PATIENCE_S)
     other.close()
     assert pair.receiver.poll([0, 1], [1, 1]).is_complete
 

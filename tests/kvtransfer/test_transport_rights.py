@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kvtransfer.batches import PushSettings
+from kvtransfer.device import write_bytes
 from kvtransfer.errors import (
     ExportUnavailable,
     GrantWithdrawn,
@@ -174,11 +175,11 @@ def test_a_left_place_is_free_even_while_an_error_keeps_the_connection_alive(
 
 def test_a_closed_receiver_is_a_gone_peer(pair: TransportPair) -> None:
     pair.receiver.expect([0], [1])
-    view = pair.receiver.buffer()
+    memory = pair.receiver.memory()
     pair.sender.check()
     pair.receiver.close()
     pair.receiver.close()
-    view[0] = 7  # still the owner's memory
+    write_bytes(memory, 0, b"\7")  # still the owner's memory
     with pytest.raises(PeerGone):
         pair.sender.check()
     with pytest.raises(PeerGone):

@@ -1,0 +1,89 @@
+"""For tests: a CUDA runtime in Python, over memory of the host, that writes down its calls."""
+
+import ctypes
+from typing import Any, Final
+
+import numpy as np
+
+_DEVICES: Final = 2
+NOT_READY: Final = 600
+
+
+class _Function:
+    """Looks like a function of a loaded library."""
+
+    def __init__(self, library: "FakeCudart", name: str) -> None:
+        self._library = library
+        self._name = name
+        self.argtypes: Any = None
+        self.restype: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._library.perform(self._name, *arguments)
+
+
+class FakeCudart:
+    """The functions that `CudaRuntime` calls. `failures` maps a call to the code of its next."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.failures: dict[str, int] = {}
+        self.memory: dict[int, ctypes.Array[ctypes.c_char]] = {}
+        self.num_mapped = 0
+        # How often an event is not ready yet.
+        self.num_not_ready = 0
+        self._functions: dict[str, _Function] = {}
+        self._next = 1
+
+    def __getattr__(self, name: str) -> _Function:
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+        return self._functions.setdefault(name, _Function(self, name))
+
+    def names(self) -> list[str]:
+        """Of all calls, without those that only name the device."""
+        return [name for name, _ in self.calls if name != "cudaSetDevice"]
+
+    def perform(self, name: str, *arguments: Any) -> Any:
+        """One call into the library."""
+        if name == "cudaGetErrorString":
+            return b"a failure of the test"
+        self.calls.append((name, arguments))
+        if name in self.failures:
+            return self.failures.pop(name)
+        return self._do(name, arguments)
+
+    def _do(self, name: str, arguments: tuple[Any, ...]) -> int:
+        match name:
+            case "cudaMalloc" | "cudaHostAlloc":
+                buffer = ctypes.create_string_buffer(arguments[1])
+                address = ctypes.addressof(buffer)
+                self.memory[address] = buffer
+                _put(arguments[0], address)
+            case "cudaFree" | "cudaFreeHost":
+                del self.memory[arguments[0]]
+            case "cudaMemset":
+                ctypes.memset(arguments[0], arguments[1], arguments[2])
+            case "cudaMemcpyAsync":
+                ctypes.memmove(arguments[0], arguments[1], arguments[2])
+            case "cudaIpcGetMemHandle":
+                handle = np.uint64(arguments[1]).tobytes()
+                ctypes.memmove(arguments[0], handle, len(handle))
+            case "cudaIpcOpenMemHandle":
+                self.num_mapped += 1
+                _put(arguments[0], int.from_bytes(bytes(arguments[1])[:8], "little"))
+            case "cudaIpcCloseMemHandle":
+                self.num_mapped -= 1
+            case "cudaDeviceCanAccessPeer":
+                arguments[0]._obj.value = int(arguments[2] < _DEVICES)
+            case "cudaStreamCreateWithFlags" | "cudaEventCreateWithFlags":
+                self._next += 1
+                _put(arguments[0], self._next)
+            case "cudaEventQuery" if self.num_not_ready:
+                self.num_not_ready -= 1
+                return NOT_READY
+        return 0
+
+
+def _put(reference: Any, value: int) -> None:
+    reference._obj.value = value
