@@ -146,7 +146,8 @@ async def _end_tasks(timeout_s: float) -> None:
             names = sorted(task.get_name() for task in pending)
             get_logger().warning("tasks_still_running", tasks=names, waited_s=timeout_s)
     try:
-        await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await asyncio.get_running_loop().shutdown_asyncgens()
     except TimeoutError:
         get_logger().warning("generators_still_running", waited_s=timeout_s)
 

@@ -38,7 +38,8 @@ async def end_now(process: asyncio.subprocess.Process) -> None:
     """Kill a process, should it still run, and read what it leaves behind."""
     if process.returncode is None:
         process.kill()
-    await asyncio.wait_for(process.communicate(), _END_TIMEOUT_S)
+    async with asyncio.timeout(_END_TIMEOUT_S):
+        await process.communicate()
 
 
 @contextmanager

@@ -1,49 +1,54 @@
 """The parts of a worker that differ by role, and the engine under them, put together."""
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 
 import torch
 
-from engine.attention.backend import AttentionBackend
-from engine.attention.choice import AttentionShape, AttentionUnavailable, choose_attention
-from engine.kv_pool import KvLayout, KvPool
-from engine.loading import DeviceUnavailable, load_model, weights_fingerprint
-from engine.model_folder import ModelFolder, model_fingerprint, open_model_folder
-from engine.model_folder_errors import ModelFolderError
-from engine.model_runner import ModelRunner
+from engine.kv_memory import (
+    CudaStatistics,
+    PassLimits,
+    num_blocks_within,
+    usage_of_largest_pass,
+)
+from engine.kv_pool import BLOCK_ORDER, KvLayout, KvPool
+from engine.loading import weights_fingerprint
+from engine.model_folder import model_fingerprint
+from engine.model_runner import BeforePass, ModelRunner
 from engine.models.decoder import Decoder
-from engine.native.library import KernelsNotBuilt, KernelsNotLoaded
 from engine.row_tiles import NoCommonRowCount
 from engine.runner import Runner
 from engine.tokenizer import Tokenizer
-from kvtransfer import nixl, tcp
-from kvtransfer.batches import PushSettings
-from kvtransfer.errors import ExportUnavailable
-from kvtransfer.nixl import NixlTransport
-from kvtransfer.nixl_agent import require_nixl
+from kvtransfer.errors import DeviceFailed, ExportUnavailable
 from kvtransfer.protocol import Transport
-from kvtransfer.shared_memory import SharedMemoryTransport
-from kvtransfer.tcp import TcpTransport
-from kvtransfer.tcp_door import DoorSettings
-from kvtransfer.zerocopy import ZeroCopy
+from kvtransfer.slices import WHOLE, PoolSlices
 from runtime.clock import MonotonicClock
-from runtime.config import WorkerConfig
 from runtime.core_sharing import CoreSharing, TooManyEngines, possible_shares
-from runtime.cores import available_cores, resolve_num_threads
+from runtime.cores import available_cores
 from runtime.errors import StartupError
 from runtime.logging import get_logger
+from runtime.worker_config import WorkerConfig
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.kv_export import KvExport
 from scheduling.messages import PROTOCOL_VERSION, WorkerHello
 from scheduling.worker_events import WorkerEvent
 from worker.core_sharing import Cores, OwnCores, SharedCores
+from worker.engine_loading import (
+    Engine,
+    attention_of,
+    engine_errors_in_one_line,
+    load_engine,
+    threads_of_rank,
+)
 from worker.engine_loop import Core, EngineLoop, KvSide, ReportSink
 from worker.output_text import OutputText
+from worker.rank_group import RankGroup
+from worker.rank_runner import GroupKv, GroupRunner
+from worker.rank_transfer import RankPlace
+from worker.transports import transports_of
 
 log = get_logger()
 
@@ -61,6 +66,28 @@ class Workplace:
     transports: dict[str, Transport]
     # Hand an event to the engine thread, from any thread.
     post: Callable[[WorkerEvent], None]
+    # What the pool holds of every block of the worker.
+    slices: PoolSlices = WHOLE
+    # Have the other ranks make their pools, and host memory for so many blocks; what of these
+    # others may push into, rank 1 first.
+    make_other_pools: Callable[[int], tuple[KvExport, ...]] = lambda _: ()
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one block in the pools of all ranks."""
+        return self.layout.block_bytes * self.config.tensor_parallel_size
+
+    @property
+    def of_rank(self) -> RankPlace:
+        """Of rank 0, which is this process."""
+        return RankPlace(
+            self.config,
+            self.incarnation,
+            self.layout,
+            self.num_blocks,
+            self.transports,
+            self.slices,
+        )
 
 
 def _push_to_nobody(export: KvExport) -> None:
@@ -84,6 +111,10 @@ class RoleParts:
     num_growth_blocks: int = 0
     # Of host memory, that count as room beside the pool; None where they do not.
     num_host_blocks: int | None = None
+    # Its answers may wait for prompts that cannot.
+    makes_room: bool = False
+    # Told the blocks of every pass before it is ordered, where copies run beside passes.
+    before_pass: BeforePass | None = None
 
 
 BuildRole = Callable[[Workplace], RoleParts]
@@ -101,6 +132,8 @@ class Worker:
     _tokenizer: Tokenizer
     _num_threads: int
     _cores: Cores
+    # Its other processes, where it has any.
+    ranks: RankGroup | None = None
 
     def engine_loop(self, sink: ReportSink) -> EngineLoop:
         """The engine thread over the parts, not started."""
@@ -117,56 +150,48 @@ class Worker:
         )
 
 
-@contextmanager
-def engine_errors_in_one_line() -> Iterator[None]:
-    """What the model or this machine refuses. Raises: StartupError."""
-    try:
-        yield
-    except (
-        ModelFolderError,
-        DeviceUnavailable,
-        AttentionUnavailable,
-        KernelsNotBuilt,
-        KernelsNotLoaded,
-        NoCommonRowCount,
-    ) as error:
-        raise StartupError(str(error)) from error
+def assemble(
+    config: WorkerConfig,
+    incarnation: Incarnation,
+    build_role: BuildRole,
+    ranks: RankGroup | None = None,
+) -> Worker:
+    """Load the model and allocate the KV cache; takes seconds. Raises: StartupError.
 
-
-def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRole) -> Worker:
-    """Load the model and allocate the KV cache; takes seconds. Raises: StartupError."""
-    num_threads = resolve_num_threads(config.num_threads)
+    `ranks`: the worker's other processes, where it has any.
+    """
+    num_threads = threads_of_rank(config)
     torch.set_num_threads(num_threads)
+    exchange = None if ranks is None else ranks.begin(incarnation, num_threads)
+    engine = load_engine(config, exchange)
+    layout, attention = engine.layout, engine.attention
     with engine_errors_in_one_line():
-        folder = open_model_folder(config.model, config.max_model_len)
-        dtype = _resolve_dtype(config, folder)
-        # The kernels are for CPUs, FlashInfer is not.
-        kernels = "torch" if config.attention == "flashinfer" else config.attention
-        model = load_model(folder, dtype, config.device, kernels)
         tokenizer = Tokenizer.from_folder(config.model)
-        weights = weights_fingerprint(folder)
-        fingerprint = model_fingerprint(config.model, folder.config.rope_choice)
-    if config.device != "cpu":
-        raise StartupError(
-            "KV transfer between GPU pools is not available yet; start the worker with --device cpu"
-        )
-    layout = _layout(folder, config.block_size, dtype)
-    attention = _attention(config, model, layout)
-    num_blocks = config.num_blocks or config.kv_cache_mib * 2**20 // layout.block_bytes
-    if num_blocks < 1:
-        raise StartupError(
-            f"one KV block takes {layout.block_bytes} bytes, more than kv_cache_mib "
-            f"{config.kv_cache_mib}; raise it, or lower block_size"
-        )
+        weights = weights_fingerprint(engine.folder)
+        fingerprint = model_fingerprint(config.model, engine.folder.config.rope_choice)
+    num_blocks = _num_blocks(config, engine)
     inbox: Inbox = queue.SimpleQueue()
     workplace = Workplace(
-        config, incarnation, layout, num_blocks, transports_of(config), post=inbox.put
+        config,
+        incarnation,
+        layout,
+        num_blocks,
+        transports_of(config),
+        inbox.put,
+        engine.slices,
     )
+    if ranks is not None:
+        make = partial(ranks.make_pools, engine.arithmetic, num_blocks)
+        workplace = replace(workplace, make_other_pools=make)
     try:
         parts = build_role(workplace)
     except ExportUnavailable as error:
         raise StartupError(f"{error}; or lower kv_cache_mib") from error
-    runner = ModelRunner(model, parts.pool, config.max_num_seqs, attention)
+    except DeviceFailed as error:
+        raise StartupError(str(error)) from error
+    runner = ModelRunner(
+        engine.model, parts.pool, config.max_num_seqs, attention, parts.before_pass
+    )
     hello = WorkerHello(
         protocol_version=PROTOCOL_VERSION,
         worker_id=WorkerId(config.worker_id),
@@ -175,7 +200,9 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         num_blocks=num_blocks + (parts.num_host_blocks or 0),
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        compatibility=_compatibility(weights, layout, runner.arithmetic),
+        compatibility=_compatibility(
+            weights, _kv_of_all_ranks(config, layout), _arithmetic(config, runner, engine.dtype)
+        ),
         model_fingerprint=fingerprint,
         export=parts.export,
         max_message_bytes=config.max_message_bytes,
@@ -183,37 +210,55 @@ def assemble(config: WorkerConfig, incarnation: Incarnation, build_role: BuildRo
         max_task_blocks=0 if parts.num_host_blocks is None else num_blocks,
         max_num_batched_tokens=config.max_num_batched_tokens,
         policy=config.policy_name,
+        makes_room=parts.makes_room,
     )
     log.info(
         "engine_ready",
         num_blocks=num_blocks,
         block_bytes=layout.block_bytes,
-        dtype=dtype,
+        dtype=engine.dtype,
+        kv_dtype=layout.dtype,
         num_threads=num_threads,
         arithmetic=runner.arithmetic,
         compatibility=hello.compatibility,
     )
-    cores = _cores(config, runner, layout)
-    return Worker(hello, config.model.name, parts, inbox, runner, tokenizer, num_threads, cores)
+    worker = Worker(
+        hello,
+        config.model.name,
+        parts,
+        inbox,
+        runner,
+        tokenizer,
+        num_threads,
+        OwnCores() if ranks else _cores(config, runner, layout),
+    )
+    if ranks is None:
+        return worker
+    parts = replace(parts, kv=GroupKv(parts.kv, ranks))
+    return replace(worker, parts=parts, _runner=GroupRunner(runner, ranks), ranks=ranks)
 
 
-def _resolve_dtype(config: WorkerConfig, folder: ModelFolder) -> str:
-    if config.dtype != "auto":
-        return config.dtype
-    # float16 has no fast path on a CPU; its values fit float32 exactly.
-    return "bfloat16" if folder.config.torch_dtype == "bfloat16" else "float32"
-
-
-def _layout(folder: ModelFolder, block_size: int, dtype: str) -> KvLayout:
-    model = folder.config
-    return KvLayout(model.num_layers, model.num_kv_heads, model.head_dim, block_size, dtype)
-
-
-def _attention(config: WorkerConfig, model: Decoder, layout: KvLayout) -> AttentionBackend:
-    shape = model.config
-    wanted = AttentionShape(layout, shape.num_heads, shape.layer_attention, model.device)
-    with engine_errors_in_one_line():
-        return choose_attention(wanted, config.attention)
+def _num_blocks(config: WorkerConfig, engine: Engine) -> int:
+    """As set, or what a GPU has room for beside the largest pass. Raises: StartupError."""
+    if config.num_blocks is not None:
+        return config.num_blocks
+    is_measured = config.device == "cuda" and "kv_cache_mib" not in config.model_fields_set
+    if is_measured and config.tensor_parallel_size == 1:
+        limits = PassLimits(config.max_num_batched_tokens, config.max_num_seqs)
+        statistics = CudaStatistics(engine.model.device)
+        with engine_errors_in_one_line():
+            usage = usage_of_largest_pass(
+                engine.model, engine.attention, engine.layout, limits, statistics
+            )
+            return num_blocks_within(usage, config.kv_memory_fraction, engine.layout.block_bytes)
+    block_bytes = engine.layout.block_bytes * config.tensor_parallel_size
+    num_blocks = config.kv_cache_mib * 2**20 // block_bytes
+    if num_blocks < 1:
+        raise StartupError(
+            f"one KV block takes {block_bytes} bytes, more than kv_cache_mib "
+            f"{config.kv_cache_mib}; raise it, or lower block_size"
+        )
+    return num_blocks
 
 
 def _cores(config: WorkerConfig, runner: ModelRunner, layout: KvLayout) -> Cores:
@@ -245,49 +290,36 @@ def _computes_the_same(
     """Whether so many threads give the runner's bits at the runner's own row counts."""
     torch.set_num_threads(num_threads)
     model = runner.model
+    if not isinstance(model, Decoder):
+        return False
     try:
         again = Decoder(model.config, model.weights)
     except NoCommonRowCount:
         return False
     same_rows = (again.row_tiles, again.head_tiles) == (model.row_tiles, model.head_tiles)
-    arithmetic = f"{again.arithmetic}-{_attention(config, model, layout).arithmetic}"
+    arithmetic = f"{again.arithmetic}-{attention_of(config, model, layout).arithmetic}"
     return same_rows and arithmetic == runner.arithmetic
 
 
-def _compatibility(weights: str, layout: KvLayout, arithmetic: str) -> str:
+def _arithmetic(config: WorkerConfig, runner: ModelRunner, dtype: str) -> str:
+    """Pools of different kinds exchange no KV: they verify it by different checksums."""
+    return f"{runner.arithmetic} in {dtype} on {config.device}"
+
+
+def _kv_of_all_ranks(config: WorkerConfig, layout: KvLayout) -> tuple[object, ...]:
+    """What blocks are made of and cut into; ranks may divide them as they like."""
+    size = config.tensor_parallel_size
+    whole = replace(
+        layout,
+        num_kv_heads=layout.num_kv_heads * size,
+        head_groups=layout.head_groups * size,
+    )
+    return whole, BLOCK_ORDER, config.num_kv_slices
+
+
+def _compatibility(weights: str, kv: tuple[object, ...], arithmetic: str) -> str:
     # Arithmetic is part of it: a sequence that moves must go on with the very same bits.
     # Elementwise kernels round as the build of torch and the processor have them.
     build = (torch.__version__, torch.backends.cpu.get_cpu_capability())
-    facts: Sequence[object] = (PROTOCOL_VERSION, weights, layout, arithmetic, build)
+    facts: Sequence[object] = (PROTOCOL_VERSION, weights, kv, arithmetic, build)
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
-
-
-def transports_of(config: WorkerConfig) -> dict[str, Transport]:
-    """By name, in the order of the settings. Raises: StartupError."""
-    settings = PushSettings(
-        checksum_fraction=config.kv_checksum_fraction,
-        zerocopy=ZeroCopy.NEVER if config.kv_tcp_zerocopy == "never" else ZeroCopy.AUTO,
-    )
-    door = DoorSettings(
-        host=config.kv_host or config.host,
-        port=config.kv_port,
-        advertise_host=config.reachable_kv_host,
-    )
-    # Each has a port of its own.
-    next_door = replace(door, port=door.port + 1) if door.port else door
-    known: dict[str, Transport] = {
-        SharedMemoryTransport.name: SharedMemoryTransport(
-            settings=settings, cluster=config.cluster_name
-        ),
-        tcp.NAME: TcpTransport(door, settings),
-        nixl.NAME: NixlTransport(next_door, settings),
-    }
-    for name in config.transports:
-        if name not in known:
-            raise StartupError(f"transport {name!r} is unknown; use one of {', '.join(known)}")
-    if nixl.NAME in config.transports:
-        try:
-            require_nixl()
-        except ExportUnavailable as error:
-            raise StartupError(str(error)) from error
-    return {name: known[name] for name in config.transports}

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
-from engine.runner import InvalidSequence, LogitsNotFinite, Runner
+from engine.runner import InvalidSequence, LogitsNotFinite, RankLost, Runner
 from runtime.clock import Clock, MonotonicClock
 from runtime.logging import get_logger
 from scheduling.batch_time import shape_of_plan
@@ -165,6 +165,10 @@ class EngineLoop:
                 self._flush()
                 self._tell_pass(follows_at_once)
                 self.pulse.end()
+        except RankLost as error:
+            self.failure = error
+            log.error("ranks_lost", error=str(error))
+            self.on_failure()
         except BaseException as error:
             # A defect in the core or its bookkeeping: nothing after it can be trusted.
             self.failure = error
@@ -220,6 +224,8 @@ class EngineLoop:
         try:
             result = self._runner.step(plan)
             outputs = self._text.process(result)
+        except RankLost:
+            raise  # no step can follow
         except Exception as error:  # the one place where a failing step becomes failed tasks
             log.exception("engine_step_failed", num_tokens=plan.num_tokens)
             message = f"the engine failed ({type(error).__name__}); see the worker's log"

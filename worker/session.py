@@ -209,7 +209,8 @@ class WorkerSessions(worker_pb2_grpc.WorkerServiceServicer):
 
     async def _greet(self, requests: AsyncIterator[Any], context: Context) -> RouterHello:
         try:
-            first = await asyncio.wait_for(anext(requests), _HELLO_TIMEOUT_S)
+            async with asyncio.timeout(_HELLO_TIMEOUT_S):
+                first = await anext(requests)
             hello = decode_request(first)
         except (TimeoutError, StopAsyncIteration, ProtocolError) as error:
             message = f"no hello came: {error or type(error).__name__}"

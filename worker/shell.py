@@ -14,17 +14,19 @@ from cluster.redis_connection import RedisConnection, connect
 from cluster.redis_ledger import RedisLedger
 from cluster.redis_membership import RedisMembership
 from cluster.registration import Registration
+from engine.runner import RankLost
 from runtime.clock import MonotonicClock, wall_time_ns
-from runtime.config import WorkerConfig
 from runtime.errors import StartupError
 from runtime.grpc_server import BoundServer, ServerOptions, build_server
 from runtime.logging import get_logger
 from runtime.process import StopRequested
+from runtime.worker_config import WorkerConfig
 from scheduling.errors import StaleIncarnation
 from scheduling.ids import WorkerId
 from tandemserve.internal.v1 import worker_pb2_grpc
 from worker.assembly import BuildRole, Worker, assemble
 from worker.engine_loop import EngineLoop
+from worker.rank_group import rank_processes
 from worker.session import SERVICE_NAME, WorkerSessions
 from worker.watchdog import StallSettings, Watchdog
 
@@ -53,16 +55,17 @@ async def run_worker(config: WorkerConfig, stop: StopRequested, build_role: Buil
             incarnation = await membership.next_incarnation(f"worker {config.worker_id}")
         except ClusterError as error:
             raise StartupError(error.message) from error
-        # A thread that ends takes its OpenMP threads with it. Were they to stay beside those of the
-        # engine, OpenMP would count more threads than cores and let none of them spin.
-        with ThreadPoolExecutor(max_workers=1) as own_thread:
-            worker = await asyncio.get_running_loop().run_in_executor(
-                own_thread, assemble, config, incarnation, build_role
-            )
-        try:
-            await WorkerProcess(config, worker, server, redis, membership, stop).run()
-        finally:
-            worker.parts.close(_CLOSE_TIMEOUT_S)
+        with rank_processes(config) as ranks:
+            # A thread that ends takes its OpenMP threads with it. Were they to stay beside those of
+            # the engine, OpenMP would count more threads than cores and let none of them spin.
+            with ThreadPoolExecutor(max_workers=1) as own_thread:
+                worker = await asyncio.get_running_loop().run_in_executor(
+                    own_thread, assemble, config, incarnation, build_role, ranks
+                )
+            try:
+                await WorkerProcess(config, worker, server, redis, membership, stop).run()
+            finally:
+                worker.parts.close(_CLOSE_TIMEOUT_S)
     finally:
         await redis.close()
 
@@ -100,12 +103,10 @@ class WorkerProcess:
         self._watchdog = Watchdog(
             self._sessions, self._engine.pulse, server.health, stall, self._clock
         )
-        loop = asyncio.get_running_loop()
-
-        def engine_failed() -> None:
-            loop.call_soon_threadsafe(stop.set)
-
-        self._engine.on_failure = engine_failed
+        self._loop = asyncio.get_running_loop()
+        self._engine.on_failure = self._engine_failed
+        if worker.ranks is not None:
+            worker.ranks.on_loss = self._engine_failed
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self._sessions, server.server)
 
     async def run(self) -> None:
@@ -133,16 +134,30 @@ class WorkerProcess:
         try:
             await self._stop.wait()
             self._server.health.set_ready(SERVICE_NAME, False)
-            if self._engine.failure is None:
+            if self._failure is None:
                 await self._drain()
         finally:
             watchdog.cancel()
             await self._leave(registration)
             await asyncio.wait([watcher, watchdog], timeout=_CLOSE_TIMEOUT_S)
-        if self._engine.failure is not None:
+        if isinstance(self._failure, RankLost):
+            raise StartupError(str(self._failure))
+        if self._failure is not None:
             raise RuntimeError("the engine thread failed; see the log above")
         if self._replaced_by is not None:
             raise StartupError(self._replaced_by)
+
+    @property
+    def _failure(self) -> BaseException | None:
+        """Why nothing can be computed any more; a rank may be lost before the engine notices."""
+        loss = None if self._worker.ranks is None else self._worker.ranks.loss
+        return self._engine.failure or loss
+
+    def _engine_failed(self) -> None:
+        """End, told by any thread."""
+        # The engine thread may wait for an event; it looks at what was lost when it wakes up.
+        self._worker.inbox.put(None)
+        self._loop.call_soon_threadsafe(self._stop.set)
 
     def _record(self) -> WorkerRecord:
         hello = self._worker.hello
@@ -186,6 +201,8 @@ class WorkerProcess:
         settled_at_s, deadline_at_s = now + _SETTLE_S, now + self._config.drain_timeout_s
         # The core belongs to the engine thread, which announces nothing: look now and then.
         while now < deadline_at_s and (self._engine.num_tasks or now < settled_at_s):
+            if self._failure is not None:
+                return
             await asyncio.sleep(0.02)
             now = self._clock.now()
         log.info("drained", num_tasks_handed_back=self._engine.num_tasks)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from deploy.chaos.plan import Ask
 from engine.kv_pool import KvLayout, KvPool
-from engine.loading import load_model
+from engine.loading import load_any_model
+from engine.model_folder import open_model_folder
 from engine.model_runner import ModelRunner
 from engine.testing import TrialRequest, TrialResult, run_together
 from engine.tokenizer import Tokenizer
@@ -47,13 +48,14 @@ class Oracle:
     """Computes each distinct sequence once."""
 
     def __init__(self, folder: Path) -> None:
-        self._model = load_model(folder, dtype="float32")
+        checked = open_model_folder(folder)
+        self._model = load_any_model(checked, "float32")
         self._tokenizer = Tokenizer.from_folder(folder)
         config = self._model.config
         self._layout = KvLayout(
             config.num_layers, config.num_kv_heads, config.head_dim, _BLOCK_SIZE, "float32"
         )
-        self._eos_token_ids = tuple(config.eos_token_ids)
+        self._eos_token_ids = checked.config.eos_token_ids
         self._known: dict[TrialRequest, TrialResult] = {}
 
     def answers(self, asks: Sequence[Ask]) -> list[RightAnswers]:

@@ -242,7 +242,7 @@ class LocalCluster:
             if view.compatibility != own[0].compatibility:
                 problem = (
                     f"it cannot take KV blocks from or for {own[0].worker_id}; give all workers "
-                    "the same dtype and block size"
+                    "the same dtype, KV dtype, block size and number of KV slices"
                 )
                 log_path = self.process(view.worker_id).log_path
                 raise WorkerIncompatible(view.worker_id, problem, log_path)

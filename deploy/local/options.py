@@ -40,11 +40,13 @@ _DEMO_DECODE_BLOCKS = "40"
 # The name of the option and of the field that it sets for both kinds of worker.
 _WORKER_OPTIONS = (
     ("device", "cpu or cuda"),
-    ("dtype", "float32, bfloat16 or auto"),
+    ("dtype", "float32, bfloat16, float16 or auto"),
+    ("kv-dtype", "of its KV: the same, or fp8_e4m3"),
     ("block-size", "tokens in a KV block"),
     ("kv-cache-mib", "memory of one worker's KV cache"),
     ("num-blocks", "KV blocks of one worker, instead of --kv-cache-mib"),
     ("max-num-seqs", "sequences in one iteration"),
+    ("tensor-parallel-size", "processes that share its layers, KV and threads"),
 )
 
 

@@ -12,17 +12,11 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from runtime.config import (
-    WILDCARD_HOSTS,
-    DecodeConfig,
-    PrefillConfig,
-    ProcessConfig,
-    RouterConfig,
-    load_config,
-)
+from runtime.config import WILDCARD_HOSTS, ProcessConfig, RouterConfig, load_config
 from runtime.config_sources import env_prefix
 from runtime.cores import resolve_num_threads
 from runtime.policy_config import check_policy
+from runtime.worker_config import DecodeConfig, PrefillConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUTER = "router-0"
@@ -125,7 +119,8 @@ def plan_processes(
         for number in range(count):
             values = _worker_values(settings, role, number, configs.router)
             values["num_threads"] = str(num_threads)
-            if run_folder is not None and config.num_threads is None:
+            is_alone = config.tensor_parallel_size == 1
+            if run_folder is not None and config.num_threads is None and is_alone:
                 values.setdefault("shared_cores", str(run_folder / "cores"))
             plan = _plan(f"{config.process}_worker", values["worker_id"], config, values, redis_url)
             plans.append(ProcessPlan(plan.name, plan.command, {**plan.environ, **threads}))

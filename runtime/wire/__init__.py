@@ -300,6 +300,7 @@ def encode_worker_hello(hello: WorkerHello) -> pb.SessionResponse:
             max_task_blocks=hello.max_task_blocks,
             max_num_batched_tokens=hello.max_num_batched_tokens,
             policy=hello.policy,
+            makes_room=hello.makes_room,
         )
     )
 
@@ -328,6 +329,7 @@ def _worker_hello_from_proto(message: pb.WorkerHello) -> WorkerHello:
             "max_num_batched_tokens", message.max_num_batched_tokens
         ),
         policy=_policy(message.policy),
+        makes_room=message.makes_room,
     )
 
 

@@ -23,6 +23,7 @@ from scheduling.messages import (
     CancelTask,
     Command,
     GrantGrowth,
+    MakeRoom,
     PushTo,
     ResumeGeneration,
     StartDecode,
@@ -97,6 +98,9 @@ def _without_prompt(command: Command) -> pb.Command:
         case ResumeGeneration():
             resume = pb.ResumeGeneration(num_blocks=command.num_blocks)
             return pb.Command(task_id=task_id, resume_generation=resume)
+        case MakeRoom():
+            room = pb.MakeRoom(num_blocks=command.num_blocks, due_in_s=command.due_in_s)
+            return pb.Command(task_id=task_id, make_room=room)
         case CancelTask():
             return pb.Command(task_id=task_id, cancel=pb.CancelTask(reason=command.reason))
         case _:
@@ -150,6 +154,10 @@ def command_from_proto(message: pb.Command) -> Command:
         case "resume_generation":
             num_blocks = checked_count("num_blocks", message.resume_generation.num_blocks, least=1)
             return ResumeGeneration(task_id, num_blocks)
+        case "make_room":
+            room = message.make_room
+            num_blocks = checked_count("num_blocks", room.num_blocks, least=1)
+            return MakeRoom(task_id, num_blocks, checked_float("due_in_s", room.due_in_s))
         case "cancel":
             return CancelTask(task_id, message.cancel.reason)
         case _:

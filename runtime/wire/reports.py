@@ -31,6 +31,7 @@ from scheduling.messages import (
     Preempted,
     PrefillStarted,
     PromptScored,
+    RoomMade,
     SwappedOut,
     TaskFailed,
     TaskReleased,
@@ -52,6 +53,7 @@ StateReport = (
     | GrowthNeeded
     | Preempted
     | SwappedOut
+    | RoomMade
     | TaskFailed
     | TaskReleased
 )
@@ -158,6 +160,9 @@ def report_to_proto(report: StateReport) -> pb.Report:
         case SwappedOut():
             swapped = pb.SwappedOut(num_blocks=report.num_blocks)
             return pb.Report(task_id=task_id, swapped_out=swapped)
+        case RoomMade():
+            made = pb.RoomMade(num_blocks=report.num_blocks)
+            return pb.Report(task_id=task_id, room_made=made)
         case TaskFailed():
             failed = pb.TaskFailed(code=report.code, message=report.message)
             return pb.Report(task_id=task_id, failed=failed)
@@ -203,6 +208,9 @@ def report_from_proto(message: pb.Report) -> StateReport:
         case "swapped_out":
             num_blocks = checked_count("num_blocks", message.swapped_out.num_blocks)
             return SwappedOut(task_id, num_blocks)
+        case "room_made":
+            num_blocks = checked_count("num_blocks", message.room_made.num_blocks)
+            return RoomMade(task_id, num_blocks)
         case "failed":
             code = checked_name("failed.code", message.failed.code)
             return TaskFailed(task_id, code, message.failed.message)

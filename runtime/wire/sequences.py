@@ -19,6 +19,7 @@ from runtime.wire.values import (
 )
 from scheduling.messages import SequenceSpec
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams, TokenLogprobs
+from tandemserve.internal.v1 import sequence_pb2
 from tandemserve.internal.v1 import worker_pb2 as pb
 
 MAX_LOGPROBS: Final = 20
@@ -27,14 +28,14 @@ MAX_BIASES: Final = 1024
 _TOKENS_AT_ONCE: Final = 16_384
 
 
-def sequence_to_proto(sequence: SequenceSpec) -> pb.SequenceSpec:
+def sequence_to_proto(sequence: SequenceSpec) -> sequence_pb2.SequenceSpec:
     """All but the prompt: see `write_prompt`.
 
     Sampling floats travel in 32 bits, as clients send them; what changes nothing, not at all.
     """
     sampling, stop = sequence.sampling, sequence.stop
     penalty = sampling.repetition_penalty
-    return pb.SequenceSpec(
+    return sequence_pb2.SequenceSpec(
         output_token_ids=sequence.output_token_ids,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -59,7 +60,7 @@ def sequence_to_proto(sequence: SequenceSpec) -> pb.SequenceSpec:
     )
 
 
-def write_prompt(sequence: SequenceSpec, message: pb.SequenceSpec) -> None:
+def write_prompt(sequence: SequenceSpec, message: sequence_pb2.SequenceSpec) -> None:
     """The prompt, into the message that is sent."""
     # One call holds the interpreter until its end: no thread could do anything meanwhile.
     for start in range(0, len(sequence.prompt_token_ids), _TOKENS_AT_ONCE):
@@ -71,7 +72,7 @@ def sequence_from_proto(owner: Any) -> SequenceSpec:
     """Take the sequence out of a command that must carry one. Raises: ProtocolError."""
     if not owner.HasField("sequence"):
         raise ProtocolError("sequence", "is missing")
-    message: pb.SequenceSpec = owner.sequence
+    message: sequence_pb2.SequenceSpec = owner.sequence
     if not message.prompt_token_ids:
         raise ProtocolError("sequence.prompt_token_ids", "is empty")
     if len(message.stop_strings) > MAX_STOP_STRINGS or not all(message.stop_strings):
@@ -95,7 +96,7 @@ def sequence_from_proto(owner: Any) -> SequenceSpec:
     )
 
 
-def _sampling_from_proto(message: pb.SequenceSpec, stop: StopParams) -> SamplingParams:
+def _sampling_from_proto(message: sequence_pb2.SequenceSpec, stop: StopParams) -> SamplingParams:
     repetition_penalty = 1.0
     if message.HasField("repetition_penalty"):
         repetition_penalty = _above_0("repetition_penalty", message.repetition_penalty)
@@ -117,7 +118,7 @@ def _sampling_from_proto(message: pb.SequenceSpec, stop: StopParams) -> Sampling
     )
 
 
-def _num_logprobs(message: pb.SequenceSpec, field: str) -> int | None:
+def _num_logprobs(message: sequence_pb2.SequenceSpec, field: str) -> int | None:
     if not message.HasField(field):
         return None
     return checked_count(f"sequence.{field}", getattr(message, field), most=MAX_LOGPROBS)
@@ -129,7 +130,7 @@ def _above_0(field: str, value: float) -> float:
     return checked_float(f"sequence.{field}", value)
 
 
-def _logit_bias(message: pb.SequenceSpec) -> tuple[tuple[int, float], ...]:
+def _logit_bias(message: sequence_pb2.SequenceSpec) -> tuple[tuple[int, float], ...]:
     token_ids = checked_token_ids("sequence.bias_token_ids", message.bias_token_ids)
     if len(message.biases) != len(token_ids):
         problem = f"{len(message.biases)} for {len(token_ids)} token ids"

@@ -5,17 +5,22 @@ Encoding trusts our own dataclasses; decoding trusts nothing.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from scheduling.batch_time_online import PassTimeError
 from scheduling.ids import BlockId, Generation, Incarnation, TaskId, WorkerId
 from scheduling.kv_export import KvDoor, KvExport, KvTarget
 from scheduling.messages import Admission, WorkerLoad
+from tandemserve.internal.v1 import kv_export_pb2
 from tandemserve.internal.v1 import worker_pb2 as pb
 
 MAX_NAME_CHARS: Final = 512
 # Ways into one pool besides the first.
 MAX_KV_DOORS: Final = 8
+# Ranks of one worker besides the first.
+MAX_OTHER_RANKS: Final = 63
+MAX_KV_SLICES: Final = 1024
 # Token ids and counts that later become 32-bit signed integers in tensors.
 MAX_INT32: Final = 2**31 - 1
 _PROTO_BY_ADMISSION = {
@@ -83,9 +88,9 @@ def checked_token_ids(field: str, values: Sequence[int]) -> tuple[int, ...]:
 # --- values -----------------------------------------------------------------------------------
 
 
-def export_to_proto(export: KvExport) -> pb.KvExport:
+def export_to_proto(export: KvExport) -> kv_export_pb2.KvExport:
     """A pool's address, as it travels."""
-    return pb.KvExport(
+    return kv_export_pb2.KvExport(
         transport=export.transport,
         address=export.address,
         num_blocks=export.num_blocks,
@@ -95,17 +100,32 @@ def export_to_proto(export: KvExport) -> pb.KvExport:
         host=export.host,
         token=export.token,
         alternatives=[
-            pb.KvDoor(
+            kv_export_pb2.KvDoor(
                 transport=door.transport, address=door.address, host=door.host, token=door.token
             )
             for door in export.alternatives
         ],
         num_scratch_blocks=export.num_scratch_blocks,
+        first_slice=export.first_slice,
+        num_slices=export.num_slices,
+        other_ranks=[export_to_proto(rank) for rank in export.other_ranks],
     )
 
 
-def export_from_proto(message: pb.KvExport) -> KvExport:
+def export_from_proto(message: kv_export_pb2.KvExport) -> KvExport:
     """Inverse of `export_to_proto`. Raises: ProtocolError."""
+    ranks = message.other_ranks
+    if len(ranks) > MAX_OTHER_RANKS:
+        raise ProtocolError("export.other_ranks", f"more than {MAX_OTHER_RANKS}")
+    if any(rank.other_ranks for rank in ranks):
+        raise ProtocolError("export.other_ranks", "has other ranks itself")
+    return replace(
+        _pool_from_proto(message), other_ranks=tuple(_pool_from_proto(rank) for rank in ranks)
+    )
+
+
+def _pool_from_proto(message: kv_export_pb2.KvExport) -> KvExport:
+    """The pool of one rank."""
     return KvExport(
         transport=checked_name("export.transport", message.transport),
         address=message.address,
@@ -121,10 +141,12 @@ def export_from_proto(message: pb.KvExport) -> KvExport:
         num_scratch_blocks=checked_count(
             "export.num_scratch_blocks", message.num_scratch_blocks, most=message.num_blocks
         ),
+        first_slice=checked_count("export.first_slice", message.first_slice, most=MAX_KV_SLICES),
+        num_slices=checked_count("export.num_slices", message.num_slices or 1, most=MAX_KV_SLICES),
     )
 
 
-def _doors_from_proto(messages: Sequence[pb.KvDoor]) -> tuple[KvDoor, ...]:
+def _doors_from_proto(messages: Sequence[kv_export_pb2.KvDoor]) -> tuple[KvDoor, ...]:
     if len(messages) > MAX_KV_DOORS:
         raise ProtocolError("export.alternatives", f"more than {MAX_KV_DOORS}")
     return tuple(
@@ -159,9 +181,9 @@ def target_from_proto(message: pb.PushTo | pb.BlocksGranted) -> KvTarget:
         raise ProtocolError(
             "generations", f"{len(message.generations)} for {len(block_ids)} block_ids"
         )
-    if block_ids and max(block_ids) >= export.num_blocks:
+    if block_ids and max(block_ids) >= export.num_kv_blocks:
         raise ProtocolError(
-            "block_ids", f"{max(block_ids)} is outside of {export.num_blocks} blocks"
+            "block_ids", f"{max(block_ids)} is outside of {export.num_kv_blocks} blocks"
         )
     if len(set(block_ids)) != len(block_ids):
         raise ProtocolError("block_ids", "names a block twice")

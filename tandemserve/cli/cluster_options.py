@@ -40,7 +40,8 @@ class ClusterOptions:
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="Change the policy: victims=last-arrived."),
     ] = None
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None
+    kv_dtype: Annotated[str | None, typer.Option(help="Of the KV: the same, or fp8_e4m3.")] = None
     block_size: Annotated[int | None, typer.Option(min=1, help="Tokens per KV block.")] = None
     kv_cache_mib: Annotated[int | None, typer.Option(min=1, help="KV pool per worker.")] = None
     num_blocks: Annotated[
@@ -48,6 +49,9 @@ class ClusterOptions:
     ] = None
     max_num_seqs: Annotated[
         int | None, typer.Option(min=1, help="Sequences in one iteration of a worker.")
+    ] = None
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share a worker's layers.")
     ] = None
     max_model_len: Annotated[int | None, typer.Option(min=1, help="Longest context.")] = None
     log_dir: Annotated[

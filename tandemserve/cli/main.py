@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from tandemserve.cli import cluster, simulator
 from tandemserve.cli.admin import admin
 from tandemserve.cli.chat import chat
+from tandemserve.cli.doctor import doctor
 from tandemserve.cli.exit_codes import ExitCode, error_line, exit_code_of
 from tandemserve.cli.generate import generate
 from tandemserve.cli.models import models, tokenize
@@ -69,6 +70,7 @@ app.command(context_settings=cluster.PASS_UNKNOWN_OPTIONS)(cluster.demo)
 app.command(context_settings=cluster.PASS_UNKNOWN_OPTIONS)(simulator.simulate)
 app.command(context_settings=cluster.PASS_UNKNOWN_OPTIONS)(simulator.plan)
 app.command()(simulator.replay)
+app.command()(doctor)
 app.command()(generate)
 app.command()(chat)
 app.command()(tokenize)

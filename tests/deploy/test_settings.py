@@ -15,9 +15,10 @@ from deploy.local.settings import (
     plan_processes,
     with_fitting_kv_cache,
 )
-from runtime.config import DecodeConfig, PrefillConfig, RouterConfig, load_config
+from runtime.config import RouterConfig, load_config
 from runtime.cores import available_cores
 from runtime.errors import ConfigError
+from runtime.worker_config import DecodeConfig, PrefillConfig
 
 SETTINGS = ClusterSettings(model=Path("/models/m"), num_prefill=2, num_decode=3)
 REDIS_URL = "redis://:geheim@localhost:1/0"
@@ -29,6 +30,16 @@ def plans_of(settings: ClusterSettings) -> tuple[ProcessPlan, ...]:
 
 def flags_of(plan: ProcessPlan) -> list[str]:
     return list(plan.command[plan.command.index("-m") + 2 :])
+
+
+def test_a_worker_of_several_ranks_shares_no_cores_and_divides_its_threads_itself() -> None:
+    settings = replace(SETTINGS, decode_worker={"tensor_parallel_size": "2"})
+    configs = effective_configs(settings)
+    _, prefill, *_, decode = plan_processes(settings, configs, REDIS_URL, 7701, Path("/run"))
+    assert "--shared-cores=/run/cores" in flags_of(prefill)
+    assert not any(flag.startswith("--shared-cores") for flag in flags_of(decode))
+    threads = max(1, available_cores() // 5)
+    assert {f"--num-threads={threads}", "--tensor-parallel-size=2"} <= set(flags_of(decode))
 
 
 def test_each_process_has_a_name_of_its_own() -> None:

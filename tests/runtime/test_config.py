@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runtime.config import DecodeConfig, PrefillConfig, ProcessConfig, RouterConfig, load_config
+from runtime.config import ProcessConfig, RouterConfig, load_config
 from runtime.errors import ConfigError
+from runtime.worker_config import DecodeConfig, PrefillConfig
 
 MODEL = ["--model", "models/tiny"]
 
@@ -181,7 +182,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         (RouterConfig, "--log-format", "xml"),
         (RouterConfig, "--max-message-bytes", "1"),
         (DecodeConfig, "--role", "prefill"),
-        (DecodeConfig, "--dtype", "float16"),
+        (DecodeConfig, "--dtype", "float64"),
         (DecodeConfig, "--transports", ""),
         (DecodeConfig, "--kv-checksum-fraction", "1.5"),
         (DecodeConfig, "--num-blocks", "0"),

@@ -27,6 +27,7 @@ from scheduling.messages import (
     WorkerLoad,
 )
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams
+from tandemserve.internal.v1 import sequence_pb2
 from tandemserve.internal.v1 import worker_pb2 as pb
 
 TASK = TaskId("a/0")
@@ -142,7 +143,7 @@ def test_what_no_router_of_this_version_sends_is_refused(
     field: str, changes: dict[str, Any]
 ) -> None:
     fields: dict[str, Any] = {"prompt_token_ids": [1], "temperature": 1.0, "top_p": 1.0}
-    sequence = pb.SequenceSpec(**(fields | {"max_tokens": 1} | changes))
+    sequence = sequence_pb2.SequenceSpec(**(fields | {"max_tokens": 1} | changes))
     prefill = pb.StartPrefill(sequence=sequence)
     command = pb.Command(task_id=TASK, start_prefill=prefill)
     with pytest.raises(ProtocolError) as caught:

@@ -2,15 +2,17 @@ from pathlib import Path
 
 import pytest
 import structlog
+import torch
 
 from engine.attention.choice import AttentionUnavailable
 from engine.native.library import KernelsNotBuilt, KernelsNotLoaded
 from engine.row_tiles import NoCommonRowCount
 from kvtransfer.protocol import BlockMoves
 from kvtransfer.testing import PATIENCE_S, patterned_pool
-from runtime.config import PrefillConfig
 from runtime.errors import StartupError
-from worker.assembly import engine_errors_in_one_line, transports_of
+from runtime.worker_config import PrefillConfig
+from worker.engine_loading import engine_errors_in_one_line
+from worker.transports import transports_of
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,17 @@ def test_a_machine_that_cannot_compute_ends_the_start_with_one_line_and_a_remedy
     with pytest.raises(StartupError, match=remedy) as caught, engine_errors_in_one_line():
         raise error
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_nccl_without_a_gpu_ends_the_start_and_gloo_does_not() -> None:
+    with pytest.raises(StartupError, match="it needs a CUDA device; take nccl out of transports"):
+        transports_of(_prefill_with("nccl", "tcp"))
+    assert list(transports_of(_prefill_with("gloo", "tcp"))) == ["gloo", "tcp"]
+
+
+def _prefill_with(*transports: str) -> PrefillConfig:
+    return PrefillConfig.model_validate({"model": Path("/nowhere"), "transports": transports})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.fake_runner import FakeRunner
+from engine.runner import RankLost
 from engine.tokenizer import Tokenizer
 from engine.tokenizer_testing import byte_level_backend, write_tokenizer
 from prefill_worker.core import PrefillCore, PrefillSettings
@@ -257,6 +258,25 @@ def test_a_failing_step_fails_its_tasks_and_the_thread_goes_on(tokenizer: Tokeni
     place.prompt("b")
     assert any(isinstance(report, TokensEmitted) for report in place.until_released("b"))
     assert place.loop.failure is None
+    assert place.loop.stop(PATIENCE_S)
+
+
+def test_a_lost_rank_ends_the_thread_and_no_task_is_told_that_it_failed(
+    tokenizer: Tokenizer,
+) -> None:
+    def before_step(plan: StepPlan) -> None:
+        raise RankLost("rank 1 is gone")
+
+    place = Bench(tokenizer, before_step=before_step)
+    told = threading.Event()
+    place.loop.on_failure = told.set
+    place.loop.start()
+    place.prompt("a")
+    assert told.wait(PATIENCE_S)
+    assert isinstance(place.loop.failure, RankLost)
+    # Routers give the task to another worker: it is the end of the session that they hear.
+    while not place.frames.empty():
+        assert not any(isinstance(report, TaskFailed) for report in place.next_reports())
     assert place.loop.stop(PATIENCE_S)
 
 

@@ -150,7 +150,9 @@ def test_a_cancel_answers_every_copy_once(side: Side) -> None:
     side.kv.perform(CancelPush(TaskId("held"), held.target.transfer_id))
     event = side.next_event()
     assert isinstance(event, PushFinished)
-    assert (event.task_id, event.error) == ("held", "cancelled")
+    assert event.task_id == "held"
+    assert event.error is not None
+    assert "cancelled" in event.error
     assert side.kv.is_polling, "the other task's copy still waits"
     assert side.posted.empty()
 

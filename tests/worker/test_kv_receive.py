@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.copy_stream_testing import FakeCopyStream
 from engine.kv_pool import KvLayout, KvPool
 from engine.kv_swap import KvSwap
 from kvtransfer.batches import PushSettings
@@ -145,4 +146,19 @@ def test_blocks_are_copied_to_host_memory_and_back() -> None:
     assert (pool.tensor[6] == 3.0).all()
     assert kv.poll() == [KvSwapped(1, 0.0, is_out=True), KvSwapped(1, 0.0, is_out=False)]
     assert kv.poll() == [], "each copy is told once"
+    receiver.close()
+
+
+def test_copies_beside_passes_are_told_when_they_have_run_and_awaited_before_a_grant() -> None:
+    pool = KvPool(KvLayout(1, 1, 4, 2, "float32"), NUM_BLOCKS)
+    receiver = LoopbackTransport().create_receiver(NUM_BLOCKS, BLOCK_BYTES, "decode-0", 1)
+    swap = KvSwap(pool, 2, FakeCopyStream())
+    kv = KvReceive(receiver, ARRIVAL_TIMEOUT_S, ManualClock(), swap)
+    kv.perform(SwapOut(BLOCKS, (BlockId(0), BlockId(1))))
+    assert (kv.poll(), kv.is_polling) == ([], True)
+    # A freed block is granted: a sender may write to it from now on.
+    kv.perform(ExpectKv(BLOCKS[:1], TAGS[:1]))
+    (swapped,) = kv.poll()
+    assert isinstance(swapped, KvSwapped)
+    assert (swapped.num_blocks, swapped.is_out, kv.is_polling) == (2, True, False)
     receiver.close()

@@ -1,3 +1,5 @@
+from tandemserve.internal.v1 import kv_export_pb2 as _kv_export_pb2
+from tandemserve.internal.v1 import sequence_pb2 as _sequence_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -36,10 +38,10 @@ class SessionRequest(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     hello: RouterHello
     commands: CommandFrame
-    peer: KvExport
+    peer: _kv_export_pb2.KvExport
     set_admission: SetAdmission
     heartbeat: Heartbeat
-    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., commands: _Optional[_Union[CommandFrame, _Mapping]] = ..., peer: _Optional[_Union[KvExport, _Mapping]] = ..., set_admission: _Optional[_Union[SetAdmission, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., commands: _Optional[_Union[CommandFrame, _Mapping]] = ..., peer: _Optional[_Union[_kv_export_pb2.KvExport, _Mapping]] = ..., set_admission: _Optional[_Union[SetAdmission, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
     __slots__ = ("hello", "reports", "heartbeat")
@@ -86,7 +88,7 @@ class HeartbeatAnswer(_message.Message):
     def __init__(self, number: _Optional[int] = ..., num_turns: _Optional[int] = ..., turn_s: _Optional[float] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes", "num_growth_blocks", "max_task_blocks", "max_num_batched_tokens", "policy")
+    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes", "num_growth_blocks", "max_task_blocks", "max_num_batched_tokens", "policy", "makes_room")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +105,7 @@ class WorkerHello(_message.Message):
     MAX_TASK_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    MAKES_ROOM_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     incarnation: int
@@ -112,14 +115,15 @@ class WorkerHello(_message.Message):
     compatibility: str
     model_fingerprint: str
     max_num_seqs: int
-    export: KvExport
+    export: _kv_export_pb2.KvExport
     admission: WorkerAdmission
     max_message_bytes: int
     num_growth_blocks: int
     max_task_blocks: int
     max_num_batched_tokens: int
     policy: str
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ..., num_growth_blocks: _Optional[int] = ..., max_task_blocks: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., policy: _Optional[str] = ...) -> None: ...
+    makes_room: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[_kv_export_pb2.KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ..., num_growth_blocks: _Optional[int] = ..., max_task_blocks: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., makes_room: bool = ...) -> None: ...
 
 class SetAdmission(_message.Message):
     __slots__ = ("admission",)
@@ -134,7 +138,7 @@ class CommandFrame(_message.Message):
     def __init__(self, commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("task_id", "start_prefill", "push_to", "admit_generation", "start_decode", "grant_growth", "cancel", "resume_generation", "admit_prompt")
+    __slots__ = ("task_id", "start_prefill", "push_to", "admit_generation", "start_decode", "grant_growth", "cancel", "resume_generation", "admit_prompt", "make_room")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     START_PREFILL_FIELD_NUMBER: _ClassVar[int]
     PUSH_TO_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +148,7 @@ class Command(_message.Message):
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     RESUME_GENERATION_FIELD_NUMBER: _ClassVar[int]
     ADMIT_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MAKE_ROOM_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     start_prefill: StartPrefill
     push_to: PushTo
@@ -153,61 +158,14 @@ class Command(_message.Message):
     cancel: CancelTask
     resume_generation: ResumeGeneration
     admit_prompt: AdmitPrompt
-    def __init__(self, task_id: _Optional[str] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., push_to: _Optional[_Union[PushTo, _Mapping]] = ..., admit_generation: _Optional[_Union[AdmitGeneration, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., grant_growth: _Optional[_Union[GrantGrowth, _Mapping]] = ..., cancel: _Optional[_Union[CancelTask, _Mapping]] = ..., resume_generation: _Optional[_Union[ResumeGeneration, _Mapping]] = ..., admit_prompt: _Optional[_Union[AdmitPrompt, _Mapping]] = ...) -> None: ...
-
-class SequenceSpec(_message.Message):
-    __slots__ = ("prompt_token_ids", "output_token_ids", "temperature", "top_k", "top_p", "seed", "num_logprobs", "max_tokens", "stop_token_ids", "stop_strings", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "biases", "min_tokens", "num_prompt_logprobs", "cache_salt", "tpot_s", "num_predicted_tokens", "tbt_s")
-    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
-    TOP_K_FIELD_NUMBER: _ClassVar[int]
-    TOP_P_FIELD_NUMBER: _ClassVar[int]
-    SEED_FIELD_NUMBER: _ClassVar[int]
-    NUM_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
-    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    STOP_STRINGS_FIELD_NUMBER: _ClassVar[int]
-    MIN_P_FIELD_NUMBER: _ClassVar[int]
-    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
-    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
-    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
-    BIAS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    BIASES_FIELD_NUMBER: _ClassVar[int]
-    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    NUM_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
-    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
-    TPOT_S_FIELD_NUMBER: _ClassVar[int]
-    NUM_PREDICTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    TBT_S_FIELD_NUMBER: _ClassVar[int]
-    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    output_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
-    num_logprobs: int
-    max_tokens: int
-    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    stop_strings: _containers.RepeatedScalarFieldContainer[str]
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    bias_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    biases: _containers.RepeatedScalarFieldContainer[float]
-    min_tokens: int
-    num_prompt_logprobs: int
-    cache_salt: str
-    tpot_s: float
-    num_predicted_tokens: int
-    tbt_s: float
-    def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., num_logprobs: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., stop_strings: _Optional[_Iterable[str]] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., biases: _Optional[_Iterable[float]] = ..., min_tokens: _Optional[int] = ..., num_prompt_logprobs: _Optional[int] = ..., cache_salt: _Optional[str] = ..., tpot_s: _Optional[float] = ..., num_predicted_tokens: _Optional[int] = ..., tbt_s: _Optional[float] = ...) -> None: ...
+    make_room: MakeRoom
+    def __init__(self, task_id: _Optional[str] = ..., start_prefill: _Optional[_Union[StartPrefill, _Mapping]] = ..., push_to: _Optional[_Union[PushTo, _Mapping]] = ..., admit_generation: _Optional[_Union[AdmitGeneration, _Mapping]] = ..., start_decode: _Optional[_Union[StartDecode, _Mapping]] = ..., grant_growth: _Optional[_Union[GrantGrowth, _Mapping]] = ..., cancel: _Optional[_Union[CancelTask, _Mapping]] = ..., resume_generation: _Optional[_Union[ResumeGeneration, _Mapping]] = ..., admit_prompt: _Optional[_Union[AdmitPrompt, _Mapping]] = ..., make_room: _Optional[_Union[MakeRoom, _Mapping]] = ...) -> None: ...
 
 class StartPrefill(_message.Message):
     __slots__ = ("sequence",)
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-    sequence: SequenceSpec
-    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ...) -> None: ...
+    sequence: _sequence_pb2.SequenceSpec
+    def __init__(self, sequence: _Optional[_Union[_sequence_pb2.SequenceSpec, _Mapping]] = ...) -> None: ...
 
 class PushTo(_message.Message):
     __slots__ = ("transfer_id", "export", "block_ids", "generations", "first_block_index")
@@ -217,47 +175,11 @@ class PushTo(_message.Message):
     GENERATIONS_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_INDEX_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
-    export: KvExport
+    export: _kv_export_pb2.KvExport
     block_ids: _containers.RepeatedScalarFieldContainer[int]
     generations: _containers.RepeatedScalarFieldContainer[int]
     first_block_index: int
-    def __init__(self, transfer_id: _Optional[str] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., block_ids: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ..., first_block_index: _Optional[int] = ...) -> None: ...
-
-class KvExport(_message.Message):
-    __slots__ = ("transport", "address", "num_blocks", "block_bytes", "worker_id", "incarnation", "host", "token", "alternatives", "num_scratch_blocks")
-    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
-    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    HOST_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
-    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
-    NUM_SCRATCH_BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    transport: str
-    address: str
-    num_blocks: int
-    block_bytes: int
-    worker_id: str
-    incarnation: int
-    host: str
-    token: str
-    alternatives: _containers.RepeatedCompositeFieldContainer[KvDoor]
-    num_scratch_blocks: int
-    def __init__(self, transport: _Optional[str] = ..., address: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., host: _Optional[str] = ..., token: _Optional[str] = ..., alternatives: _Optional[_Iterable[_Union[KvDoor, _Mapping]]] = ..., num_scratch_blocks: _Optional[int] = ...) -> None: ...
-
-class KvDoor(_message.Message):
-    __slots__ = ("transport", "address", "host", "token")
-    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    HOST_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
-    transport: str
-    address: str
-    host: str
-    token: str
-    def __init__(self, transport: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+    def __init__(self, transfer_id: _Optional[str] = ..., export: _Optional[_Union[_kv_export_pb2.KvExport, _Mapping]] = ..., block_ids: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ..., first_block_index: _Optional[int] = ...) -> None: ...
 
 class AdmitGeneration(_message.Message):
     __slots__ = ("sequence", "num_blocks", "num_kv_blocks", "transfer_id", "source_worker_id", "age_s")
@@ -267,13 +189,13 @@ class AdmitGeneration(_message.Message):
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     AGE_S_FIELD_NUMBER: _ClassVar[int]
-    sequence: SequenceSpec
+    sequence: _sequence_pb2.SequenceSpec
     num_blocks: int
     num_kv_blocks: int
     transfer_id: str
     source_worker_id: str
     age_s: float
-    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., transfer_id: _Optional[str] = ..., source_worker_id: _Optional[str] = ..., age_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[_Union[_sequence_pb2.SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., transfer_id: _Optional[str] = ..., source_worker_id: _Optional[str] = ..., age_s: _Optional[float] = ...) -> None: ...
 
 class AdmitPrompt(_message.Message):
     __slots__ = ("sequence", "num_blocks", "due_in_s", "age_s", "place", "is_answer_held")
@@ -283,13 +205,13 @@ class AdmitPrompt(_message.Message):
     AGE_S_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
     IS_ANSWER_HELD_FIELD_NUMBER: _ClassVar[int]
-    sequence: SequenceSpec
+    sequence: _sequence_pb2.SequenceSpec
     num_blocks: int
     due_in_s: float
     age_s: float
     place: LentPlace
     is_answer_held: bool
-    def __init__(self, sequence: _Optional[_Union[SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ..., age_s: _Optional[float] = ..., place: _Optional[_Union[LentPlace, _Mapping]] = ..., is_answer_held: bool = ...) -> None: ...
+    def __init__(self, sequence: _Optional[_Union[_sequence_pb2.SequenceSpec, _Mapping]] = ..., num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ..., age_s: _Optional[float] = ..., place: _Optional[_Union[LentPlace, _Mapping]] = ..., is_answer_held: bool = ...) -> None: ...
 
 class LentPlace(_message.Message):
     __slots__ = ("host_task_id", "first", "num_blocks", "num_response_tokens", "kind")
@@ -324,6 +246,14 @@ class ResumeGeneration(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     num_blocks: int
     def __init__(self, num_blocks: _Optional[int] = ...) -> None: ...
+
+class MakeRoom(_message.Message):
+    __slots__ = ("num_blocks", "due_in_s")
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DUE_IN_S_FIELD_NUMBER: _ClassVar[int]
+    num_blocks: int
+    due_in_s: float
+    def __init__(self, num_blocks: _Optional[int] = ..., due_in_s: _Optional[float] = ...) -> None: ...
 
 class CancelTask(_message.Message):
     __slots__ = ("reason",)
@@ -424,7 +354,7 @@ class PassTimeError(_message.Message):
     def __init__(self, num_passes: _Optional[int] = ..., median: _Optional[float] = ..., p90: _Optional[float] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("task_id", "prefill_started", "kv_pushed", "blocks_granted", "blocks_refused", "decode_started", "growth_needed", "preempted", "failed", "released", "swapped_out", "blocks_inherited", "prompt_logprobs")
+    __slots__ = ("task_id", "prefill_started", "kv_pushed", "blocks_granted", "blocks_refused", "decode_started", "growth_needed", "preempted", "failed", "released", "swapped_out", "blocks_inherited", "room_made", "prompt_logprobs")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     PREFILL_STARTED_FIELD_NUMBER: _ClassVar[int]
     KV_PUSHED_FIELD_NUMBER: _ClassVar[int]
@@ -437,6 +367,7 @@ class Report(_message.Message):
     RELEASED_FIELD_NUMBER: _ClassVar[int]
     SWAPPED_OUT_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_INHERITED_FIELD_NUMBER: _ClassVar[int]
+    ROOM_MADE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     prefill_started: PrefillStarted
@@ -450,8 +381,9 @@ class Report(_message.Message):
     released: TaskReleased
     swapped_out: SwappedOut
     blocks_inherited: BlocksInherited
+    room_made: RoomMade
     prompt_logprobs: PromptLogprobs
-    def __init__(self, task_id: _Optional[str] = ..., prefill_started: _Optional[_Union[PrefillStarted, _Mapping]] = ..., kv_pushed: _Optional[_Union[KvPushed, _Mapping]] = ..., blocks_granted: _Optional[_Union[BlocksGranted, _Mapping]] = ..., blocks_refused: _Optional[_Union[BlocksRefused, _Mapping]] = ..., decode_started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., growth_needed: _Optional[_Union[GrowthNeeded, _Mapping]] = ..., preempted: _Optional[_Union[Preempted, _Mapping]] = ..., failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., released: _Optional[_Union[TaskReleased, _Mapping]] = ..., swapped_out: _Optional[_Union[SwappedOut, _Mapping]] = ..., blocks_inherited: _Optional[_Union[BlocksInherited, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
+    def __init__(self, task_id: _Optional[str] = ..., prefill_started: _Optional[_Union[PrefillStarted, _Mapping]] = ..., kv_pushed: _Optional[_Union[KvPushed, _Mapping]] = ..., blocks_granted: _Optional[_Union[BlocksGranted, _Mapping]] = ..., blocks_refused: _Optional[_Union[BlocksRefused, _Mapping]] = ..., decode_started: _Optional[_Union[DecodeStarted, _Mapping]] = ..., growth_needed: _Optional[_Union[GrowthNeeded, _Mapping]] = ..., preempted: _Optional[_Union[Preempted, _Mapping]] = ..., failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., released: _Optional[_Union[TaskReleased, _Mapping]] = ..., swapped_out: _Optional[_Union[SwappedOut, _Mapping]] = ..., blocks_inherited: _Optional[_Union[BlocksInherited, _Mapping]] = ..., room_made: _Optional[_Union[RoomMade, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
 
 class PromptLogprobs(_message.Message):
     __slots__ = ("first_token_index", "logprobs", "top_token_ids", "top_logprobs")
@@ -491,11 +423,11 @@ class BlocksGranted(_message.Message):
     GENERATIONS_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_INDEX_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
-    export: KvExport
+    export: _kv_export_pb2.KvExport
     block_ids: _containers.RepeatedScalarFieldContainer[int]
     generations: _containers.RepeatedScalarFieldContainer[int]
     first_block_index: int
-    def __init__(self, transfer_id: _Optional[str] = ..., export: _Optional[_Union[KvExport, _Mapping]] = ..., block_ids: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ..., first_block_index: _Optional[int] = ...) -> None: ...
+    def __init__(self, transfer_id: _Optional[str] = ..., export: _Optional[_Union[_kv_export_pb2.KvExport, _Mapping]] = ..., block_ids: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ..., first_block_index: _Optional[int] = ...) -> None: ...
 
 class BlocksRefused(_message.Message):
     __slots__ = ("num_free_blocks",)
@@ -528,6 +460,12 @@ class Preempted(_message.Message):
     def __init__(self, keeps_kv: bool = ...) -> None: ...
 
 class SwappedOut(_message.Message):
+    __slots__ = ("num_blocks",)
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    num_blocks: int
+    def __init__(self, num_blocks: _Optional[int] = ...) -> None: ...
+
+class RoomMade(_message.Message):
     __slots__ = ("num_blocks",)
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     num_blocks: int

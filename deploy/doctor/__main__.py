@@ -1,0 +1,11 @@
+"""python -m deploy.doctor [options]
+
+0: KV has a way between all places. 1: between some it has none. 2: wrong usage.
+"""
+
+import sys
+
+from deploy.doctor.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,132 @@
+"""What was found, for people and for programs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+
+from deploy.doctor.findings import Finding
+from deploy.doctor.paths import Path, used_path
+
+_WIDTH_WITHOUT_TERMINAL = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run. The paths of a pair of places stand in the order in which workers try them."""
+
+    paths: tuple[Path, ...]
+    findings: tuple[Finding, ...]
+    # What workers try; the others were measured for those who would name them.
+    tried: tuple[str, ...]
+    min_bytes_per_s: float = 0.0
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return list(dict.fromkeys((path.source, path.target) for path in self.paths))
+
+    def used(self, source: str, target: str) -> Path | None:
+        """By which KV would go; None where no way works."""
+        ways = [path for path in self.between(source, target) if path.transport in self.tried]
+        return used_path(ways, self.min_bytes_per_s)
+
+    def between(self, source: str, target: str) -> list[Path]:
+        """All ways of one pair."""
+        return [path for path in self.paths if (path.source, path.target) == (source, target)]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Every pair has a way."""
+        return all(self.used(*pair) is not None for pair in self.pairs)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """One value, with units in the names."""
+    return {
+        "paths": [
+            {
+                "from": path.source,
+                "to": path.target,
+                "transport": path.transport,
+                "works": path.works,
+                "is_used": path == report.used(path.source, path.target),
+                "bytes_per_s": None if path.bytes_per_s is None else round(path.bytes_per_s),
+                "block_latency_ms": _in_ms(path.block_latency_s),
+                "problem": path.problem,
+            }
+            for path in report.paths
+        ],
+        "machine": [
+            {"subject": f.subject, "state": f.state, "detail": f.detail, "fix": f.fix}
+            for f in report.findings
+        ],
+        "transports_tried_by_workers": report.tried,
+        "min_bytes_per_s": report.min_bytes_per_s,
+        "is_healthy": report.is_healthy,
+    }
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Two tables, and a line for each pair of places."""
+    if console is None:
+        console = Console(markup=False, highlight=False)
+        if not console.is_terminal:
+            console = Console(markup=False, highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
+    console.print(_machine_table(report.findings))
+    console.print(_path_table(report))
+    console.print("ms: one block of 1 MiB, from the call until it is published")
+    for source, target in report.pairs:
+        console.print(f"KV from {source} to {target} goes {_way(report, source, target)}")
+
+
+def _way(report: Report, source: str, target: str) -> str:
+    used = report.used(source, target)
+    if used is not None:
+        return f"by {used.transport}"
+    others = [path.transport for path in report.between(source, target) if path.works]
+    if others:
+        return f"by none of {', '.join(report.tried)}; name {' or '.join(others)} in transports"
+    return "by no way: mend one of them"
+
+
+def _machine_table(findings: Sequence[Finding]) -> Table:
+    table = _table("this machine", "", "state", "found", "what to do")
+    for finding in findings:
+        table.add_row(finding.subject, finding.state, finding.detail, finding.fix or "")
+    return table
+
+
+def _path_table(report: Report) -> Table:
+    table = _table("ways of KV, pushed", "from", "to", "transport", "used", "GB/s", "ms", "problem")
+    for path in report.paths:
+        is_used = path == report.used(path.source, path.target)
+        speed = "-" if path.bytes_per_s is None else f"{path.bytes_per_s / 1e9:.2f}"
+        latency = "-" if path.block_latency_s is None else f"{path.block_latency_s * 1e3:.3f}"
+        problem = path.problem or ""
+        if path.bytes_per_s is not None and path.bytes_per_s < report.min_bytes_per_s:
+            problem = f"slower than {report.min_bytes_per_s / 1e9:g} GB/s"
+        cells = path.source, path.target, path.transport, "yes" if is_used else ""
+        table.add_row(*cells, speed, latency, problem)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=title,
+        title_justify="left",
+    )
+    for column in columns:
+        is_number = column in ("GB/s", "ms")
+        is_text = column in ("found", "what to do", "problem")
+        justify: JustifyMethod = "right" if is_number else "left"
+        table.add_column(column, justify=justify, no_wrap=not is_text, overflow="fold")
+    return table
+
+
+def _in_ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 3)

@@ -1,0 +1,174 @@
+"""The doctor: it tries the real ways of this machine, and what it says follows from what it saw."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from deploy.doctor.command import main
+from deploy.doctor.findings import Finding, findings_of
+from deploy.doctor.machine import Facts, Network, look
+from deploy.doctor.paths import Path, measure
+from deploy.doctor.places import Place, places_with, transports_at
+from deploy.doctor.report import Report, as_json, print_report
+from runtime.clock import MonotonicClock
+
+HEALTHY = Facts(
+    shm_bytes=8 << 30,
+    shm_free_bytes=8 << 30,
+    own_namespaces=(),
+    num_gpus=2,
+    gpu_problem=None,
+    peer_problems=(),
+    has_nixl=True,
+    networks=(Network("eth0", ("10.0.0.7",), 100_000),),
+    kv_host="10.0.0.7",
+    kv_host_problem=None,
+)
+FAST = Path("host", "host", "shared_memory", 9e9, 1e-4)
+SLOW = Path("host", "host", "tcp", 1e9, 2e-3)
+BROKEN = Path("host", "host", "nixl", problem="NIXL cannot be used; install the extra")
+
+
+def finding(facts: Facts, subject: str) -> Finding:
+    return next(f for f in findings_of(facts) if f.subject == subject)
+
+
+def printed(report: Report, width: int = 160) -> str:
+    text = io.StringIO()
+    print_report(report, Console(file=text, width=width, markup=False))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("name", ["shared_memory", "tcp"])
+def test_a_way_of_this_machine_is_measured_between_two_processes(name: str) -> None:
+    path = measure(Place(), Place(), name, "127.0.0.1", MonotonicClock())
+    assert path.works, path.problem
+    assert path.bytes_per_s is not None
+    assert path.bytes_per_s > 1e6
+    assert path.block_latency_s is not None
+    assert 0 < path.block_latency_s < 10
+
+
+def test_a_way_that_does_not_work_says_why_and_what_to_do() -> None:
+    path = measure(Place(), Place(), "tcp", "203.0.113.1", MonotonicClock())
+    assert not path.works
+    assert path.problem is not None
+    assert "set kv_host and kv_port" in path.problem
+
+
+@pytest.mark.skipif(look("127.0.0.1").num_gpus > 0, reason="this machine has a GPU")
+def test_without_a_gpu_the_ways_between_gpus_say_so() -> None:
+    path = measure(Place(0), Place(0), "cuda_ipc", "127.0.0.1", MonotonicClock())
+    assert not path.works
+    assert "no CUDA device is usable" in str(path.problem)
+
+
+def test_the_command_prints_json_and_says_which_way_is_used(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--json", "--transports", "shared_memory"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    path = report["paths"][0]
+    assert (path["from"], path["to"], path["transport"]) == ("host", "host", "shared_memory")
+    assert path["works"]
+    assert path["is_used"]
+    assert path["bytes_per_s"] > 0
+    assert {item["subject"] for item in report["machine"]} >= {"/dev/shm", "GPUs", "kv_host"}
+
+
+def test_where_no_way_works_the_exit_code_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--transports", "tcp", "--kv-host", "203.0.113.1"]) == 1
+    assert "goes by no way" in capsys.readouterr().out
+
+
+def test_a_transport_that_nobody_knows_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--transports", "pigeon"])
+    assert caught.value.code == 2
+    assert "'pigeon' is unknown; use some of cuda_ipc" in capsys.readouterr().err
+
+
+def test_each_gpu_is_tried_alone_and_the_first_with_every_other() -> None:
+    assert [f"{s}>{t}" for s, t in places_with(0)] == ["host>host"]
+    assert [f"{s}>{t}" for s, t in places_with(2)] == [
+        "host>host",
+        "gpu0>gpu0",
+        "gpu1>gpu1",
+        "gpu0>gpu1",
+        "gpu1>gpu0",
+    ]
+
+
+def test_what_workers_try_by_default_comes_first() -> None:
+    assert transports_at(Place())[:2] == ("shared_memory", "tcp")
+    assert transports_at(Place(0))[:2] == ("cuda_ipc", "tcp")
+
+
+def test_a_healthy_machine_needs_nothing() -> None:
+    assert {f.state for f in findings_of(HEALTHY)} == {"ok"}
+    assert "100 Gbit/s" in finding(HEALTHY, "eth0").detail
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "state", "fix"),
+    [
+        ({"shm_bytes": None}, "/dev/shm", "missing", "--shm-size"),
+        ({"shm_bytes": 64 << 20, "shm_free_bytes": 1 << 20}, "/dev/shm", "missing", "emptyDir"),
+        ({"own_namespaces": ("pid",)}, "PID namespace", "note", "--pid=container"),
+        ({"own_namespaces": ("ipc",)}, "IPC namespace", "note", "--ipc=container"),
+        ({"gpu_problem": "no CUDA; use a GPU"}, "GPUs", "note", "use a GPU"),
+        (
+            {"peer_problems": (("gpu0 and gpu1", "no peer access; see topo"),)},
+            "gpu0 and gpu1",
+            "missing",
+            "see topo",
+        ),
+        ({"has_nixl": False}, "nixl", "note", "pip install"),
+        ({"kv_host": "127.0.0.1"}, "kv_host", "note", "set kv_host"),
+        ({"kv_host_problem": "Cannot assign"}, "kv_host", "missing", "address of this machine"),
+    ],
+)
+def test_what_is_missing_is_told_with_what_to_do(
+    change: dict[str, object], subject: str, state: str, fix: str
+) -> None:
+    found = finding(replace(HEALTHY, **change), subject)  # type: ignore[arg-type]
+    assert found.state == state
+    assert found.fix is not None
+    assert fix in found.fix
+
+
+def test_the_first_way_that_works_and_is_fast_enough_is_used() -> None:
+    paths, tried = (BROKEN, FAST, SLOW), ("nixl", "shared_memory", "tcp")
+    assert Report(paths, (), tried).used("host", "host") == FAST
+    assert Report((BROKEN, SLOW, FAST), (), tried).used("host", "host") == SLOW
+    assert Report((SLOW, FAST), (), tried, 5e9).used("host", "host") == FAST
+    none = Report(paths, (), tried, 1e12)
+    assert none.used("host", "host") is None
+    assert not none.is_healthy
+
+
+def test_a_way_that_workers_do_not_try_by_themselves_is_not_said_to_be_used() -> None:
+    nixl = replace(FAST, transport="nixl")
+    report = Report((replace(BROKEN, transport="tcp"), nixl), (), ("shared_memory", "tcp"))
+    assert not report.is_healthy
+    assert "name nixl in transports" in printed(report)
+
+
+def test_every_way_is_a_line_of_the_table_and_an_entry_of_the_json() -> None:
+    report = Report((FAST, SLOW, BROKEN), tuple(findings_of(HEALTHY)), ("shared_memory", "tcp"))
+    text = printed(report)
+    assert "KV from host to host goes by shared_memory" in text
+    assert "install the extra" in text
+    value = json.loads(json.dumps(as_json(report)))
+    assert [path["works"] for path in value["paths"]] == [True, True, False]
+    assert [path["is_used"] for path in value["paths"]] == [True, False, False]
+    assert value["paths"][1]["block_latency_ms"] == 2.0
+    assert value["is_healthy"]
+
+
+def test_a_narrow_terminal_cuts_no_name() -> None:
+    report = Report((FAST, BROKEN), tuple(findings_of(HEALTHY)), ("shared_memory", "tcp"))
+    assert "shared_memory" in printed(report, width=80)

@@ -1,0 +1,169 @@
+"""Ranks of a worker as real processes: the same tokens, and one end for all of them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from engine.loading import load_model
+from engine.runner import InvalidSequence, RankLost
+from engine.tensor_parallel_testing import rank_runner
+from engine.testing import (
+    GREEDY,
+    TrialRequest,
+    family_fields,
+    make_random_model_folder,
+    run_together,
+)
+from runtime.errors import StartupError
+from scheduling.ids import BlockId
+from scheduling.sampling import SamplingParams
+from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
+from scheduling.worker_events import KvSwapped, SwapIn, SwapOut
+from worker.rank_group_testing import NUM_BLOCKS, Ranks, rank_config, started_ranks
+
+# For what is done at once on an idle machine.
+PATIENCE_S = 120.0
+BLOCK_SIZE = 16
+WAY = SamplingParams(temperature=0.7, seed=3, num_logprobs=4)
+REQUESTS = [
+    TrialRequest(tuple(range(3, 50)), 5, WAY, chunk_tokens=20),
+    TrialRequest((7, 8, 9), 6, SamplingParams(temperature=0.0, num_prompt_logprobs=2)),
+]
+WHOLE_PROMPT = ScheduledChunk(0, 0, 20, True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_random_model_folder(folder, "qwen2", seed=9)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(model: Path) -> Iterator[Ranks]:
+    with started_ranks(rank_config(model, 2)) as ranks:
+        yield ranks
+
+
+def start(slot: int = 0) -> SequenceStart:
+    return SequenceStart(slot, tuple(range(5, 25)), 20, GREEDY, (0, 1, 2))
+
+
+def test_processes_compute_what_one_process_computes(ranks: Ranks, model: Path) -> None:
+    whole = rank_runner(load_model(model), BLOCK_SIZE, NUM_BLOCKS)
+    results = run_together(ranks.runner, REQUESTS, BLOCK_SIZE, NUM_BLOCKS)
+    expected = run_together(whole, REQUESTS, BLOCK_SIZE, NUM_BLOCKS)
+    assert [r.token_ids for r in results] == [r.token_ids for r in expected]
+    if ranks.own.arithmetic == whole.arithmetic:
+        assert results == expected
+
+
+def test_a_sequence_that_is_refused_changes_no_rank(ranks: Ranks) -> None:
+    with pytest.raises(InvalidSequence):
+        ranks.runner.add(SequenceStart(0, (10**6,), 1, GREEDY, (0,)))
+    ranks.runner.add(start())
+    first = ranks.runner.step(StepPlan((WHOLE_PROMPT,)))
+    ranks.runner.remove(0)
+    ranks.runner.add(start())
+    assert ranks.runner.step(StepPlan((WHOLE_PROMPT,))) == first
+    ranks.runner.remove(0)
+
+
+def test_kv_that_went_to_host_memory_and_back_is_as_it_was_at_every_rank(ranks: Ranks) -> None:
+    ranks.runner.add(start())
+    ranks.runner.step(StepPlan((WHOLE_PROMPT,)))
+    expected = [ranks.runner.step(StepPlan((ScheduledChunk(0, 20 + i, 1, True),))) for i in (0, 1)]
+    ranks.runner.remove(0)
+
+    ranks.runner.add(start())
+    ranks.runner.step(StepPlan((WHOLE_PROMPT,)))
+    blocks, host, others = ids(0, 1, 2), ids(4, 5, 6), ids(30, 31, 32)
+    ranks.kv.perform(SwapOut(blocks, host))
+    # Somebody else computes in the blocks meanwhile.
+    ranks.runner.add(SequenceStart(1, tuple(range(50, 70)), 20, GREEDY, (0, 1, 2)))
+    ranks.runner.step(StepPlan((ScheduledChunk(1, 0, 20, True),)))
+    ranks.runner.remove(1)
+    ranks.kv.perform(SwapIn(host, others))
+    ranks.runner.replace_blocks(0, 0, others)
+    again = [ranks.runner.step(StepPlan((ScheduledChunk(0, 20 + i, 1, True),))) for i in (0, 1)]
+    assert again == expected
+    ranks.runner.remove(0)
+    told = told_by(ranks, 2)
+    assert [(event.num_blocks, event.is_out) for event in told] == [(3, True), (3, False)]
+    assert not ranks.kv.is_polling
+
+
+def told_by(ranks: Ranks, count: int) -> list[KvSwapped]:
+    """What the core hears, once all ranks have said so."""
+    events: list[KvSwapped] = []
+    while len(events) < count:
+        # The socket of a rank that has something to say; the test's own timeout is the bound.
+        ranks.group.wait_told(PATIENCE_S)
+        events += [event for event in ranks.kv.poll() if isinstance(event, KvSwapped)]
+    return events
+
+
+def ids(*numbers: int) -> tuple[BlockId, ...]:
+    return tuple(map(BlockId, numbers))
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_next_step_and_is_noticed_without_one(model: Path) -> None:
+    with started_ranks(rank_config(model, 2)) as ranks:
+        ranks.runner.add(start())
+        os.kill(ranks.group.process_ids[0], signal.SIGKILL)
+        assert ranks.was_lost.wait(PATIENCE_S)
+        assert "rank 1 of this worker was ended by SIGKILL" in str(ranks.group.loss)
+        with pytest.raises(RankLost, match="rank 1 of this worker was ended by SIGKILL"):
+            ranks.kv.poll()
+        with pytest.raises(RankLost, match="rank 1 of this worker was ended by SIGKILL"):
+            ranks.runner.step(StepPlan((WHOLE_PROMPT,)))
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_given_up_in_time(model: Path) -> None:
+    with started_ranks(rank_config(model, 2, timeout_s=4.0)) as ranks:
+        ranks.runner.add(start())
+        (pid,) = ranks.group.process_ids
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(RankLost):
+            ranks.runner.step(StepPlan((WHOLE_PROMPT,)))
+    # Closed, it is gone although it could not end by itself.
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.slow
+def test_the_other_ranks_end_with_rank_0_however_it_ends(model: Path) -> None:
+    command = [sys.executable, "-m", "worker.rank_group_testing", str(model)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        _, *others = map(int, first.stdout.readline().split())
+        processes = [psutil.Process(pid) for pid in others]
+        # A rank that stands still cannot end by itself.
+        processes[0].suspend()
+        first.kill()
+        first.wait(PATIENCE_S)
+        _, alive = psutil.wait_procs(processes, PATIENCE_S)
+    assert len(processes) == 1
+    assert not alive
+
+
+def test_a_size_that_does_not_fit_ends_the_start_with_one_line(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    fields = family_fields("llama", num_attention_heads=3, num_key_value_heads=3)
+    make_random_model_folder(tmp_path, fields=fields)
+    with (
+        pytest.raises(StartupError, match=r"it has 3 KV heads; use one of 1$") as caught,
+        started_ranks(rank_config(tmp_path, 2)),
+    ):
+        pass
+    assert "\n" not in str(caught.value)

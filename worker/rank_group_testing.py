@@ -1,0 +1,91 @@
+"""For tests: the engine of a worker with several real ranks, without sessions or a cluster."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from engine.model_runner import ModelRunner
+from runtime.logging import configure_logging
+from runtime.worker_config import DecodeConfig
+from scheduling.ids import Incarnation
+from worker.engine_loading import load_engine, threads_of_rank
+from worker.rank_group import RankGroup, rank_processes
+from worker.rank_runner import GroupKv, GroupRunner
+from worker.rank_transfer import RankPlace, receive
+from worker.transports import transports_of
+
+NUM_BLOCKS, NUM_SWAP_BLOCKS = 100, 8
+# Pools of two workers have two names.
+_numbers = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """What an engine thread has of them."""
+
+    group: RankGroup
+    runner: GroupRunner
+    kv: GroupKv
+    # Of rank 0.
+    own: ModelRunner
+    # Set when the group has noticed that a rank is lost.
+    was_lost: threading.Event
+
+
+def rank_config(
+    model: Path, size: int, timeout_s: float = 60.0, dtype: str = "auto"
+) -> DecodeConfig:
+    """The settings of a mixed worker; `timeout_s`: how long ranks wait for each other."""
+    return DecodeConfig.model_validate(
+        {
+            "model": model,
+            "worker_id": f"ranks-{os.getpid()}-{next(_numbers)}",
+            "role": "mixed",
+            "tensor_parallel_size": size,
+            "dtype": dtype,
+            "num_threads": 1,
+            "engine_stall_s": timeout_s,
+        }
+    )
+
+
+@contextmanager
+def started_ranks(config: DecodeConfig) -> Iterator[Ranks]:
+    """Loaded and ready inside the block; on the main thread."""
+    with rank_processes(config) as group:
+        assert group is not None, "several ranks are wanted"
+        num_threads = threads_of_rank(config)
+        torch.set_num_threads(num_threads)
+        was_lost = threading.Event()
+        group.on_loss = was_lost.set
+        engine = load_engine(config, group.begin(1, num_threads))
+        place = RankPlace(
+            config, Incarnation(1), engine.layout, NUM_BLOCKS, transports_of(config), engine.slices
+        )
+        made = receive(place, NUM_SWAP_BLOCKS)
+        own = ModelRunner(engine.model, made.pool, config.max_num_seqs, engine.attention)
+        group.make_pools(own.arithmetic, NUM_BLOCKS, NUM_SWAP_BLOCKS)
+        try:
+            yield Ranks(group, GroupRunner(own, group), GroupKv(made.kv, group), own, was_lost)
+        finally:
+            made.close(1.0)
+
+
+def main(model: Path) -> None:
+    """For tests that kill rank 0: say the process ids of the ranks, then wait for a line."""
+    # Lines of the log go to stderr.
+    configure_logging("decode")
+    with started_ranks(rank_config(model, 2)) as ranks:
+        print(os.getpid(), *ranks.group.process_ids, flush=True)
+        sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
