@@ -11,11 +11,11 @@ latecomer void: incarnations of router and worker, the `attempt` of a claim, and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from scheduling.errors import InvalidRequest
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId
+from scheduling.value import value
 
 Leg = Literal["prefill", "decode"]
 LEGS: tuple[Leg, ...] = ("prefill", "decode")
@@ -28,7 +28,7 @@ MAX_NUMBER = 2**53 - 1
 MAX_INCARNATION = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RouterLife:
     """One life of a router; the owner of holdings."""
 
@@ -36,7 +36,7 @@ class RouterLife:
     incarnation: Incarnation
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerLife:
     """One life of a worker; where blocks are."""
 
@@ -44,7 +44,7 @@ class WorkerLife:
     incarnation: Incarnation
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Shares:
     """Parts of one worker's capacity that only some reservations may enter, in blocks.
 
@@ -61,7 +61,7 @@ class Shares:
 NO_SHARES = Shares()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Claim:
     """One leg of one task, in one attempt to place it.
 
@@ -75,7 +75,7 @@ class Claim:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReserveRequest:
     """Blocks wanted for a claim, on the first of these workers that has room."""
 
@@ -87,7 +87,7 @@ class ReserveRequest:
     offline: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Growth:
     """More blocks for a claim that holds some, on the same worker."""
 
@@ -98,7 +98,7 @@ class Growth:
     share: Share = "growth"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Release:
     """The end of an attempt, and of all attempts before it. Both legs where `leg` is None."""
 
@@ -107,7 +107,7 @@ class Release:
     leg: Leg | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Grant:
     """The claim holds `num_blocks` in all on this worker."""
 
@@ -115,7 +115,7 @@ class Grant:
     num_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Alternative:
     """A worker that is alive and what this request could have there now."""
 
@@ -123,14 +123,14 @@ class Alternative:
     free_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refusal:
     """No room now. The live workers in the caller's order; unknown and stale ones are left out."""
 
     alternatives: tuple[Alternative, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Renewal:
     """What became of a router's lease.
 
@@ -143,7 +143,7 @@ class Renewal:
     num_freed_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Holding:
     """Blocks of one worker that one router holds for one claim."""
 
@@ -155,7 +155,7 @@ class Holding:
     offline: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Swept:
     """What one sweep freed."""
 
@@ -164,7 +164,7 @@ class Swept:
     has_more: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerBook:
     """One worker's line in the ledger, in blocks."""
 
@@ -178,7 +178,7 @@ class WorkerBook:
     is_lost: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RouterLease:
     """One router's lease. `expires_in_s` is negative when it ran out and was not renewed."""
 
@@ -186,7 +186,7 @@ class RouterLease:
     expires_in_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LedgerSnapshot:
     """All workers and routers, sorted by id, and one page of holdings, by worker, leg and task."""
 

@@ -3,8 +3,8 @@
 import sys
 
 from decode_worker.serve import serve
-from runtime.config import DecodeConfig
 from runtime.process import run_process
+from runtime.worker_config import DecodeConfig
 
 if __name__ == "__main__":
     sys.exit(run_process(DecodeConfig, serve))

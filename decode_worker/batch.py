@@ -77,6 +77,7 @@ class Batch:
     def join(self, task: GenerationTask) -> None:
         """It runs; whether it has room is seen before the next step."""
         task.seat = next(self._seats)
+        task.num_output_at_join = task.num_output_tokens
         self._waiting[task.taken_slot] = task
 
     def take_in(self) -> list[GenerationTask]:

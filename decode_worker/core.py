@@ -17,7 +17,7 @@ from decode_worker.growth import Growth
 from decode_worker.held_answers import HeldAnswers
 from decode_worker.kv_swapping import KvSwapping
 from decode_worker.lending import Lending
-from decode_worker.preemption import in_order_of_preemption, shape_without
+from decode_worker.preemption import Victims
 from decode_worker.prefix_sharing import PrefixSharing
 from decode_worker.prompts import Prompts
 from decode_worker.settings import DecodeSettings
@@ -33,9 +33,11 @@ from scheduling.messages import (
     CancelTask,
     DecodeStarted,
     GrantGrowth,
+    MakeRoom,
     Preempted,
     PushTo,
     ResumeGeneration,
+    RoomMade,
     StartDecode,
     StartPrefill,
     SwappedOut,
@@ -60,6 +62,7 @@ from scheduling.worker_events import (
     SessionLost,
     StepFailed,
     StepFinished,
+    SwapOut,
     WorkerAction,
     WorkerEvent,
 )
@@ -96,6 +99,7 @@ class DecodeCore:
             self.lending,
             prefix_caching=settings.prefix_caching,
         )
+        self._victims = Victims(settings, self.pool, self._prompts, self._swapping, self._running)
 
     @property
     def load(self) -> WorkerLoad:
@@ -127,6 +131,7 @@ class DecodeCore:
         """Take in one event."""
         match event:
             case CommandArrived():
+                self._timer.heard(event.at_s)
                 return self._command(event)
             case SessionLost(session_id):
                 lost = [t for t in self._task_by_id.values() if t.session_id == session_id]
@@ -166,8 +171,8 @@ class DecodeCore:
         starved = self.batch.take_in()
         for task in self.held.take_outgrown(starved):
             actions += [*self._leave_batch(task), self.held.hold_again(task)]
-        if self._must_make_room(starved):
-            actions += self._make_room(starved, now)
+        if self._victims.is_one_needed(starved, len(self.batch)):
+            actions += self._take_off(*self._victims.take_one(starved, now))
             # Its slot and blocks are free: others may start or grow with them, and no event would
             # call for another look.
             more, plan = self.plan(now)
@@ -230,6 +235,8 @@ class DecodeCore:
                 if task is None or task.stage is not Stage.PARKED:
                     return []
                 return self._resume(task, num_blocks)
+            case MakeRoom():
+                return self._make_room(session_id, command, event.at_s)
             case CancelTask(task_id):
                 if task is None:
                     return [SendReport(session_id, TaskReleased(task_id))]
@@ -322,26 +329,18 @@ class DecodeCore:
             self._swapping.distrust(task)
         return [a for t in failed for a in self._fail(t, TandemError.code, message)]
 
-    def _must_make_room(self, starved: list[GenerationTask]) -> bool:
-        """Running answers wait for blocks, and nothing that runs will free any, or none soon."""
-        if self._settings.is_eager:
-            return any(task.is_stuck for task in starved)
-        is_going_on = len(self.batch) or self._prompts.num_begun
-        return bool(starved) and not is_going_on and all(task.is_stuck for task in starved)
+    def _make_room(self, session_id: SessionId, wish: MakeRoom, now: float) -> list[WorkerAction]:
+        num_free = self.pool.num_free_blocks
+        actions: list[WorkerAction] = []
+        for task in self._victims.for_prompt(wish, now):
+            actions += self._take_off(*self._victims.take_first([task], now))
+        made = RoomMade(wish.task_id, self.pool.num_free_blocks - num_free)
+        return [*actions, SendReport(session_id, made)]
 
-    def _make_room(self, starved: list[GenerationTask], now: float) -> list[WorkerAction]:
-        """Take one sequence off the device, by the rule of the policy."""
-        among = self._running.values() if self._settings.is_eager else starved
-        victims = in_order_of_preemption(among, self.pool, self._settings.victims, now)
-        running = self._running.values() if self._settings.is_mixed else ()
-        beside = shape_without(victims[0], running)
-        num_ahead = self._prompts.num_backlog_tokens
-        swapped = self._swapping.take_out_one(victims, now, num_ahead, beside)
-        if swapped is None:
-            victim = victims[0]
-            preempted = SendReport(victim.session_id, Preempted(victim.task_id))
-            return [*told_untold(victim), preempted, *self._end(victim)]
-        task, swap_out = swapped
+    def _take_off(self, task: GenerationTask, swap_out: SwapOut | None) -> list[WorkerAction]:
+        if swap_out is None:
+            preempted = SendReport(task.session_id, Preempted(task.task_id))
+            return [*told_untold(task), preempted, *self._end(task)]
         # The router's booking ends with the report, and with it what the task was still owed.
         task.stage = Stage.PARKED
         report = SwappedOut(task.task_id, len(swap_out.block_ids))

@@ -71,6 +71,8 @@ class GenerationTask:
     arrived_at_s: float = 0.0
     # When its first token is due.
     due_at_s: float = math.inf
+    # Of its output, what there was when it joined the batch last.
+    num_output_at_join: int = 0
     # An instant at which it had so many output tokens; None before the first look.
     pace: tuple[float, int] | None = None
     # Of a prompt that is computed here.
@@ -152,6 +154,13 @@ class GenerationTask:
             self.pace = now, num_output
         at_s, num_then = self.pace
         return at_s + (num_output - num_then + 1) * tpot_s
+
+    def needed_at_s(self, now: float) -> float:
+        """Until when it can do without its next token.
+
+        Being ahead of a mean does not help whoever minds the single gap.
+        """
+        return min(self.next_token_due_at_s(now), now + self.sequence.tbt_s)
 
     @property
     def num_missing_tokens(self) -> int:

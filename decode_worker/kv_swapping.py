@@ -93,9 +93,8 @@ class KvSwapping:
             swap_out = self._take_out(task, num_prompt_tokens, beside)
             if swap_out is not None:
                 if self._is_yielding:
-                    # Being ahead of a mean does not help whoever minds the single gap.
-                    due_at_s = min(task.next_token_due_at_s(now), now + task.sequence.tbt_s)
-                    self._due_at_s[task.task_id] = parked_due_at_s(now, due_at_s)
+                    due_at_s = parked_due_at_s(now, task.needed_at_s(now))
+                    self._due_at_s[task.task_id] = due_at_s
                 return task, swap_out
             if self._preemption is not Preemption.SWAP:
                 break

@@ -2,19 +2,15 @@
 
 from decode_worker.settings import ROOMY_GROWTH_BLOCKS, DecodeSettings
 from decode_worker.turn_taking import new_core
-from engine.kv_pool import KvPool
-from engine.kv_swap import KvSwap
-from kvtransfer.doors import PoolOwner
-from kvtransfer.receiver import receive_by
-from runtime.clock import MonotonicClock
-from runtime.config import DecodeConfig
+from kvtransfer.slices import join_exports
 from runtime.errors import StartupError
 from runtime.process import StopRequested
+from runtime.worker_config import DecodeConfig
 from scheduling.batch_time_recovery import Preemption
 from scheduling.policy import Policy, growth_reserve_blocks
 from scheduling.policy_settings import PolicyInvalid, policy_of
 from worker.assembly import RoleParts, Workplace
-from worker.kv_receive import KvReceive
+from worker.rank_transfer import receive
 from worker.shell import run_worker
 
 
@@ -27,35 +23,26 @@ def build_decode(place: Workplace) -> RoleParts:
     """A KV pool in memory that prefill workers write into."""
     config = place.config
     assert isinstance(config, DecodeConfig)
-    receiver = receive_by(
-        list(place.transports.values()),
-        PoolOwner(config.worker_id, place.incarnation),
-        place.num_blocks,
-        place.layout.block_bytes,
-    )
-    pool = KvPool(place.layout, place.num_blocks, config.device, receiver.buffer())
     try:
         policy = policy_of(config.policy_name)
     except PolicyInvalid as error:
         raise StartupError(str(error)) from error
-    settings = decode_settings_of(config, policy, place.num_blocks, place.layout.block_bytes)
-    swap = KvSwap(pool, settings.num_swap_blocks) if settings.num_swap_blocks else None
-    kv = KvReceive(receiver, config.kv_arrival_timeout_s, MonotonicClock(), swap)
-
-    def close(timeout_s: float) -> None:
-        receiver.close()
-
-    export = receiver.export()
+    settings = decode_settings_of(config, policy, place.num_blocks, place.block_bytes)
+    made = receive(place.of_rank, settings.num_swap_blocks)
+    assert made.export is not None
+    export = join_exports([made.export, *place.make_other_pools(settings.num_swap_blocks)])
     reserve = policy.growth_reserve if config.growth_reserve is None else config.growth_reserve
     num_growth_blocks = growth_reserve_blocks(place.num_blocks, reserve)
     return RoleParts(
         new_core(settings, export),
-        kv,
-        pool,
-        close,
+        made.kv,
+        made.pool,
+        made.close,
         export,
         num_growth_blocks=num_growth_blocks,
         num_host_blocks=settings.num_host_blocks,
+        makes_room=settings.makes_room,
+        before_pass=made.before_pass,
     )
 
 

@@ -62,6 +62,11 @@ class DecodeSettings:
         return self.is_mixed and isinstance(self.batching, FeedbackQueues)
 
     @property
+    def makes_room(self) -> bool:
+        """Answers that can wait may make room for prompts that cannot, which then go first."""
+        return self.is_mixed and self.parked_yields and not self.takes_turns
+
+    @property
     def num_host_blocks(self) -> int | None:
         """Of host memory, that count as room; None where they do not."""
         if not self.takes_turns:

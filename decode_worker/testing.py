@@ -10,8 +10,8 @@ import threading
 from dataclasses import replace
 
 from decode_worker.serve import build_decode
-from runtime.config import DecodeConfig
 from runtime.process import StopRequested, run_process
+from runtime.worker_config import DecodeConfig
 from scheduling.worker_events import WorkerEvent
 from worker.assembly import RoleParts, Workplace
 from worker.engine_loop import KvSide

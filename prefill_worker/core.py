@@ -22,6 +22,7 @@ from scheduling.messages import (
     Command,
     GrantGrowth,
     KvPushed,
+    MakeRoom,
     PrefillStarted,
     PromptScored,
     PushTo,
@@ -194,6 +195,7 @@ class PrefillCore:
                 | StartDecode()
                 | GrantGrowth()
                 | ResumeGeneration()
+                | MakeRoom()
             ):
                 message = f"a prefill worker cannot take {type(command).__name__}"
                 failed = TaskFailed(command.task_id, TandemError.code, message)

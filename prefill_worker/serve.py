@@ -1,14 +1,10 @@
 """The prefill worker's process: the shared worker shell around the prefill core."""
 
-from engine.kv_pool import KvPool
-from kvtransfer.lane import LaneSettings
-from kvtransfer.pusher import Pusher
 from prefill_worker.core import PrefillCore, PrefillSettings
-from runtime.clock import MonotonicClock
-from runtime.config import PrefillConfig
 from runtime.process import StopRequested
+from runtime.worker_config import PrefillConfig
 from worker.assembly import RoleParts, Workplace
-from worker.kv_push import KvPush
+from worker.rank_transfer import push
 from worker.shell import run_worker
 
 
@@ -21,22 +17,12 @@ def build_prefill(place: Workplace) -> RoleParts:
     """A private KV pool whose blocks are pushed to whichever decode worker the router names."""
     config = place.config
     assert isinstance(config, PrefillConfig)
-    pool = KvPool(place.layout, place.num_blocks, config.device)
-    kv = KvPush(place.post, config.push_timeout_s)
-    settings = LaneSettings(
-        sender_id=f"{config.worker_id}#{place.incarnation}",
-        block_bytes=place.layout.block_bytes,
-        max_jobs_per_peer=config.max_push_backlog,
-        min_bytes_per_s=config.min_kv_bytes_per_s,
-    )
-    pusher = Pusher(place.transports, pool.as_bytes(), kv.on_done, settings, MonotonicClock())
-    kv.attach(pusher)
+    # Of several ranks, what each tells is put together before the core hears of it.
+    made = push(place.of_rank, place.post if config.tensor_parallel_size == 1 else None)
+    place.make_other_pools(0)
+    assert made.prepare_peer is not None
     core = PrefillCore(prefill_settings_of(config, place.num_blocks))
-
-    def close(timeout_s: float) -> None:
-        pusher.close(timeout_s)
-
-    return RoleParts(core, kv, pool, close, prepare_peer=kv.prepare_peer)
+    return RoleParts(core, made.kv, made.pool, made.close, prepare_peer=made.prepare_peer)
 
 
 def prefill_settings_of(config: PrefillConfig, num_blocks: int) -> PrefillSettings:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from kvtransfer.batches import PushSettings, plain_copy
 from kvtransfer.shared_memory import SharedMemoryTransport
 from prefill_worker.serve import build_prefill
-from runtime.config import PrefillConfig
 from runtime.process import StopRequested, run_process
+from runtime.worker_config import PrefillConfig
 from worker.assembly import RoleParts, Workplace
 from worker.shell import run_worker
 

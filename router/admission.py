@@ -7,7 +7,8 @@ worker's load shows it: cautious where several routers share workers, exact wher
 import math
 from collections.abc import Iterator
 
-from router.sequence import LegState, Sequence
+from router.leg import LegState
+from router.sequence import Sequence
 from router.state import RouterState
 from router.worker_view import WorkerView
 from scheduling.admission import Demand

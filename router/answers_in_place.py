@@ -16,7 +16,8 @@ its KV there, and gets the rest in a group of its length (EcoServe, SyncDecouple
 from collections.abc import Iterator
 
 from router.events import GENERAL, GROWTH, Action, Extend, SendCommand, Share
-from router.sequence import Leg, LegState, Sequence
+from router.leg import Leg, LegState
+from router.sequence import Sequence
 from router.state import RouterState
 from router.worker_view import WorkerView, free_estimate
 from scheduling.block_pool import num_blocks_for

@@ -25,6 +25,7 @@ from router.events import (
     WorkerLost,
 )
 from router.fleet import Fleet
+from router.growth import Growth
 from router.legs import LegBook
 from router.reports import ReportHandler
 from router.scheduler import Scheduler
@@ -79,7 +80,8 @@ class RouterCore:
             ),
         )
         self._scheduler = Scheduler(self.state)
-        self._reports = ReportHandler(self.state, self._scheduler)
+        self._growth = Growth(self.state, self._scheduler)
+        self._reports = ReportHandler(self.state, self._scheduler, self._growth)
         self._woken_for_s: float | None = None
         # When the queues are to be looked at again, though nothing happens.
         self._look_at_s = 0.0
@@ -111,7 +113,7 @@ class RouterCore:
             case ReservationAnswered():
                 return self._scheduler.reservation_answered(event, now)
             case ExtensionAnswered():
-                return self._reports.extension_answered(event, now)
+                return self._growth.answered(event, now)
             case RequestArrived(spec):
                 return self._admit(spec, now)
             case CallerLeft(request_id):

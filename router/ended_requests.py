@@ -5,19 +5,19 @@ A record holds counts, names and times: no token of the prompt or of an answer.
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from router.sequence import Request, Sequence
 from router.timeline import Timeline
 from scheduling.errors import TandemError
 from scheduling.ids import RequestId
 from scheduling.lifecycle import Phase
+from scheduling.value import value
 
 # Measured on CPython 3.11, rounded up; strings are counted besides.
 _BYTES_PER_REQUEST, _BYTES_PER_ANSWER, _BYTES_PER_ENTRY = 800, 500, 250
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AnswerRecord:
     """One answer, as far as it has come."""
 
@@ -34,7 +34,7 @@ class AnswerRecord:
     timeline: Timeline
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestRecord:
     """One request, as far as it has come."""
 

@@ -4,8 +4,8 @@ Every router does this for its own tasks, whenever the worker reports that it is
 """
 
 from router.events import PREFILL_LEG, Action
+from router.leg import LegState
 from router.scheduler import Scheduler
-from router.sequence import LegState
 from router.state import RouterState
 from router.worker_view import WorkerView
 from scheduling.lifecycle import Change, Phase

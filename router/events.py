@@ -1,7 +1,6 @@
 """What the router core is told and what it wants done. Values only; serve.py does the rest."""
 
 import math
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from scheduling.errors import TandemError
@@ -13,6 +12,7 @@ from scheduling.prediction import RequestFeatures, ResponseLength
 from scheduling.prefix_chain import PromptPrefix
 from scheduling.prefix_index import PrefixChanges
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams
+from scheduling.value import value
 
 # Which half of a task a reservation is for.
 Role = Literal["prefill", "decode"]
@@ -24,7 +24,7 @@ GENERAL: Final = "general"
 GROWTH: Final = "growth"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Claim:
     """One try to hold blocks for one leg of a task; later tries have larger numbers."""
 
@@ -33,7 +33,7 @@ class Claim:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestSpec:
     """A checked and tokenised request; every default is filled in."""
 
@@ -89,19 +89,19 @@ class RequestSpec:
 # --- events -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestArrived:
     spec: RequestSpec
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CallerLeft:
     """The client closed its stream or cancelled."""
 
     request_id: RequestId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OperatorCancelled:
     """An operator ends the request; the message tells the caller who and why."""
 
@@ -109,7 +109,7 @@ class OperatorCancelled:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReaderFellBehind:
     """The caller left more of the answer unread than may be kept for it."""
 
@@ -119,17 +119,17 @@ class ReaderFellBehind:
     is_shared: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DrainTimedOut:
     """The router ends, and the time that running requests had for it is over."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerConnected:
     hello: WorkerHello
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerLost:
     """The session broke: every task that it carried has ended on the worker."""
 
@@ -137,7 +137,7 @@ class WorkerLost:
     incarnation: Incarnation
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReportsArrived:
     worker_id: WorkerId
     reports: tuple[Report, ...]
@@ -146,7 +146,7 @@ class ReportsArrived:
     prefixes: PrefixChanges | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReservationAnswered:
     """The ledger's answer to Reserve: a worker, or None when nobody has room."""
 
@@ -158,7 +158,7 @@ class ReservationAnswered:
     is_booked: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ExtensionAnswered:
     """The ledger's answer to Extend."""
 
@@ -168,7 +168,7 @@ class ExtensionAnswered:
     is_inherited: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TimeReached:
     """A WakeAt fell due."""
 
@@ -190,13 +190,13 @@ Event = (
 # --- actions ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendCommand:
     worker_id: WorkerId
     command: Command
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class IntroducePeer:
     """Tell a prefill worker of a pool that it will push into: mapping a large one takes a while."""
 
@@ -204,7 +204,7 @@ class IntroducePeer:
     export: KvExport
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserve:
     """Ask the ledger for blocks on the first of these workers that has room."""
 
@@ -215,7 +215,7 @@ class Reserve:
     share: Share
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Extend:
     """Ask the ledger for more blocks for a running decode leg."""
 
@@ -226,19 +226,19 @@ class Extend:
     is_inherited: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TransferHolding:
     """The KV moved: release the prefill holding, commit this decode holding."""
 
     claim: Claim
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReleaseHolding:
     claim: Claim
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PhaseTimings:
     """Where the time of one answer went, seconds by the router's clock."""
 
@@ -270,7 +270,7 @@ class PhaseTimings:
     push_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EmitPromptLogprobs:
     """Logprobs of the next prompt tokens; all of them come before any output."""
 
@@ -289,7 +289,7 @@ class EmitTokens(NamedTuple):
     tokens: TokensEmitted
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EmitFinished:
     request_id: RequestId
     index: int
@@ -303,7 +303,7 @@ class EmitFinished:
     predicted: ResponseLength | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EmitFailed:
     """The whole request ends with this error."""
 
@@ -312,7 +312,7 @@ class EmitFailed:
     gpu_work_spent: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WakeAt:
     """Deliver TimeReached at this instant, or sooner."""
 

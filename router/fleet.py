@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import count
 
 from router.events import DECODE_LEG, PREFILL_LEG, IntroducePeer, Role, Share
-from router.sequence import Leg
+from router.leg import Leg
 from router.worker_view import WorkerView, free_estimate, may_be_asked
 from scheduling.backlog import BacklogLimit
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
@@ -17,6 +17,8 @@ from scheduling.prefix_chain import PromptPrefix
 
 # How long a worker that refused is left alone, unless it frees something earlier.
 _REFUSAL_PAUSE_S = 0.05
+# An instant that a worker tells in every frame: by so little it moves with the time of the frames.
+_FRAME_JITTER_S = 0.1
 
 
 class Fleet:
@@ -112,11 +114,12 @@ class Fleet:
 
     def take_load(self, view: WorkerView, load: WorkerLoad, now: float) -> bool:
         """A frame told how full the worker is and what it takes on; True: it was opened again."""
-        due_in_s = load.parked_due_in_s
+        due_in_s, due_before_s = load.parked_due_in_s, view.told_parked_due_at_s
         view.told_parked_due_at_s = -math.inf if due_in_s is None else now + due_in_s
+        is_due_moved = not _is_about(view.told_parked_due_at_s, due_before_s)
         if load.pass_time_error is not None:
             view.pass_time_error = load.pass_time_error
-        if load == view.load:
+        if load == view.load and not is_due_moved:
             return False
         has_changed = load.takes_new_tasks != view.load.takes_new_tasks
         view.load = load
@@ -281,12 +284,18 @@ class Fleet:
         if prefill and decode:
             return (
                 "prefill and decode workers are connected, but no two are compatible: they must "
-                "serve one model with one dtype and block size; see `tandem admin workers`"
+                "serve one model with one dtype, KV dtype, block size and number of KV slices; see "
+                "`tandem admin workers`"
             )
         missing = " and ".join(
             role for role, there in (("prefill", prefill), ("decode", decode)) if not there
         )
         return f"no {missing} worker is connected; start one, or wait until it is ready"
+
+
+def _is_about(at_s: float, other_at_s: float) -> bool:
+    """Whether both are one instant, told twice; they may be infinite."""
+    return at_s == other_at_s or abs(at_s - other_at_s) <= _FRAME_JITTER_S
 
 
 def _candidate(view: WorkerView, share: Share, prefix: PromptPrefix | None) -> Candidate:

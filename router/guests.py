@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from router.events import GENERAL, GROWTH, Share
-from router.sequence import Leg, LegState, Sequence
+from router.leg import Leg, LegState
+from router.sequence import Sequence
 from router.state import RouterState
 from router.worker_view import WorkerView, free_estimate, may_be_asked
 from scheduling.block_leases import LeaseKind, LentPlace

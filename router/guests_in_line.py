@@ -9,7 +9,8 @@ from router.answers_in_place import begin, wait_for_room
 from router.events import Action, SendCommand
 from router.guests import MAX_AT_ONCE, NUM_LEAD_ITERATIONS, hosts_on
 from router.in_place import note_refused_place
-from router.sequence import Leg, Sequence
+from router.leg import Leg
+from router.sequence import Sequence
 from router.state import RouterState
 from router.worker_view import WorkerView
 from scheduling.block_leases import LeaseKind, LentPlace

@@ -1,7 +1,8 @@
 """What a mixed worker is told of a prompt that it is to compute and to answer in place."""
 
 from router.events import Action, SendCommand
-from router.sequence import Leg, Sequence
+from router.leg import Leg
+from router.sequence import Sequence
 from router.state import RouterState
 from scheduling.lifecycle import Change
 from scheduling.messages import AdmitPrompt

@@ -36,8 +36,8 @@ from router.events import (
     Reserve,
     TransferHolding,
 )
+from router.leg import Leg
 from router.reservation_batch import ReservationBatch
-from router.sequence import Leg
 from runtime.logging import get_logger
 from scheduling.errors import TandemError
 from scheduling.ids import Incarnation, RouterId, TaskId

@@ -8,7 +8,7 @@ from itertools import count
 
 from router.events import DECODE_LEG, PREFILL_LEG, Action, Claim, ReleaseHolding, Role, SendCommand
 from router.fleet import Fleet
-from router.sequence import Leg, LegState
+from router.leg import Leg, LegState
 from router.worker_view import WorkerView
 from scheduling.block_leases import LentPlace
 from scheduling.ids import TaskId, WorkerId

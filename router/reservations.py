@@ -8,8 +8,9 @@ from router.admission import admitting, cut_blocks, decode_blocks
 from router.answers_in_place import blocks_in_place, share_for_prompt
 from router.events import DECODE_LEG, GENERAL, GROWTH, PREFILL_LEG, Reserve, Role, Share
 from router.guests import GuestOffer
+from router.leg import Leg
 from router.preferences import MAX_PREFERENCES, Preferences
-from router.sequence import Leg, Sequence
+from router.sequence import Sequence
 from router.state import RouterState
 from router.worker_view import WorkerView, free_estimate, may_be_asked
 from scheduling.block_leases import LentPlace

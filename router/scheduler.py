@@ -22,8 +22,10 @@ from router.events import (
 from router.guests import Guests
 from router.guests_in_line import lend_to_answers
 from router.in_place import dispatch_in_place
+from router.leg import Leg, LegState
 from router.reservations import Reservations
-from router.sequence import Leg, LegState, Request, Sequence
+from router.room_wishes import ask_for_room
+from router.sequence import Request, Sequence
 from router.state import RouterState
 from router.swapped import resume_answered, resume_parked, to_recompute
 from scheduling.block_pool import num_blocks_for
@@ -87,6 +89,7 @@ class Scheduler:
                     actions.append(self._reservations.for_guest(guest))
                     state.prompt_queue.take(guest.sequence.task_id)
                 if not guests:
+                    actions += ask_for_room(state, sequence, now)
                     break
                 continue
             state.prompt_queue.take(task_id)

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from engine.chat_template import ChatTemplate, require_template
 from engine.config_json import GenerationDefaults, read_model_config
-from engine.model_config import ModelConfig
+from engine.model_config import ModelShape
 from engine.model_folder import model_fingerprint
 from engine.tokenizer import Tokenizer
 from router.prompt_room import SHORT_BYTES, PromptRoom, Work
@@ -43,7 +43,7 @@ class ServedModel:
     """Everything about the model that does not need its weights."""
 
     name: str
-    config: ModelConfig
+    config: ModelShape
     defaults: GenerationDefaults
     tokenizer: Tokenizer
     template: ChatTemplate | None

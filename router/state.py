@@ -11,7 +11,7 @@ from router.fleet import Fleet
 from router.legs import LegBook
 from router.sequence import Request, Sequence
 from scheduling.generation_queue import GenerationQueue
-from scheduling.ids import RequestId, TaskId, task_id_of
+from scheduling.ids import RequestId, TaskId, WorkerId, task_id_of
 from scheduling.length_calibration import CalibrationLog
 from scheduling.lifecycle import Phase
 from scheduling.policy import Policy
@@ -54,6 +54,19 @@ class Counters:
 
 
 @dataclass(slots=True)
+class RoomWish:
+    """Room that a worker was asked to make for a prompt that cannot wait."""
+
+    task_id: TaskId
+    worker_id: WorkerId
+    # From then on it helps nobody.
+    until_s: float
+    # How often it was asked for.
+    number: int = 1
+    is_answered: bool = False
+
+
+@dataclass(slots=True)
 class RouterState:
     """Everything the router knows; its parts are shared by the objects that decide."""
 
@@ -79,6 +92,8 @@ class RouterState:
     answer_pace: TokenPace = field(default_factory=TokenPace)
     # What came of the predictions, of the latest answers.
     calibration: CalibrationLog = field(default_factory=CalibrationLog)
+    # The latest, for the first prompt in line.
+    room_wish: RoomWish | None = None
     # What operators may still ask about.
     ended: EndedRequests = field(default_factory=EndedRequests)
     # Of every new sequence; None but in a simulation.

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 from router.admission import decode_blocks
 from router.events import DECODE_LEG, GENERAL, GROWTH, Action, Reserve, SendCommand, Share
-from router.sequence import Leg, LegState, Sequence
+from router.leg import Leg, LegState
+from router.room_wishes import keeps_room
+from router.sequence import Sequence
 from router.state import RouterState
 from router.worker_view import WorkerView, free_estimate
 from scheduling.block_pool import num_blocks_for
@@ -106,6 +108,8 @@ def next_overdue_at(state: RouterState, now: float) -> float | None:
 def _resume_first(state: RouterState, view: WorkerView, now: float) -> Reserve | None:
     task_id = view.parked.peek()
     if task_id is None or view.is_starving or view.paused_until_s > now:
+        return None
+    if keeps_room(state, view, now):
         return None
     sequence = state.sequence_by_task[task_id]
     leg = sequence.decode

@@ -6,12 +6,13 @@ Kept for operators; nothing is decided by it.
 from dataclasses import dataclass, field, replace
 
 from scheduling.lifecycle import Change, Phase
+from scheduling.value import value
 
 # An answer that is moved on and on keeps its beginning and its latest changes.
 _KEPT_FIRST, _KEPT_LAST = 16, 48
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Entry:
     """One change of phase."""
 

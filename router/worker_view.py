@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from router.events import DECODE_LEG, GROWTH, PREFILL_LEG, Role, Share
-from router.sequence import Leg
+from router.leg import Leg
 from scheduling.backlog import NO_LIMIT
 from scheduling.batch_time_online import PassTimeError
 from scheduling.block_leases import LentPlace
@@ -37,6 +37,8 @@ class WorkerView:
     last_taken: int = 0
     # Nothing new before this instant: the ledger or the worker said no.
     paused_until_s: float = 0.0
+    # No answer there could wait for a prompt that cannot.
+    makes_no_room_before_s: float = 0.0
     # Running responses wait for blocks: they come before new ones.
     is_starving: bool = False
     # Of all decode legs: what they can ever need.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from scheduling.step import ScheduledChunk, StepPlan
+from scheduling.value import value
 
 
 def chunk_attention(start: int, num_tokens: int) -> int:
@@ -17,7 +18,7 @@ def chunk_attention(start: int, num_tokens: int) -> int:
     return num_tokens * start + num_tokens * num_tokens // 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BatchShape:
     """What one forward pass computes; all counts are >= 0."""
 

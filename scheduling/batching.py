@@ -8,11 +8,12 @@ how much. A rule holds no task and allocates nothing; the core does both. The ru
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from scheduling.value import value
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class PromptWork:
     """A prompt on this worker that is not computed yet."""
 
@@ -26,7 +27,7 @@ class PromptWork:
     num_needed_blocks: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class IterationState:
     """What a rule may look at."""
 
@@ -69,7 +70,7 @@ class IterationState:
         return min(len(self.prompts), self.num_in_progress + self.num_startable)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class IterationChoice:
     """What the iteration computes."""
 

@@ -214,6 +214,11 @@ class BlockPool:
         """How many blocks `owner` holds, lent ones included."""
         return len(self._blocks_by_owner.get(owner, ()))
 
+    def num_blocks_alone(self, owner: TaskId) -> int:
+        """Blocks that nobody else holds: what is free, be it cached, once `owner` lets go."""
+        held = self._blocks_by_owner.get(owner, ())
+        return sum(1 for block_id in held if self._num_owners[block_id] == 1)
+
     def num_charged_blocks_of(self, owner: TaskId) -> int:
         """Blocks that `owner` holds and has not borrowed: what the ledger is to book for it."""
         return self.num_blocks_of(owner) - self._leases.num_borrowed_by(owner)

@@ -8,14 +8,15 @@ spread over what is still to come, and earliness carried forward.
 """
 
 import math
-from dataclasses import dataclass
+
+from scheduling.value import value
 
 # Of the time of a whole answer: what is kept for the tokens after the first, or more where they
 # have lately taken more.
 _KEPT_SHARE = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Goals:
     """Of one answer, in seconds, each > 0."""
 
@@ -63,7 +64,7 @@ class Goals:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DueTimes:
     """Of one answer that is not over, by what is known of it now."""
 
@@ -80,6 +81,9 @@ class DueTimes:
     token_s: float
     # When the request is ended, whatever is missing; inf for never.
     deadline_at_s: float = math.inf
+    # Of the tokens, those that the caller had from a router that was lost: nobody knows when they
+    # came, so they count as if they had come with the first one here.
+    num_resumed: int = 0
 
     @property
     def num_to_come(self) -> int:
@@ -90,16 +94,17 @@ class DueTimes:
     def next_token_at_s(self) -> float:
         """The first at the latest so that the rest can still be in time, the others evenly."""
         goals, arrival_at_s, first_at_s = self.goals, self.arrival_at_s, self.first_token_at_s
+        num_tokens = self.num_tokens - self.num_resumed
         if first_at_s is None:
             due_at_s = arrival_at_s + goals.ttft_s
         else:
-            due_at_s = first_at_s + goals.tpot_s * self.num_tokens
+            due_at_s = first_at_s + goals.tpot_s * num_tokens
         end_at_s = arrival_at_s + goals.jct_s
         if first_at_s is None and goals.leaves_first_token_to_end:
             kept_s = max(_KEPT_SHARE * goals.jct_s, self._answer_s)
             due_at_s = min(due_at_s, end_at_s - kept_s)
         if first_at_s is not None and goals.leaves_gaps_to_end:
-            share = self.num_tokens / max(1, self.num_tokens + self.num_to_come - 1)
+            share = num_tokens / max(1, num_tokens + self.num_to_come - 1)
             due_at_s = min(due_at_s, first_at_s + share * (end_at_s - first_at_s))
         return min(due_at_s, end_at_s, self.deadline_at_s)
 

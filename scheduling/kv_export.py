@@ -37,12 +37,28 @@ class KvExport:
     alternatives: tuple[KvDoor, ...] = ()
     # The last so many never hold KV: senders write there, under SCRATCH_GENERATION, to measure.
     num_scratch_blocks: int = 0
+    # Where KV blocks are cut into slices of some heads each, this pool holds the slices
+    # [first_slice, first_slice + num_slices) of every block. Each is a block to the transport:
+    # num_blocks, block_bytes and num_scratch_blocks count those.
+    first_slice: int = 0
+    num_slices: int = 1
+    # The pools of the worker's other ranks, with the other slices; they name no others.
+    other_ranks: tuple["KvExport", ...] = ()
+
+    @property
+    def num_kv_blocks(self) -> int:
+        """Blocks of which this pool has slices, and which tasks may hold."""
+        return (self.num_blocks - self.num_scratch_blocks) // self.num_slices
 
     def by_transport(self) -> "dict[str, KvExport]":
-        """Each way into the pool as an export of its own, without alternatives."""
-        ways = {self.transport: replace(self, alternatives=())}
+        """Each way into the pool as an export of its own, without alternatives or other ranks.
+
+        What a pool holds is no business of the transport, so it is left out.
+        """
+        way = replace(self, alternatives=(), other_ranks=(), first_slice=0, num_slices=1)
+        ways = {self.transport: way}
         for door in self.alternatives:
-            ways[door.transport] = replace(self, **asdict(door), alternatives=())
+            ways[door.transport] = replace(way, **asdict(door))
         return ways
 
 

@@ -5,7 +5,7 @@ messages of one session is kept; a broken session ends every task that it carrie
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -14,12 +14,13 @@ from scheduling.block_leases import BlocksInherited, LentPlace
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.kv_export import KvExport, KvTarget
 from scheduling.sampling import PromptLogprobs, SamplingParams, StopParams, TokenLogprobs
+from scheduling.value import value
 
 # Raised by one whenever an older peer could misread a message.
 PROTOCOL_VERSION = 5
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SequenceSpec:
     """Everything a worker needs to compute a sequence from any point of it."""
 
@@ -61,14 +62,14 @@ PREFIX_LOST: Final = "prefix_lost"
 # --- router to worker -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetAdmission:
     """An operator's wish. The worker keeps it for its life and tells every router."""
 
     admission: Admission
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartPrefill:
     """Compute the KV of all tokens of the sequence and sample the next one."""
 
@@ -76,7 +77,7 @@ class StartPrefill:
     sequence: SequenceSpec
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PushTo:
     """Send the task's KV there, chunk by chunk as it is computed, or at once if it is."""
 
@@ -84,7 +85,7 @@ class PushTo:
     target: KvTarget
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AdmitGeneration:
     """Allocate blocks for KV that will arrive, and remember the sequence."""
 
@@ -101,7 +102,7 @@ class AdmitGeneration:
     age_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AdmitPrompt:
     """Compute the sequence on a mixed worker and go on with its answer there: nothing travels."""
 
@@ -118,7 +119,7 @@ class AdmitPrompt:
     is_answer_held: bool = False  # with its blocks, until GrantGrowth and StartDecode
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartDecode:
     """The prompt is computed: decode as soon as the KV is there."""
 
@@ -128,7 +129,7 @@ class StartDecode:
     place: LentPlace | None = None  # that it begins in, or it says BlocksRefused
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GrantGrowth:
     """The answer to GrowthNeeded; 0 blocks means: not now."""
 
@@ -136,7 +137,7 @@ class GrantGrowth:
     num_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResumeGeneration:
     """Go on with a task that was swapped out; answered by DecodeStarted or BlocksRefused."""
 
@@ -145,7 +146,21 @@ class ResumeGeneration:
     num_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
+class MakeRoom:
+    """A prompt that cannot wait lacks so many blocks: answers that can wait are to let go of them.
+
+    Answered by RoomMade, behind the reports on these answers. Nothing is kept for the prompt: it
+    is sent when the ledger has booked what was given back.
+    """
+
+    task_id: TaskId  # of the prompt, which is nowhere yet
+    num_blocks: int
+    # Until its first token is due.
+    due_in_s: float
+
+
+@value
 class CancelTask:
     """Stop and give everything back; answered by TaskReleased, also for an unknown task."""
 
@@ -161,6 +176,7 @@ Command = (
     | StartDecode
     | GrantGrowth
     | ResumeGeneration
+    | MakeRoom
     | CancelTask
 )
 
@@ -184,7 +200,7 @@ class TokensEmitted(NamedTuple):
     matched_stop: str | int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PrefillStarted:
     """The first chunk of the prompt entered an iteration."""
 
@@ -193,7 +209,7 @@ class PrefillStarted:
     num_cached_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PromptScored:
     """Logprobs of prompt tokens, where asked for: from the second on, in order, before output."""
 
@@ -201,7 +217,7 @@ class PromptScored:
     logprobs: PromptLogprobs
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KvPushed:
     """All KV of the task lies in the decode worker's memory."""
 
@@ -213,7 +229,7 @@ class KvPushed:
     transport: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BlocksGranted:
     """The decode worker allocated blocks and waits for their KV."""
 
@@ -221,7 +237,7 @@ class BlocksGranted:
     target: KvTarget
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BlocksRefused:
     """The decode worker has no room, whatever the ledger said."""
 
@@ -229,7 +245,7 @@ class BlocksRefused:
     num_free_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DecodeStarted:
     """The KV arrived and passed its checks; the sequence joined the batch."""
 
@@ -238,7 +254,7 @@ class DecodeStarted:
     transport: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GrowthNeeded:
     """The response outgrows its prediction; asked before the last block is full."""
 
@@ -246,7 +262,7 @@ class GrowthNeeded:
     num_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Preempted:
     """The worker gave the task's blocks back to make room; it must be computed again."""
 
@@ -254,7 +270,7 @@ class Preempted:
     keeps_kv: bool = False  # it gave only its slot back, and waits beside its KV for more blocks
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SwappedOut:
     """The task's KV moved to the worker's host memory; it holds no block until it is resumed."""
 
@@ -263,7 +279,15 @@ class SwappedOut:
     num_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
+class RoomMade:
+    """The answer to MakeRoom; 0 blocks: those that can wait have too few, and nobody let go."""
+
+    task_id: TaskId
+    num_blocks: int
+
+
+@value
 class TaskFailed:
     """This worker cannot go on with the task. Followed by TaskReleased."""
 
@@ -273,7 +297,7 @@ class TaskFailed:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TaskReleased:
     """The last word on a task: no block of it is held here any more."""
 
@@ -292,12 +316,13 @@ Report = (
     | GrowthNeeded
     | Preempted
     | SwappedOut
+    | RoomMade
     | TaskFailed
     | TaskReleased
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerLoad:
     """How full a worker is, sent with every frame."""
 
@@ -324,7 +349,7 @@ class WorkerLoad:
         return not self.is_draining and self.admission is Admission.OPEN
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerHello:
     """Who answers a session, and what it can hold."""
 
@@ -346,3 +371,4 @@ class WorkerHello:
     max_task_blocks: int = 0
     max_num_batched_tokens: int = 0  # in one iteration; 0: it did not say
     policy: str = ""  # the name of the one that it decides by; "": it did not say
+    makes_room: bool = False  # it knows MakeRoom, and its answers may wait for prompts

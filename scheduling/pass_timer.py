@@ -22,6 +22,7 @@ class PassTimer:
 
     def __init__(self, model: OnlineBatchTime | None) -> None:
         self.model = model
+        # The latest instant that anybody has told.
         self.looked_at_s = 0.0
         self._plan: StepPlan | None = None
         self._began_at_s = 0.0
@@ -50,6 +51,10 @@ class PassTimer:
     def disturbed(self) -> None:
         """The engine did more than the present pass, or will before the next: neither counts."""
         self._plan, self._is_disturbed = None, True
+
+    def heard(self, at_s: float) -> None:
+        """Something came from outside then; perhaps a while after the last pass."""
+        self.looked_at_s = max(self.looked_at_s, at_s)
 
     def look(self, now: float) -> None:
         """The next one is about to be planned."""

@@ -29,13 +29,14 @@ from scheduling.mlfq import MlfqSettings
 from scheduling.modelled_filling import FillToKnee, FillWithinGoal
 from scheduling.prediction import LengthPredictor
 from scheduling.task_queue import Key
+from scheduling.value import value
 from scheduling.victims import (
     CheapestToRecompute,
     VictimRule,
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WaitingTask:
     """What an ordering may look at."""
 
@@ -217,6 +218,9 @@ class Policy:
     # Where answers wait in host memory, newcomers that are due sooner go first; otherwise nothing
     # new starts there.
     parked_yields: bool = False
+    # A prompt whose first token is about to be late gets room on a mixed worker at the cost of
+    # running answers that are ahead of their goals (AccelGen, urgent requests).
+    urgent_preempts: bool = False
     # A prompt whose first token cannot be in time any more goes behind those that can be.
     late_yields: bool = False
     # Answers of equal predicted length that wait for room get it together, a gap too small for the

@@ -234,4 +234,9 @@ def _check(policy: Policy) -> None:
             "reserves_more_again=no lets answers take room from one another for ever unless "
             "victims=last-arrived; set that as well"
         )
+    if policy.urgent_preempts and not policy.parked_yields:
+        raise PolicyInvalid(
+            "urgent_preempts=yes closes workers to the very prompts that it makes room for unless "
+            "parked_yields=yes; set that as well"
+        )
     _made("chunks", lambda: policy.batching_rule(1024, 64))

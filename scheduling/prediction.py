@@ -6,11 +6,12 @@ growth request, one that is too high costs KVC. Predictors are in `length_quanti
 of them in `length_calibration.py`; `length_choice.py` names them all.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from scheduling.value import value
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class RequestFeatures:
     """What is known of a request before it runs, or while it does."""
 
@@ -26,7 +27,7 @@ class RequestFeatures:
     known_output_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResponseLength:
     """Tokens that an answer is expected to have in all, 1 <= mean <= bound <= max_tokens."""
 

@@ -5,12 +5,12 @@ count that catches up with it. A chunk of one token at the end of the history is
 """
 
 from collections.abc import Set
-from dataclasses import dataclass
 
 from scheduling.sampling import PromptLogprobs, SamplingParams, TokenLogprobs
+from scheduling.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SequenceStart:
     """A sequence enters the engine under a slot number that no other live sequence has."""
 
@@ -24,7 +24,7 @@ class SequenceStart:
     block_table: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ScheduledChunk:
     """Compute tokens [start, start + num_tokens) of the sequence in `slot`."""
 
@@ -35,7 +35,7 @@ class ScheduledChunk:
     samples: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CountedDecodes:
     """Sequences that compute one token each, for an engine that only counts tokens."""
 
@@ -47,7 +47,7 @@ class CountedDecodes:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepPlan:
     """One iteration. A slot appears at most once."""
 
@@ -64,7 +64,7 @@ class StepPlan:
         return num_counted + sum(chunk.num_tokens for chunk in self.chunks)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepResult:
     """The sampled tokens, in the order of the sampling chunks of the plan."""
 

@@ -1,6 +1,6 @@
 """What a worker's core is told and what it wants done; shared by prefill and decode."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NewType
 
 from scheduling.ids import BlockId, Generation, TaskId
@@ -9,6 +9,7 @@ from scheduling.messages import Command, Report, TokensEmitted
 from scheduling.prefix_index import PrefixChanges
 from scheduling.sampling import PromptLogprobs, StopParams, TokenLogprobs
 from scheduling.step import SequenceStart
+from scheduling.value import value
 
 # One router's session with this worker; never reused within a life.
 SessionId = NewType("SessionId", int)
@@ -16,7 +17,7 @@ SessionId = NewType("SessionId", int)
 # --- events -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CommandArrived:
     session_id: SessionId
     command: Command
@@ -24,14 +25,14 @@ class CommandArrived:
     at_s: float = field(default=0.0, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SessionLost:
     """The router is gone; nobody waits for its tasks any more."""
 
     session_id: SessionId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SampledOutput:
     """One sampled token after detokenisation and the stop checks."""
 
@@ -59,7 +60,7 @@ class SampledOutput:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepFinished:
     """The planned iteration ran; outputs in the order of its sampling chunks.
 
@@ -73,7 +74,7 @@ class StepFinished:
     num_steps: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepFailed:
     """The planned iteration raised; none of its tokens exist."""
 
@@ -82,7 +83,7 @@ class StepFailed:
     slots: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PushFinished:
     """One Push ended, well or not; its source blocks are not read any more."""
 
@@ -96,7 +97,7 @@ class PushFinished:
     transport: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KvArrived:
     """Every awaited block carries its generation, and the sampled checksums are right."""
 
@@ -105,7 +106,7 @@ class KvArrived:
     transport: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KvRefused:
     """Awaited blocks are damaged, stale, or did not come in time."""
 
@@ -114,14 +115,14 @@ class KvRefused:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class QuarantineCleared:
     """No sender can write into the revoked blocks of this task any more."""
 
     task_id: TaskId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KvSwapped:
     """Blocks were copied to host memory or back, and so long the engine waited."""
 
@@ -145,7 +146,7 @@ WorkerEvent = (
 # --- actions ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LoadSequence:
     """Put a sequence into the engine, with the stop conditions that the shell checks."""
 
@@ -153,7 +154,7 @@ class LoadSequence:
     stop: StopParams
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ExtendSequence:
     """More blocks for the sequence in `slot`."""
 
@@ -161,7 +162,7 @@ class ExtendSequence:
     block_ids: tuple[BlockId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReplaceBlocks:
     """Other blocks from `first_index` on in the table of the sequence in `slot`.
 
@@ -173,14 +174,14 @@ class ReplaceBlocks:
     block_ids: tuple[BlockId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DropSequence:
     """Take the sequence in `slot` out of the engine."""
 
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Push:
     """Copy blocks to the target's blocks [first_index, first_index + len(block_ids))."""
 
@@ -190,7 +191,7 @@ class Push:
     block_ids: tuple[BlockId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CancelPush:
     """Give queued copies of this task up; each is still answered by PushFinished."""
 
@@ -198,7 +199,7 @@ class CancelPush:
     transfer_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ExpectKv:
     """Tell the receiver which generation to accept in which block, before anyone may send."""
 
@@ -206,7 +207,7 @@ class ExpectKv:
     generations: tuple[Generation, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AwaitKv:
     """Watch for these blocks; answer with KvArrived or KvRefused, within the shell's limit."""
 
@@ -215,7 +216,7 @@ class AwaitKv:
     generations: tuple[Generation, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RevokeKv:
     """Accept nothing more in these blocks; answer with QuarantineCleared once nobody writes."""
 
@@ -223,7 +224,7 @@ class RevokeKv:
     block_ids: tuple[BlockId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SwapOut:
     """Copy blocks to host memory, the first to the first, before anything else uses them."""
 
@@ -231,7 +232,7 @@ class SwapOut:
     swap_block_ids: tuple[BlockId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SwapIn:
     """Copy blocks back from host memory, the first to the first, before the next iteration."""
 
@@ -239,14 +240,14 @@ class SwapIn:
     block_ids: tuple[BlockId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TellPrefixes:
     """Tell every router which cached blocks came and went."""
 
     changes: PrefixChanges
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendReport:
     session_id: SessionId
     report: Report

@@ -48,11 +48,8 @@ from scheduling.worker_events import (
     DropSequence,
     ExpectKv,
     ExtendSequence,
-    KvArrived,
     LoadSequence,
     Push,
-    PushFinished,
-    QuarantineCleared,
     ReplaceBlocks,
     RevokeKv,
     SendReport,
@@ -66,6 +63,7 @@ from scheduling.worker_events import (
 )
 from simulator.audience import Audience
 from simulator.growing_runs import ends_no_run
+from simulator.kv_copies import KvCopies
 from simulator.ledger_turns import LedgerQuestion, LedgerTurns
 from simulator.run_now import run_now
 from simulator.simulated_worker import SimulatedEngine, SimulatedWorker
@@ -104,8 +102,7 @@ class CoreCluster:
         self._link_free_at_s: dict[object, float] = {}
         # Of the tokens in the frame that the router takes in now, by task and first index.
         self._gaps_s: dict[tuple[TaskId, int], array[float]] = {}
-        # Memory outlives its process for whoever has it mapped: a copy there still succeeds.
-        self._dead_lives: dict[tuple[WorkerId, Incarnation], SimulatedWorker] = {}
+        self._copies = KvCopies(self.worker_by_id, timing, self.at, self._post)
         router.state.num_unheard = self._num_unheard
         run_now(ledger.renew(self._life, 1e6))
 
@@ -124,7 +121,7 @@ class CoreCluster:
         """The process dies: nothing it still had to say arrives."""
         worker = self.worker_by_id.pop(WorkerId(worker_id))
         worker.is_alive = False
-        self._dead_lives[worker.hello.worker_id, worker.hello.incarnation] = worker
+        self._copies.died(worker)
         life = WorkerLife(worker.hello.worker_id, worker.hello.incarnation)
         run_now(self.ledger.worker_lost(life))
         self.tell(WorkerLost(worker.hello.worker_id, worker.hello.incarnation))
@@ -247,20 +244,13 @@ class CoreCluster:
                 case ReplaceBlocks(slot, first_index, block_ids):
                     worker.engine.replace(slot, first_index, block_ids)
                 case Push():
-                    takes_s = self._timing.push_s(worker.hello, action)
-                    self.at(takes_s, partial(self._copy, worker, action))
-                case ExpectKv(block_ids, generations):
-                    pairs = zip(block_ids, generations, strict=True)
-                    worker.expected_generation.update(pairs)
-                case AwaitKv(task_id):
-                    worker.awaited[task_id] = action
-                    self._look(worker)
-                case RevokeKv(task_id, block_ids):
-                    worker.awaited.pop(task_id, None)
-                    for block_id in block_ids:
-                        worker.expected_generation.pop(block_id, None)
-                    cleared = QuarantineCleared(task_id)
-                    self.at(self._timing.clear_s(), partial(self._post, worker, cleared))
+                    self._copies.push(worker, action)
+                case ExpectKv():
+                    self._copies.expect(worker, action)
+                case AwaitKv():
+                    self._copies.await_all(worker, action)
+                case RevokeKv():
+                    self._copies.revoke(worker, action)
                 case CancelPush():
                     pass
         if reports or (has_frame and self._has_news(worker)):
@@ -307,41 +297,6 @@ class CoreCluster:
             return 0
         worker = self.worker_by_id.get(leg.worker_id)
         return num_unheard(sequence, worker, self.now - self._timing.report_delay_s)
-
-    def _copy(self, worker: SimulatedWorker, push: Push) -> None:
-        export = push.target.export
-        target = self.worker_by_id.get(export.worker_id)
-        if target is None or target.hello.incarnation != export.incarnation:
-            is_mapped = self._timing.is_still_mapped()
-            target = self._dead_lives[export.worker_id, export.incarnation] if is_mapped else None
-        error = None
-        if target is None:
-            error = "peer gone"
-        else:
-            end = push.first_index + len(push.block_ids)
-            for source, block, generation in zip(
-                push.block_ids,
-                push.target.block_ids[push.first_index : end],
-                push.target.generations[push.first_index : end],
-                strict=True,
-            ):
-                if target.expected_generation.get(block) != generation:
-                    error = "stale generation"
-                    break
-                target.engine.receive(worker.engine, ((source, block),))
-                target.arrived_generation[block] = generation
-            self._look(target)
-        num_blocks = 0 if error else len(push.block_ids)
-        self._post(worker, PushFinished(push.task_id, num_blocks, num_blocks, 0.0, error))
-
-    def _look(self, worker: SimulatedWorker) -> None:
-        if not worker.is_alive:
-            return
-        for task_id, awaited in list(worker.awaited.items()):
-            pairs = zip(awaited.block_ids, awaited.generations, strict=True)
-            if all(worker.arrived_generation.get(b) == g for b, g in pairs):
-                del worker.awaited[task_id]
-                self.at(0.0, partial(self._post, worker, KvArrived(task_id)))
 
     def _step_if_idle(self, worker: SimulatedWorker) -> None:
         if worker.run is not None or not worker.is_alive:

@@ -13,13 +13,14 @@ from scheduling.batch_time import (
 )
 from scheduling.messages import WorkerHello
 from scheduling.step import StepPlan
+from scheduling.value import value
 from scheduling.worker_events import Push, SwapIn, SwapOut
 
 LINK_LATENCY_S = 0.0002
 LEDGER_LATENCY_S = 0.0002
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LinearSteps:
     """Implements `StepTimes`: each takes longer than the one before by as much, as contexts grow.
 

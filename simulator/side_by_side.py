@@ -1,17 +1,20 @@
-"""Several runs of one command side by side, each in a process of its own.
+"""Several runs of one command side by side, in processes of their own.
 
 They know nothing of one another and come back in the order in which they were asked for, so what
-is written is the same however many run at a time. The processes are forked: the load is read once.
+is written is the same however many run at a time. Each process gets the load once and takes one run
+after another. They are spawned: a fork of a process with threads may hang on a lock that one holds.
 """
 
 import io
-import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -20,7 +23,7 @@ from simulator.metrics.summary import Json
 from simulator.runs import Note, Runner
 
 T = TypeVar("T")
-# Given a runner of its own, in its own process.
+# Given a runner of its own, in another process: like what it gives, it can be pickled.
 Job = Callable[[Runner], T]
 
 
@@ -99,60 +102,82 @@ class _SideBySide:
     runner: Runner
     num_at_once: int
     names: Sequence[str]
-    _running: dict[Connection, tuple[int, BaseProcess]] = field(default_factory=dict)
+    _waiting: deque[tuple[int, Job[Any]]] = field(default_factory=deque)
+    _process_by_connection: dict[Connection, BaseProcess] = field(default_factory=dict)
+    # The numbers of the jobs that are under way.
+    _running: dict[Connection, int] = field(default_factory=dict)
     _outcome_by_number: dict[int, _Outcome] = field(default_factory=dict)
     # Of the line on a terminal.
     _width: int = 0
 
     def run(self) -> list[_Outcome]:
         """All of them."""
-        waiting = deque(enumerate(self.jobs))
-        while waiting or self._running:
-            while waiting and len(self._running) < self.num_at_once:
-                self._start(*waiting.popleft())
-            for connection in wait(list(self._running)):
-                assert isinstance(connection, Connection)
-                self._hear(connection)
+        self._waiting = deque(enumerate(self.jobs))
+        idle = [self._start() for _ in range(min(self.num_at_once, len(self.jobs)))]
+        # Only now: whoever starts reads nothing yet, and a load is more than a pipe holds.
+        for connection in idle:
+            self._begin(connection, is_new=True)
+        while self._running:
+            for ready in wait(list(self._running)):
+                assert isinstance(ready, Connection)
+                self._hear(ready)
         return [self._outcome_by_number[number] for number in range(len(self.jobs))]
 
     def close(self) -> None:
         """End what still runs."""
-        for _, process in self._running.values():
-            # Not by SIGTERM: a handler that was inherited may ignore it, or come too early.
+        for process in self._process_by_connection.values():
+            # Not by SIGTERM: who ignores it here ignores it there.
             process.kill()
-        for connection, (_, process) in self._running.items():
+        for connection, process in self._process_by_connection.items():
             process.join()
             connection.close()
-        self._running.clear()
+        self._process_by_connection.clear()
         if self._width and self.runner.stream is not None:
             self.runner.stream.write("\n")
 
-    def _start(self, number: int, job: Job[Any]) -> None:
-        context = multiprocessing.get_context("fork")
-        ours, theirs = context.Pipe(duplex=False)
-        inherited = [ours, *self._running]
-        arguments = job, self.runner, theirs, inherited
-        process = context.Process(target=_run, args=arguments, daemon=True)
-        process.start()
+    def _start(self) -> Connection:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_run_what_comes, args=(theirs,), daemon=True)
+        with _born_without_interrupts():
+            process.start()
+        self._process_by_connection[ours] = process
         theirs.close()
-        self._running[ours] = number, process
+        return ours
+
+    def _begin(self, connection: Connection, *, is_new: bool = False) -> None:
+        """Give the process the next job, and before the first of them what all jobs share."""
+        number, job = self._waiting.popleft()
+        self._running[connection] = number
+        stream = self.runner.stream
+        is_terminal = None if stream is None else stream.isatty()
+        shared = replace(self.runner, stream=None, progress=None, wall_times=[], notes=[])
+        try:
+            if is_new:
+                connection.send((shared, is_terminal))
+            connection.send(job)
+        except OSError:  # nobody is there to read it
+            raise self._death(connection) from None
 
     def _hear(self, connection: Connection) -> None:
-        number, process = self._running[connection]
         try:
             said = connection.recv()
         except (EOFError, OSError):  # before what it says, or in the middle of it
-            process.join()
-            raise RunDied(self._name(number), process.exitcode) from None
+            raise self._death(connection) from None
         if isinstance(said, str):
-            self._show(number, said)
+            self._show(self._running[connection], said)
             return
-        del self._running[connection]
-        connection.close()
-        process.join()
+        number = self._running.pop(connection)
         if isinstance(said, _Defect):
             raise RunFailed(self._name(number), said.text)
         self._outcome_by_number[number] = said
+        if self._waiting:
+            self._begin(connection)
+
+    def _death(self, connection: Connection) -> RunDied:
+        process = self._process_by_connection[connection]
+        process.join()
+        return RunDied(self._name(self._running[connection]), process.exitcode)
 
     def _name(self, number: int) -> str:
         name = f"run {number + 1} of {len(self.jobs)}"
@@ -164,7 +189,7 @@ class _SideBySide:
         assert stream is not None
         if stream.isatty():
             text = text.strip()
-            if not text or number != min(number for number, _ in self._running.values()):
+            if not text or number != min(self._running.values()):
                 return
             line = f"{len(self._outcome_by_number)}/{len(self.jobs)} done; {text}"
             text, self._width = f"\r{line.ljust(self._width)}", len(line)
@@ -172,23 +197,39 @@ class _SideBySide:
         stream.flush()
 
 
-def _run(
-    job: Job[Any], runner: Runner, parent: Connection, inherited: Sequence[Connection]
-) -> None:
-    # Ctrl-C is for the parent, which ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Else nobody would notice that the parent is gone: we would be the ones that listen.
-    for connection in inherited:
-        connection.close()
-    progress = None
-    if runner.stream is not None:
-        progress = _ToParent(parent, is_terminal=runner.stream.isatty())
-    own = replace(runner, stream=None, progress=progress, wall_times=[], notes=[])
-    # Nobody listens any more: the parent is gone.
-    with suppress(BrokenPipeError):
-        try:
-            result = job(own)
-        except Exception:  # what it is, the other process says
-            parent.send(_Defect(traceback.format_exc()))
-        else:
-            parent.send(_Outcome(result, own.wall_times, own.notes))
+@contextmanager
+def _born_without_interrupts() -> Iterator[None]:
+    """What is started in here is deaf to Ctrl-C, which is for us; ours comes at the end of it."""
+    # It would let interrupts through once it has started its own process.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run_what_comes(parent: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Until nobody gives a job, or takes what comes of it.
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        runner, is_terminal = parent.recv()
+        if is_terminal is not None:
+            runner.progress = _ToParent(parent, is_terminal=is_terminal)
+        while True:
+            job = parent.recv()
+            own = replace(runner, wall_times=[], notes=[])
+            try:
+                result = job(own)
+            except Exception:  # what it is, the other process says
+                parent.send(_Defect(traceback.format_exc()))
+            else:
+                parent.send(_Outcome(result, own.wall_times, own.notes))
+
+
+def _end_with_parent() -> None:
+    """A run that nobody waits for would go on for as long as it takes."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

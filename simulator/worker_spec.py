@@ -65,6 +65,7 @@ class WorkerSpec:
             max_task_blocks=0 if num_host_blocks is None else self.num_blocks,
             max_num_batched_tokens=self.max_num_batched_tokens,
             policy=self.policy,
+            makes_room=self.role != "prefill" and self.decode_settings.makes_room,
         )
 
     def new_core(self, hello: WorkerHello) -> PrefillCore | DecodeCore:

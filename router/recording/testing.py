@@ -63,8 +63,13 @@ def values_of(kind: Any, left_out: Iterable[tuple[str, str]] = ()) -> SearchStra
         else list(kind._fields)
     )
     empty = {name: _empty(hints[name]) for owner, name in left_out if owner == kind.__name__}
-    fields = {name: values_of(hints[name], left_out) for name in names if name not in empty}
-    return st.builds(kind, **fields, **empty)
+    # Fields that hold more of the same are drawn one level deep.
+    nested = [name for name in names if hints[name] == tuple[kind, ...]]
+    drawn = [name for name in names if name not in empty and name not in nested]
+    fields = {name: values_of(hints[name], left_out) for name in drawn}
+    flat = st.builds(kind, **fields, **empty)
+    more = {name: st.lists(flat, max_size=2).map(tuple) for name in nested}
+    return st.builds(kind, **fields, **empty, **more) if nested else flat
 
 
 def _arrays(code: str) -> SearchStrategy[Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from engine.config_json import GenerationDefaults
-from engine.model_config import ModelConfig
+from engine.model_config import ModelShape
 from router.served_model import ServedModel
 from scheduling.errors import InvalidRequest
 from scheduling.sampling import SamplingParams
@@ -55,7 +55,7 @@ class StopWishes:
     token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
-    def end_token_ids(self, config: ModelConfig) -> tuple[int, ...]:
+    def end_token_ids(self, config: ModelShape) -> tuple[int, ...]:
         """Tokens that end the answer, none twice."""
         own = () if self.ignore_eos else config.eos_token_ids
         return tuple(dict.fromkeys((*own, *self.token_ids)))

@@ -1,9 +1,9 @@
 """What became of one request, and whether that was what it had been promised."""
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
 
+from scheduling.value import value
 from simulator.metrics.distribution import Distribution
 from simulator.metrics.quantiles import Ordered, mean_of_longest, quantile
 from simulator.slo import GapRule, RequestSlo
@@ -21,7 +21,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class GapFigures:
     """The gaps between the tokens of one request, seconds; there is at least one."""
 
@@ -44,7 +44,7 @@ class GapFigures:
                 return self.longest_tenth_mean
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestOutcome:
     """A request that has ended. Instants are of the run's own clock."""
 

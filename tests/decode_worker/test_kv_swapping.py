@@ -255,6 +255,8 @@ def test_the_load_tells_when_what_is_parked_goes_before_newcomers() -> None:
     assert core.load.parked_due_in_s == MAX_OVERTAKEN_S
     core.plan(now=7.0)
     assert core.load.parked_due_in_s == MAX_OVERTAKEN_S - 7.0, "however long it waits already"
+    core.handle(CommandArrived(SESSION, CancelTask(TaskId("gone"), ""), at_s=9.0))
+    assert core.load.parked_due_in_s == MAX_OVERTAKEN_S - 9.0, "though nothing was computed since"
     send(core, CancelTask(LONG, ""))
     send(core, ResumeGeneration(SHORT, 3))
     assert (core.load.num_parked, core.load.parked_due_in_s) == (0, None)

@@ -11,8 +11,8 @@ from decode_worker.serve import build_decode
 from engine.kv_pool import KvLayout
 from kvtransfer.loopback import LoopbackTransport
 from kvtransfer.protocol import Transport
-from runtime.config import DecodeConfig
 from runtime.errors import StartupError
+from runtime.worker_config import DecodeConfig
 from scheduling.ids import Incarnation, WorkerId
 from scheduling.messages import Preempted, SwappedOut
 from scheduling.policies import POLICIES

@@ -1,5 +1,7 @@
 """The router's view of its workers: what they can hold, and who may be asked."""
 
+from dataclasses import replace
+
 import pytest
 
 from router.events import IntroducePeer
@@ -158,3 +160,17 @@ def test_of_a_large_fleet_some_are_looked_at_and_in_the_end_all() -> None:
         assert view.hello.worker_id == "decode-3"
         break
     assert some(2) == ["4", "0"]
+
+
+def test_a_worker_is_looked_at_again_when_newcomers_get_other_times_and_not_with_every_frame() -> (
+    None
+):
+    fleet = fleet_of(decode_0=8)
+    view = fleet.get(WorkerId("decode-0"))
+    assert view is not None
+    load = WorkerLoad(4, 0, 0, 0, num_parked=1)
+    seen = []
+    for now, due_in_s in ((0.0, None), (1.0, None), (2.0, 5.0), (3.02, 4.0), (4.0, 9.0)):
+        fleet.take_load(view, replace(load, parked_due_in_s=due_in_s), now)
+        seen.append(bool(fleet.take_touched()))
+    assert seen == [True, False, True, False, True]

@@ -22,7 +22,7 @@ from router.events import (
     TransferHolding,
 )
 from router.ledger_client import LedgerAction, LedgerClient
-from router.sequence import Leg, LegState
+from router.leg import Leg, LegState
 from runtime.clock import ManualClock
 from scheduling.errors import StaleIncarnation, TandemError
 from scheduling.ids import Incarnation, RouterId, TaskId, WorkerId

@@ -2,8 +2,8 @@
 
 from router.events import Claim, ReleaseHolding, Role, SendCommand
 from router.fleet import Fleet
+from router.leg import Leg, LegState
 from router.legs import LegBook
-from router.sequence import Leg, LegState
 from router.testing import hello_of
 from scheduling.ids import Incarnation, TaskId, WorkerId
 from scheduling.messages import CancelTask

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from router.events import GENERAL, GROWTH, Claim, Share
 from router.fleet import Fleet
+from router.leg import Leg
 from router.preferences import MAX_PREFERENCES, Preferences
-from router.sequence import Leg
 from router.testing import hello_of, plain_decode, plain_mixed, plain_prefill
 from router.worker_view import WorkerView
 from scheduling.block_pool import num_blocks_for

@@ -43,6 +43,7 @@ from scheduling.messages import (
     AdmitGeneration,
     BlocksGranted,
     BlocksRefused,
+    CancelTask,
     DecodeStarted,
     GrowthNeeded,
     KvPushed,
@@ -289,6 +290,16 @@ def test_no_report_out_of_turn_breaks_the_router(
         assert leg.worker_id is not None
         core.report(leg.worker_id, TaskReleased(leg.task_id))
     assert_empty(core)
+
+
+def test_only_who_computed_the_prompt_itself_may_keep_the_kv_of_what_outgrew_its_room() -> None:
+    """Elsewhere no line is there in which it could wait for more."""
+    core = CoreUnderTest()
+    core.ask(spec_of())
+    task = through_prefill(core)
+    again = [what for _, what in commands(core.report(DECODE, Preempted(task, keeps_kv=True)))]
+    assert [type(what) for what in again[:2]] == [CancelTask, StartPrefill]
+    assert list(core.core.state.answer_lines.in_order()) == []
 
 
 def test_a_draining_worker_gets_no_new_task_and_a_new_request_is_told_to_wait() -> None:

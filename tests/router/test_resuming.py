@@ -23,7 +23,7 @@ from router.testing import (
 from router.wire.generate import generate_call
 from scheduling.errors import InvalidRequest
 from scheduling.ids import RequestId, TaskId
-from scheduling.messages import StartPrefill, TaskReleased, TokensEmitted
+from scheduling.messages import PrefillStarted, StartPrefill, TaskReleased, TokensEmitted
 from scheduling.sampling import StopParams
 from tandemserve.api.v1 import inference_pb2 as pb
 
@@ -116,6 +116,16 @@ def test_the_core_computes_on_from_the_tokens_that_are_there() -> None:
     task = starts[1].task_id
     ended = core.report(PREFILL, tokens(task, 0, 9, finish="stop"), TaskReleased(task))
     assert [action.index for action in of_type(ended, EmitFinished)] == [2]
+
+
+def test_a_resumed_answer_is_not_ahead_of_its_goal_by_what_another_router_sent() -> None:
+    core = CoreUnderTest()
+    core.ask(spec_of(resumed=((11, 12, 13),), tpot_s=2.0))
+    task = core.task_id()
+    core.now = 5.0
+    core.report(PREFILL, PrefillStarted(task), tokens(task, 3, 14))
+    (sequence,) = core.core.state.request_by_id[RequestId("r")].sequences
+    assert sequence.due.next_token_at_s == 5.0 + 2.0
 
 
 def test_a_resumed_request_ends_like_any_other() -> None:

@@ -199,6 +199,21 @@ def test_newcomers_go_before_what_other_routers_have_parked_by_the_same_rule(
     assert newcomer_on_decode_worker(core, ttft_s) == goes_first
 
 
+@pytest.mark.parametrize("before_s", [None, 1.0])
+def test_who_waits_is_looked_at_again_when_newcomers_are_given_more_time(
+    before_s: float | None,
+) -> None:
+    """Though nothing else has changed on the worker."""
+    core = parked_far_ahead()
+    core.report(DECODE, load=replace(SOME_ROOM, parked_due_in_s=before_s))
+    core.ask(spec_of("new", ttft_s=50.0, tpot_s=50.0))
+    task = core.task_id(request_id="new")
+    told = core.report(PREFILL, PrefillStarted(task), tokens(task, 0, 11))
+    assert commands(told) == []
+    told = core.report(DECODE, load=replace(SOME_ROOM, parked_due_in_s=100.0))
+    assert [type(what) for _, what in commands(told)] == [AdmitGeneration]
+
+
 def test_where_the_worker_does_not_say_when_nobody_goes_before_what_is_parked() -> None:
     core = parked_far_ahead()
     core.report(DECODE, load=SOME_ROOM)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduling.block_leases import LeaseKind
 from scheduling.block_pool import BlockPool, num_blocks_for, runs_of
 from scheduling.ids import TaskId
 from scheduling.prefix_chain import chain_root, extend_chain
@@ -92,3 +93,23 @@ def test_content_that_went_wrong_is_not_shared_again_by_another_holder() -> None
     assert block in blocks
     pool.register(block, content)
     assert pool.longest_prefix((content,)) == (block,)
+
+
+@pytest.mark.parametrize("num_shared", [0, 2])
+@pytest.mark.parametrize("num_lent", [0, 1])
+def test_what_nobody_else_holds_is_free_once_its_holder_lets_go(
+    num_shared: int, num_lent: int
+) -> None:
+    """Be it free or cached; neither what others share nor what it lent to them."""
+    pool, holder, other = BlockPool(16), TaskId("holder"), TaskId("other")
+    blocks = pool.allocate(holder, 5) or ()
+    for block, content in zip(blocks, extend_chain(chain_root(), range(12), 4), strict=False):
+        pool.register(block, content)
+    pool.allocate(other, 1, blocks[:num_shared])
+    assert pool.lend(holder, other, 4, num_lent, LeaseKind.PIPELINE) is not None
+    num_alone, num_free = pool.num_blocks_alone(holder), pool.num_free_blocks
+    assert num_alone == 5 - num_shared - num_lent
+    pool.release(holder)
+    pool.check_invariants()
+    assert pool.num_free_blocks - num_free == num_alone
+    assert pool.num_blocks_alone(holder) == 0

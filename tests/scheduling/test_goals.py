@@ -65,6 +65,14 @@ def test_goals_of_their_own_for_tokens_hold_instead_of_what_follows_from_the_end
     assert replace(begun, num_tokens=8).next_token_at_s == 160.0
 
 
+def test_what_the_caller_had_from_a_lost_router_puts_nobody_ahead_of_its_goals() -> None:
+    """Nobody knows when it came, so what is due counts from the first token that came here."""
+    begun = due_times(first_token_at_s=107.0, num_tokens=5, num_resumed=4)
+    assert begun.next_token_at_s == pytest.approx(107.1)
+    by_end = due_times(END_ALONE, first_token_at_s=140.0, num_tokens=12, num_resumed=10)
+    assert by_end.next_token_at_s == pytest.approx(140.0 + 20.0 * 2 / 10), "9 more are to come"
+
+
 def test_tokens_share_what_is_left_when_the_first_has_come() -> None:
     begun = due_times(END_ALONE, first_token_at_s=140.0, num_tokens=5)
     assert begun.next_token_at_s == pytest.approx(140.0 + 20.0 * 5 / 20)

@@ -66,6 +66,7 @@ VALUES: dict[str, list[tuple[str, object]]] = {
     "is_preempting_eagerly": [("yes", True), ("no", False)],
     "preemption": [(str(member), member) for member in Preemption],
     "parked_yields": [("yes", True), ("no", False)],
+    "urgent_preempts": [("yes", True), ("no", False)],
     "late_yields": [("yes", True), ("no", False)],
     "is_grouping": [("yes", True), ("no", False)],
     "is_decoupled": [("yes", True), ("no", False)],
@@ -114,6 +115,9 @@ def test_a_changed_policy_is_made_again_from_its_name(
     pairs = [f"{field}={text}" for field, text in chosen]
     if "victims" in dict(chosen):
         pairs.append("reserves_more_again=yes")  # without, only one kind of victim is taken
+    if policy_of(base).urgent_preempts or "urgent_preempts" in dict(chosen):
+        pairs = [pair for pair in pairs if not pair.startswith("parked_yields")]
+        pairs.append("parked_yields=yes")  # without, prompts wait for those that make room
     policy = policy_of(joined(base, pairs))
     again = policy_of(policy.name)
     assert all(
@@ -192,6 +196,7 @@ def test_a_noisy_oracle_is_for_simulations_only() -> None:
         ("fcfs+ordering.kvc_bucket_blocks=3", "no part 'kvc_bucket_blocks'; it has none"),
         ("default+ordering.kvc_bucket_blocks=0", "buckets must have a width"),
         ("accelgen+chunks.gamma_s=-1", "gamma_s >= 0"),
+        ("accelgen+parked_yields=no", "unless parked_yields=yes; set that as well"),
         ("default+sharing=none+sharing=embed", "sharing is given twice"),
         ("default+victims.tpot_bucket_s=1", "victims of default has no part"),
     ],

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.clock import MonotonicClock
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0
 
@@ -31,6 +33,7 @@ def start() -> Iterator[Start]:
             env=os.environ | {"PYTHONHASHSEED": hash_seed},
             stdout=subprocess.PIPE,
             stderr=stderr,
+            start_new_session=True,  # a group of its own, as of a shell's job
         )
         processes.append(process)
         return process
@@ -39,6 +42,27 @@ def start() -> Iterator[Start]:
     for process in processes:
         process.kill()
         process.communicate()
+
+
+def children_of(pid: int) -> set[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return {int(word) for word in text.split()}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    # After the name, in parentheses: Z where it has ended, and its parent has not asked.
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def until(question: Callable[[], bool]) -> None:
+    clock = MonotonicClock()
+    ends_at_s = clock.now() + PATIENCE_S
+    while not question():
+        assert clock.now() < ends_at_s
 
 
 def trace_of(folder: Path, num_requests: int) -> Path:
@@ -114,7 +138,7 @@ def test_ctrl_c_ends_a_run_with_one_line_and_writes_nothing(
             ready, _, _ = select.select([master], [], [], PATIENCE_S)
             assert ready, f"no progress was shown, only {seen!r}"
             seen += os.read(master, 4096)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(PATIENCE_S) == 130
         assert b"stopped; nothing was written" in os.read(master, 65536)
     finally:
@@ -123,6 +147,27 @@ def test_ctrl_c_ends_a_run_with_one_line_and_writes_nothing(
     assert process.stdout is not None
     assert process.stdout.read() == b""
     assert not file.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_ctrl_c_while_processes_are_begun_ends_with_one_line(start: Start, tmp_path: Path) -> None:
+    process = start("--trace", str(trace_of(tmp_path, 20_000)), "--rate", "50", "--hardware",
+                    "h200", "--policy", "default,fcfs", "--jobs", "2", "--quiet")  # fmt: skip
+    # Of these the first looks after what the others leave behind.
+    until(lambda: len(children_of(process.pid)) >= 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stderr) == (130, b"\nstopped; nothing was written\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_no_run_goes_on_for_a_command_that_was_killed(start: Start, tmp_path: Path) -> None:
+    process = start("--trace", str(trace_of(tmp_path, 20_000)), "--rate", "50", "--hardware",
+                    "h200", "--policy", "default,fcfs", "--jobs", "2", "--quiet")  # fmt: skip
+    until(lambda: len(children_of(process.pid)) == 3)
+    children = children_of(process.pid)
+    process.kill()
+    until(lambda: not any(is_running(pid) for pid in children))
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(start: Start, tmp_path: Path) -> None:

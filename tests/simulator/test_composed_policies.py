@@ -34,6 +34,7 @@ ROUTER_CHOICES = {
     "is_growing_ahead": ("yes", "no"),
     "reserves_more_again": ("yes", "no"),
     "parked_yields": ("yes", "no"),
+    "urgent_preempts": ("yes", "no"),
     "late_yields": ("yes", "no"),
     "is_grouping": ("yes", "no"),
     "is_decoupled": ("yes", "no"),

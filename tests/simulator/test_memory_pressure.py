@@ -12,7 +12,7 @@ from cluster.ledger import WorkerLife
 from cluster.memory_ledger import MemoryLedger
 from router.core import RouterCore
 from router.events import DECODE_LEG, Action, Event, Reserve
-from router.sequence import LegState
+from router.leg import LegState
 from router.state import RouterSettings
 from runtime.clock import ManualClock
 from scheduling.batch_time_recovery import Preemption

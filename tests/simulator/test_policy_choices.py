@@ -39,6 +39,7 @@ CHOICES: dict[str, tuple[str, str, object]] = {
     "preemption": ("fcfs", ONE, Preemption.FIRST),
     "reserves_more_again": ("fcfs", ONE, None),
     "parked_yields": ("default", ONE, None),
+    "urgent_preempts": ("default", ONE, None),
     "late_yields": ("default", ONE, None),
     "is_grouping": ("ecoserve", PAIR, None),
     "is_decoupled": ("ecoserve", ONE, None),

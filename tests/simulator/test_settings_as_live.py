@@ -14,7 +14,8 @@ from decode_worker.serve import build_decode, decode_settings_of
 from engine.bundled import bundled_model_path
 from prefill_worker.serve import build_prefill, prefill_settings_of
 from router.process_setup import core_setup_of
-from runtime.config import DecodeConfig, PrefillConfig, RouterConfig
+from runtime.config import RouterConfig
+from runtime.worker_config import DecodeConfig, PrefillConfig
 from scheduling.admission import WhatIsReserved
 from scheduling.backlog import BacklogLimit
 from scheduling.batch_time_online import OnlineBatchTime
@@ -154,6 +155,7 @@ def test_a_worker_says_of_itself_what_a_simulated_one_says(name: str, role: str)
         num_swap_blocks=num_swap_blocks,
         growth_reserve=policy.growth_reserve,
         preemption=policy.preemption,
+        parked_yields=policy.parked_yields,
         batching=policy.batching_rule(small.max_num_batched_tokens, small.max_num_seqs),
         policy=policy.name,
     )

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import struct
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -17,8 +18,7 @@ from simulator.runs import Note, Runner
 from simulator.side_by_side import RunDied, RunFailed, run_side_by_side
 from simulator.traces.workload import TraceRequest, Workload
 
-# Of Pythons that rather fork no process which has threads; the tests' own does nothing with them.
-pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+LOCK = threading.Lock()
 
 
 @pytest.fixture
@@ -49,8 +49,12 @@ def die_in_the_middle(runner: Runner) -> int:
 
 
 def wait_for_ever(runner: Runner) -> int:
-    multiprocessing.Event().wait()
+    threading.Event().wait()
     return 0
+
+
+def find_lock_free(runner: Runner) -> bool:
+    return LOCK.acquire(blocking=False)
 
 
 @pytest.mark.parametrize("num_at_once", [1, 2, 9])
@@ -90,7 +94,7 @@ def test_an_error_says_what_the_run_was_that_it_ended(runner: Runner) -> None:
 
 @pytest.mark.timeout(30)
 def test_a_process_that_heeds_no_sigterm_is_ended_too(runner: Runner) -> None:
-    """It has the handlers of the process that forked it."""
+    """It ignores what the process that began it ignores."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with pytest.raises(RunFailed):
@@ -98,3 +102,8 @@ def test_a_process_that_heeds_no_sigterm_is_ended_too(runner: Runner) -> None:
         assert not multiprocessing.active_children()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_process_begins_with_no_lock_that_a_thread_here_holds(runner: Runner) -> None:
+    with LOCK:
+        assert run_side_by_side([find_lock_free, find_lock_free], runner, 2) == [True, True]
