@@ -29,6 +29,7 @@ from engine.attention.choice import (
     AttentionUnavailable,
     choose_attention,
 )
+from engine.kv_dtype import KV_DTYPES, dtype_name
 from engine.kv_pool import KvLayout, KvPool
 from engine.linear import Linear
 from engine.loading import DeviceUnavailable, load_model
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="2m")
     parser.add_argument("--dtype", help="default: bfloat16 for 0.1b, else float32")
+    parser.add_argument("--kv-dtype", choices=("auto", *KV_DTYPES), default="auto")
     parser.add_argument("--attention", default="auto", choices=get_args(AttentionName))
     parser.add_argument("--device", default="cpu", help="cuda for --attention flashinfer")
     parser.add_argument("--threads", type=int, default=1)
@@ -95,7 +97,8 @@ def main() -> None:
         parser.error(str(error))
     machine = _measure_machine(model)
     print(
-        f"{dtype}, {args.threads} thread(s), {runner.arithmetic}\n"
+        f"{dtype}, KV {runner.kv_pool.layout.dtype}, {args.threads} thread(s), "
+        f"{runner.arithmetic}\n"
         f"read loop {machine.read_bytes_per_s / 1e9:.1f} GB/s, "
         f"large product {machine.flops / 1e9:.0f} GFLOP/s, "
         f"weights of a step {_weight_bytes(model) / 1e6:.0f} MB"
@@ -154,10 +157,12 @@ def _fastest(call: Callable[[], object], repeats: int, device: torch.device) -> 
 
 def _runner(model: Decoder, args: argparse.Namespace, batch: int, tokens: int) -> ModelRunner:
     config = model.config
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = dtype_name(model.dtype) if args.kv_dtype == "auto" else args.kv_dtype
     layout = KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
     pool = KvPool(layout, batch * (tokens // BLOCK_SIZE + 1), model.device)
-    shape = AttentionShape(layout, config.num_heads, config.layer_attention, model.device)
+    shape = AttentionShape(
+        layout, config.num_heads, config.layer_attention, model.device, model.dtype
+    )
     return ModelRunner(model, pool, batch, choose_attention(shape, args.attention))
 
 

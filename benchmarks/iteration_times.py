@@ -30,7 +30,7 @@ from scheduling.batch_time import BatchShape, shape_of
 from scheduling.sampling import SamplingParams
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
 
-_COLUMNS = ("num_decode", "decode_context", "num_prompt_tokens", "prompt_attention", "ms")
+COLUMNS = ("num_decode", "decode_context", "num_prompt_tokens", "prompt_attention", "ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +74,20 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = load_model(args.model or random_folder(args.shape), args.dtype, "cpu", "auto")
     clock = time.thread_time if args.threads == 1 else time.perf_counter
-    rows = [
-        (item.shape(), 1e3 * _median_seconds(model, item, args.repeats, clock))
-        for item in _shuffled(passes(args.max_tokens))
-    ]
-    rows.sort(key=lambda row: _fields(row[0]))
-    with args.out.open("w", newline="") as lines:
+    rows = []
+    for item in shuffled(passes(args.max_tokens)):
+        seconds = seconds_of(_runner(model, item.lengths()), item, args.repeats, clock)
+        rows.append((item.shape(), 1e3 * statistics.median(seconds)))
+    write_table(args.out, rows)
+
+
+def write_table(path: Path, rows: Sequence[tuple[BatchShape, float]]) -> None:
+    """Passes and their milliseconds, in the order of their shapes."""
+    with path.open("w", newline="") as lines:
         writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows((*_fields(shape), f"{ms:.3f}") for shape, ms in rows)
+        writer.writerow(COLUMNS)
+        fields = sorted((*_fields(shape), f"{ms:.3f}") for shape, ms in rows)
+        writer.writerows(fields)
 
 
 def passes(max_tokens: int) -> Iterator[Pass]:
@@ -99,7 +104,8 @@ def passes(max_tokens: int) -> Iterator[Pass]:
             yield Pass(num_decode, 300, 0, tokens)
 
 
-def _shuffled(items: Iterator[Pass]) -> list[Pass]:
+def shuffled(items: Iterator[Pass]) -> list[Pass]:
+    """The same order each time."""
     listed = list(items)
     random.Random(1).shuffle(listed)
     return listed
@@ -123,9 +129,11 @@ def random_folder(shape: str) -> Path:
     return folder
 
 
-def _median_seconds(model: Decoder, item: Pass, repeats: int, clock: Callable[[], float]) -> float:
+def seconds_of(
+    runner: ModelRunner, item: Pass, repeats: int, clock: Callable[[], float]
+) -> list[float]:
+    """Each of `repeats` passes, after one that warms caches; the runner is empty then as before."""
     lengths, plan = item.lengths(), item.plan()
-    runner = _runner(model, lengths)
     seconds = []
     for _ in range(repeats + 1):
         # KV of tokens before a chunk is zero, which attention reads as fast as any other.
@@ -135,30 +143,29 @@ def _median_seconds(model: Decoder, item: Pass, repeats: int, clock: Callable[[]
         seconds.append(clock() - started)
         for slot in range(len(lengths)):
             runner.remove(slot)
-    # The first one warms caches.
-    return statistics.median(seconds[1:])
+    return seconds[1:]
 
 
 def _runner(model: Decoder, lengths: Sequence[int]) -> ModelRunner:
     config = model.config
     dtype = str(model.dtype).removeprefix("torch.")
     layout = KvLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
-    num_blocks = sum(_blocks_for(length) for length in lengths)
+    num_blocks = blocks_for(lengths)
     return ModelRunner(model, KvPool(layout, num_blocks, model.device), len(lengths))
 
 
 def _add(runner: ModelRunner, lengths: Sequence[int]) -> None:
     first = 0
     for slot, length in enumerate(lengths):
-        blocks = tuple(range(first, first + _blocks_for(length)))
+        blocks = tuple(range(first, first + blocks_for([length])))
         first += len(blocks)
         tokens = tuple(3 + (7 * slot + i) % 300 for i in range(length))
         runner.add(SequenceStart(slot, tokens, length, SamplingParams(temperature=0.0), blocks))
 
 
-def _blocks_for(num_tokens: int) -> int:
-    # And the token that the pass samples.
-    return num_tokens // BLOCK_SIZE + 1
+def blocks_for(lengths: Sequence[int]) -> int:
+    """For so many tokens of each sequence, and the token that the pass samples."""
+    return sum(num_tokens // BLOCK_SIZE + 1 for num_tokens in lengths)
 
 
 if __name__ == "__main__":

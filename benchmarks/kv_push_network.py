@@ -1,4 +1,4 @@
-"""How fast KV blocks move over TCP and NIXL, against a plain socket with the same bytes.
+"""How fast KV blocks move over TCP, NIXL and gloo, against a plain socket with the same bytes.
 
     python -m benchmarks.kv_push_network [--quick] [--rounds 9] [--out FILE.json]
 
@@ -28,8 +28,10 @@ import numpy as np
 from benchmarks.record import Target, print_targets, spread, write_results
 from kvtransfer.batches import PushSettings
 from kvtransfer.errors import ExportUnavailable
+from kvtransfer.group_transport import GroupTransport
 from kvtransfer.nixl import NixlTransport
 from kvtransfer.nixl_agent import require_nixl
+from kvtransfer.process_group import Gloo
 from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, Transport
 from kvtransfer.shared_memory import SharedMemoryTransport
 from kvtransfer.tcp import TcpTransport
@@ -38,7 +40,7 @@ from scheduling.kv_export import KvExport
 # Bytes of a block, and how many.
 SHAPES = ((64 << 10, 256), (64 << 10, 4096), (256 << 10, 1024), (4 << 20, 64))
 TIMEOUT_S = 60.0
-# Of a plain socket. Shared memory and NIXL stand beside it.
+# Of a plain socket. Shared memory, NIXL and gloo stand beside it.
 LEAST_SHARE = {"tcp": 0.90}
 
 _lives = itertools.count(1)
@@ -133,6 +135,7 @@ def _transports() -> dict[str, Transport]:
     known: dict[str, Transport] = {
         "shared_memory": SharedMemoryTransport(settings=settings),
         "tcp": TcpTransport(settings=settings),
+        "gloo": GroupTransport(Gloo(), settings=settings),
     }
     try:
         require_nixl()

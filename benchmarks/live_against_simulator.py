@@ -33,6 +33,7 @@ from benchmarks.live_run.fitting import Fitted, fit
 from benchmarks.live_run.recorded import Answered, RecordedRun, passes_of
 from benchmarks.record import Target, print_targets, write_results
 from engine.bundled import bundled_model_path
+from engine.model_config import ModelConfig
 from engine.model_folder import open_model_folder
 from router.recording.file import Recording
 from simulator.cluster_spec import ClusterSpec
@@ -292,6 +293,7 @@ def _shown(name: str, value: float) -> str:
 
 def _kv_bytes_per_token(model: Path) -> int:
     config = open_model_folder(model).config
+    assert isinstance(config, ModelConfig)
     # Keys and values, of two bytes each.
     return 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
 

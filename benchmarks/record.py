@@ -64,7 +64,13 @@ def write_results(
     path: Path, figures: Mapping[str, Any], targets: Sequence[Target], is_quick: bool
 ) -> None:
     """The figures with command, date and machine around them, as JSON."""
-    content = {**facts(is_quick), **figures, "targets": [one.as_json() for one in targets]}
+    write_content(
+        path, {**facts(is_quick), **figures, "targets": [one.as_json() for one in targets]}
+    )
+
+
+def write_content(path: Path, content: Mapping[str, Any]) -> None:
+    """A file of results whose facts and targets are in it already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}")

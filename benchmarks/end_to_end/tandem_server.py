@@ -24,14 +24,16 @@ async def tandem(
     prefill: Mapping[str, str],
     decode: Mapping[str, str],
     log: Path,
+    kv_cache_mib: int = _KV_CACHE_MIB,
 ) -> AsyncIterator[Stream]:
     """Start the cluster and stop it.
 
-    `workers` holds how many of each role; `prefill` and `decode` settings of the workers.
+    `workers` holds how many of each role; `prefill` and `decode` settings of the workers;
+    `kv_cache_mib` is of one worker.
     """
     command = [
         *(sys.executable, "-m", "deploy.local", "up", "--json", "--model", str(model)),
-        *("--port", "0", "--kv-cache-mib", str(_KV_CACHE_MIB)),
+        *("--port", "0", "--kv-cache-mib", str(kv_cache_mib)),
         *(f"--{role}={count}" for role, count in workers.items()),
         *(f"--prefill-worker.{name}={value}" for name, value in prefill.items()),
         *(f"--decode-worker.{name}={value}" for name, value in decode.items()),

@@ -46,16 +46,22 @@ def fixed_lengths(count: int) -> list[tuple[int, int]]:
     return [(FIXED_PROMPT, FIXED_ANSWER)] * count
 
 
-def table_lengths(path: Path, count: int, rng: random.Random) -> list[tuple[int, int]]:
+def table_lengths(
+    path: Path,
+    count: int,
+    rng: random.Random,
+    scale: int = _SCALE,
+    max_tokens: int = MAX_TOKENS,
+) -> list[tuple[int, int]]:
     """(prompt, answer) tokens drawn from a table with the columns prompt_tokens, output_tokens,
-    scaled down to fit the context."""
+    each divided by `scale`, together at most `max_tokens`."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8", newline="") as file:
         rows = [(int(r["prompt_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(file)]
     lengths = []
     for prompt, answer in rng.choices(rows, k=count):
-        num_output = max(_MIN_ANSWER, answer // _SCALE)
-        num_prompt = min(max(_MIN_PROMPT, prompt // _SCALE), MAX_TOKENS - num_output)
+        num_output = min(max(_MIN_ANSWER, answer // scale), max_tokens - _MIN_PROMPT)
+        num_prompt = min(max(_MIN_PROMPT, prompt // scale), max_tokens - num_output)
         lengths.append((num_prompt, num_output))
     return lengths
 

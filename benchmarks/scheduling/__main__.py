@@ -10,7 +10,9 @@ idle cluster, Splitwise's, which are multiples of what a request takes alone.
 With --kv-share 0.25 workers have a quarter of the hardware's KV memory, so that it is what binds;
 --slo sets other goals, --swap-gib more host memory for KV that makes room. --slo published judges
 by the published goals everywhere, as `tandem simulate` does without --slo; give it an --out of its
-own. `python -m benchmarks.report` shows pairs that were measured under several goals side by side.
+own. A policy may be changed: with --policies ecoserve+predictor=noisy-oracle:0.2 it is told how
+long answers will be, to 20 %. `python -m benchmarks.report` shows pairs that were measured under
+several goals side by side.
 """
 
 import argparse
@@ -18,8 +20,9 @@ import sys
 
 from benchmarks.scheduling.cells import in_order
 from benchmarks.scheduling.measuring import Subject
-from benchmarks.scheduling.sweep import Sweep, add_options, pairs_asked
+from benchmarks.scheduling.sweep import add_options, run_sweep
 from scheduling.policies import POLICIES
+from scheduling.policy_settings import PolicyInvalid, policy_of
 
 
 def main() -> int:
@@ -31,16 +34,11 @@ def main() -> int:
     add_options(parser, "scheduling.jsonl")
     parser.add_argument("--policies", default=",".join(POLICIES), metavar="A,B")
     args = parser.parse_args()
-    unknown = set(args.policies.split(",")) - set(POLICIES)
-    if unknown:
-        parser.error(f"unknown policies {', '.join(unknown)}; there are {', '.join(POLICIES)}")
-    subjects = [Subject(name, POLICIES[name]) for name in in_order(args.policies.split(","))]
     try:
-        asked = pairs_asked(args)
-    except ValueError as error:
+        subjects = [Subject(name, policy_of(name)) for name in in_order(args.policies.split(","))]
+    except PolicyInvalid as error:
         parser.error(str(error))
-    Sweep(args).run(asked, subjects)
-    return 0
+    return run_sweep(args, subjects)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ each, is in variants.py. Host memory for swap is 60 GiB a worker, as in the pape
 import argparse
 import sys
 
-from benchmarks.scheduling.sweep import Sweep, add_options, pairs_asked
+from benchmarks.scheduling.sweep import add_options, run_sweep
 from benchmarks.scheduling.variants import BASES, subjects_of
 
 _SWAP_GIB = 60.0
@@ -29,12 +29,7 @@ def main() -> int:
     unknown = set(args.policies.split(",")) - set(BASES)
     if unknown:
         parser.error(f"no mechanisms of {', '.join(unknown)}; there are {', '.join(BASES)}")
-    try:
-        asked = pairs_asked(args)
-    except ValueError as error:
-        parser.error(str(error))
-    Sweep(args).run(asked, subjects_of(args.policies.split(",")))
-    return 0
+    return run_sweep(args, subjects_of(args.policies.split(",")))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Cells that are measured, a line of JSON each: what is there is not measured again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,38 @@ class OtherSettings(ValueError):
             f"{path} was measured with {there}, not with {asked}; give another --out, or the "
             "options that it was begun with"
         )
+
+
+class MixedSettings(ValueError):
+    """Cells that were measured in different ways say nothing beside each other."""
+
+    def __init__(self, differing: Mapping[str, Sequence[object]]) -> None:
+        told = "; ".join(
+            f"{name} is {' and '.join(map(_shown, values))}" for name, values in differing.items()
+        )
+        super().__init__(
+            f"these cells were measured in different ways: {told}; make a report of each"
+        )
+        self.differing = differing
+
+
+def check_settings(entries: Iterable[Entry]) -> None:
+    """Whether all were measured in one way. Raises: MixedSettings."""
+    found = [entry["settings"] for entry in entries]
+    differing: dict[str, list[object]] = {}
+    for name in dict.fromkeys(name for settings in found for name in settings):
+        values: list[object] = []
+        for settings in found:
+            if settings.get(name) not in values:
+                values.append(settings.get(name))
+        if len(values) > 1:
+            differing[name] = values
+    if differing:
+        raise MixedSettings(differing)
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else str(value)
 
 
 def cell_of(entry: Entry) -> Cell:

@@ -17,11 +17,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from benchmarks.scheduling.cell_log import CellLog, Entry
+from benchmarks.scheduling.cell_log import CellLog, Entry, OtherSettings
 from benchmarks.scheduling.cells import HARDWARE, REFERENCE, TRACES, Cell, Pair, pairs
 from benchmarks.scheduling.measuring import CellSettings, Measuring, Subject
 from scheduling.policies import POLICIES
+from simulator.hardware.description import HardwareUnreadable
 from simulator.load import DEFAULT_SWAP_GIB
+from simulator.slo_text import SloTextInvalid
+from simulator.traces.errors import TraceError
 
 _REFERENCE = Subject(REFERENCE, POLICIES[REFERENCE])
 
@@ -44,6 +47,11 @@ class _Done:
     task: _Task
     measured: dict[str, Any]
     took_s: float
+
+
+class NotMeasurable(ValueError):
+    """Something that was asked for is not there, or says nothing. One argument: it travels from the
+    process that measures."""
 
 
 # What measures a task with the reference of its pair, and calls back.
@@ -80,7 +88,8 @@ def _share(text: str) -> float:
 
 
 def pairs_asked(options: argparse.Namespace) -> list[Pair]:
-    """Of `--pairs`, or of `--only` and `--hardware`. Raises: ValueError where nothing is named."""
+    """Of `--pairs`, or of `--only` and `--hardware`. Raises: NotMeasurable where one names
+    nothing."""
     if options.pairs is None:
         stems = tuple(options.only.split(","))
         traces = [trace for trace in TRACES if trace.stem.startswith(stems)]
@@ -95,9 +104,20 @@ def pairs_asked(options: argparse.Namespace) -> list[Pair]:
             if trace.stem.startswith(stem) and hardware.startswith(machine)
         ]
         if not found:
-            raise ValueError(f"--pairs: {text!r} names nothing; write for example azure/a100")
+            raise NotMeasurable(f"--pairs: {text!r} names nothing; write for example azure/a100")
         asked += found
     return asked
+
+
+def run_sweep(options: argparse.Namespace, subjects: Sequence[Subject]) -> int:
+    """Measure what the options ask for. Returns the exit code: 2, and a line on stderr, where that
+    cannot be measured."""
+    try:
+        Sweep(options).run(pairs_asked(options), subjects)
+    except (NotMeasurable, OtherSettings) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 class Sweep:
@@ -114,7 +134,10 @@ class Sweep:
         self._ends_at_s = time.monotonic() + 60 * options.minutes
 
     def run(self, asked: Sequence[Pair], subjects: Sequence[Subject]) -> None:
-        """Every cell of these that is missing, and the reference of each pair."""
+        """Every cell of these that is missing, and the reference of each pair.
+
+        Raises: NotMeasurable.
+        """
         if self._jobs == 1:
             _begin(self._folder, self._settings)
             self._go(asked, subjects, lambda *task: task[2](_measure(*task[:2])))
@@ -197,7 +220,10 @@ def _begin(folder: Path, settings: CellSettings) -> None:
 
 def _measure(task: _Task, reference: Entry | None) -> _Done:
     began_at_s = time.monotonic()
-    measured = _measuring[0].cell(task.pair, task.subject, reference)
+    try:
+        measured = _measuring[0].cell(task.pair, task.subject, reference)
+    except (SloTextInvalid, TraceError, HardwareUnreadable) as error:
+        raise NotMeasurable(str(error)) from error
     return _Done(task, measured, time.monotonic() - began_at_s)
 
 

@@ -2,7 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scheduling.cell_log import CellLog, OtherSettings, read_entries
+from benchmarks.scheduling.cell_log import (
+    CellLog,
+    MixedSettings,
+    OtherSettings,
+    check_settings,
+    read_entries,
+)
 from benchmarks.scheduling.cells import Cell
 
 CELL = Cell("azure", "a100", "fcfs")
@@ -43,3 +49,14 @@ def test_cells_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     assert read_entries(tmp_path / "none.jsonl") == []
+
+
+def test_cells_of_different_settings_are_refused_by_the_names_of_what_differs() -> None:
+    usual, tight = {"settings": SETTINGS}, {"settings": {**SETTINGS, "kv_share": 0.25, "slo": "x"}}
+    check_settings([usual, usual])
+    check_settings([])
+    with pytest.raises(MixedSettings, match=r"kv_share is not set and 0\.25; slo is not set and x"):
+        check_settings([usual, tight, usual])
+    with pytest.raises(MixedSettings) as mixed:
+        check_settings([usual, {"settings": {"seed": 7, "quick": False}}])
+    assert mixed.value.differing == {"seed": [0, 7]}

@@ -1,10 +1,13 @@
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.scheduling.ratios import common, rate_per_gpu, ratios
 from benchmarks.scheduling.report import beside_baselines, markdown, rates, where_it_loses
+from benchmarks.scheduling.report_command import run_report
 
 LATENCY = {"mean": 1.0, "p50": 1.0, "p90": 1.0, "p99": 2.0, "max": 3.0}
 
@@ -115,3 +118,20 @@ def test_nothing_is_known_of_two_of_which_no_rate_failed() -> None:
     for ours in (without_limit("default", 3.0), entry("default", 3.9)):
         told = where_it_loses([without_limit("fcfs", 4.0), ours])
         assert told == "The default loses to no baseline in any of these cells."
+
+
+def test_a_report_of_cells_that_were_measured_in_different_ways_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [entry("fcfs", 1.0), {**entry("default", 2.0), "settings": {"seed": 0, "quick": True}}]
+    files = [tmp_path / f"{number}.jsonl" for number in range(len(cells))]
+    for file, cell in zip(files, cells, strict=True):
+        file.write_text(json.dumps(cell) + "\n")
+    kept = tmp_path / "kept.json"
+    monkeypatch.setattr("sys.argv", ["report", *map(str, files), "--json", str(kept)])
+    assert run_report("report", "sweep", markdown) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert "quick is False and True" in told.err
+    assert not kept.exists()

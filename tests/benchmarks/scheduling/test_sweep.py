@@ -11,7 +11,7 @@ import pytest
 from benchmarks.scheduling.cell_log import read_entries
 from benchmarks.scheduling.cells import TRACES
 from benchmarks.scheduling.measuring import Subject
-from benchmarks.scheduling.sweep import Sweep, add_options, pairs_asked
+from benchmarks.scheduling.sweep import Sweep, add_options, pairs_asked, run_sweep
 from scheduling.policies import POLICIES
 
 SUBJECTS = [Subject(name, POLICIES[name]) for name in ("sarathi", "default")]
@@ -99,6 +99,43 @@ def test_cells_by_published_goals_say_so_and_what_nobody_could_meet(
     assert {entry["settings"]["slo"] for entry in published} == {"published"}
     assert all(0 <= entry["hopeless_share"] <= 1 for entry in own + published)
     assert [entry["policy"] for entry in published] == [entry["policy"] for entry in own]
+
+
+def told_of(
+    traces: Path, capsys: pytest.CaptureFixture[str], *words: str, pair: str = "azure/a100"
+) -> str:
+    """The line on stderr of a sweep that ends with exit code 2."""
+    out = str(traces / "wrong.jsonl")
+    asked = options("--traces", str(traces), "--out", out, "--quick", "--pairs", pair, *words)
+    assert run_sweep(asked, SUBJECTS) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    return told
+
+
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_goals_that_say_nothing_end_a_sweep_with_one_line(
+    traces: Path, capsys: pytest.CaptureFixture[str], jobs: str
+) -> None:
+    told = told_of(traces, capsys, "--slo", "nonsense", "--jobs", jobs)
+    assert told.startswith("error: --slo 'nonsense': ")
+    assert "write for example" in told or "the goals are" in told
+
+
+def test_a_trace_that_is_not_there_and_a_pair_without_a_name_end_it_with_one_line(
+    traces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "lengths_sharegpt" in told_of(traces, capsys, pair="lengths_sharegpt/a100")
+    assert "names nothing" in told_of(traces, capsys, pair="nobody/a100")
+
+
+def test_a_file_that_was_begun_with_other_options_ends_it_with_one_line(
+    traces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (traces / "wrong.jsonl").write_text(
+        '{"trace": "t", "hardware": "h", "policy": "p", "settings": {"seed": 3, "quick": true}}\n'
+    )
+    assert "give another --out" in told_of(traces, capsys)
 
 
 def test_a_sweep_in_several_processes_leaves_signals_as_they_were(

@@ -1,0 +1,1 @@
+"""What a GPU is to show: each part in a process and a share of the time of its own."""
