@@ -1,7 +1,7 @@
 # Tandem. Needs Python 3.11, 3.12 or 3.13, git and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
 .PHONY: help demo up install test check format format-check lint types imports spelling \
-	tests tests-quick tests-slow chaos proto docs baseline clean
+	tests tests-quick tests-slow gpu-test gpu-bench chaos proto docs baseline clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -57,6 +57,13 @@ tests-quick: $(DEV_READY)
 # One at a time: they start whole clusters, which share the cores as it is.
 tests-slow: $(DEV_READY)
 	$(PYTEST) -m slow
+
+gpu-test: $(DEV_READY) ## What only a CUDA device can show; minutes, skipped without one
+	$(PYTEST) -m gpu
+
+gpu-bench: $(DEV_READY) ## Speed beside the limits of the device, in MINUTES=8: docs/gpu.md
+	$(BIN)/python -m benchmarks.gpu --out $(or $(OUT),benchmarks/results/gpu.json) \
+		--minutes $(or $(MINUTES),8) $(if $(LENGTHS),--lengths $(LENGTHS))
 
 chaos: $(DEV_READY) ## Random harm under load for SECONDS=600, or one round again: SEED=123
 	$(BIN)/python -m deploy.chaos $(if $(SEED),--seed $(SEED)) $(if $(SIZE),--size $(SIZE)) \

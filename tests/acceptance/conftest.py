@@ -122,7 +122,8 @@ def start_cluster(
         async with cluster:
             views = await cluster.workers()
             ways = (decode or {}).get("transports", "shared_memory")
-            num_pools = num_decode + num_mixed if "shared_memory" in ways else 0
+            num_ranks = int((decode or {}).get("tensor_parallel_size", "1"))
+            num_pools = num_ranks * (num_decode + num_mixed) if "shared_memory" in ways else 0
             assert len(_kv_pools(views)) == num_pools
             yield cluster
             views += await cluster.workers()

@@ -301,8 +301,17 @@ async def test_without_a_prefill_worker_requests_are_refused_until_there_is_one(
     await assert_empty(cluster)
 
 
-@pytest.mark.parametrize("other", [{"dtype": "bfloat16"}, {"attention": "torch"}], ids=str)
-async def test_workers_of_different_dtype_or_attention_are_never_paired(
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dtype": "bfloat16"},
+        {"kv_dtype": "fp8_e4m3"},
+        {"attention": "torch"},
+        {"kv_slices": "2"},
+    ],
+    ids=str,
+)
+async def test_workers_of_different_dtype_attention_or_slices_are_never_paired(
     other: dict[str, str],
     cluster: LocalCluster,
     extra_worker: ExtraWorker,
@@ -338,7 +347,7 @@ async def test_workers_of_different_dtype_or_attention_are_never_paired(
         await until(lambda: is_gone("decode-0"))
         failure = await failure_of(cluster, request())
         assert failure.code() is grpc.StatusCode.UNAVAILABLE
-        assert "one model with one dtype and block size" in str(failure.details())
+        assert "one dtype, KV dtype, block size and number of KV slices" in str(failure.details())
         # A prefill worker that computes like it makes a pair of its own.
         async with extra_worker(cluster, "prefill_worker", folder, "prefill-other", **settings):
             await until(lambda: is_state("prefill-other", "ready"))

@@ -1,4 +1,4 @@
-"""Workers that know only TCP, or only NIXL: the same tokens, nothing lost, no shared memory."""
+"""Workers that know only TCP, NIXL or gloo: the same tokens, nothing lost, no shared memory."""
 
 import asyncio
 import importlib.util
@@ -23,7 +23,7 @@ NUM_OUTPUT = 24
 LENGTHS = (1, 16, 17, 64, 130)
 
 
-@pytest.fixture(scope="module", params=["tcp", "nixl"])
+@pytest.fixture(scope="module", params=["tcp", "nixl", "gloo"])
 def transport(request: pytest.FixtureRequest) -> str:
     if request.param == "nixl" and importlib.util.find_spec("nixl_cu13") is None:
         pytest.skip("the extra `nixl` is not installed")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from deploy.local.cluster import LocalCluster
+from deploy.local.testing import Saboteur
+from tandemserve import AsyncClient, Completion
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
@@ -16,6 +18,7 @@ StartCluster = Callable[..., AbstractAsyncContextManager[LocalCluster]]
 Prompt = tuple[int, ...]
 Greedy = Callable[[str, Sequence[Prompt], int], list[tuple[int, ...]]]
 AssertEmpty = Callable[..., Awaitable[float]]
+Until = Callable[..., Awaitable[float]]
 
 NUM_OUTPUT = 32
 # Iterations hold 32 tokens: whole prompts, cut ones, and one that takes several iterations.
@@ -65,12 +68,45 @@ async def test_whatever_an_iteration_holds_the_tokens_are_the_models_own(
         await assert_empty(cluster)
 
 
-# Few blocks, short prompts, long answers and short ones: there is room for hosts and guests only.
+# Two long answers have most of the pool when the others come: there is room for guests only.
+NUM_HOSTS, HOST_TOKENS = 2, 400
+GUEST_TOKENS = [8, 16, 24, 40, 12, 20, 32, 8, 16, 24, 40] * 3
+
+
 def crowd() -> list[tuple[Prompt, int]]:
     rng = random.Random(SEED)
-    # Hosts come first: in line they would stand behind all that end sooner.
-    lengths = [160] * 9 + [8, 16, 24, 40, 12, 20, 32, 8, 16, 24, 40] * 3
+    lengths = [HOST_TOKENS] * NUM_HOSTS + GUEST_TOKENS
     return [(tuple(rng.choices(range(3, 300), k=rng.randint(4, 24))), n) for n in lengths]
+
+
+async def answers_to_crowd(
+    cluster: LocalCluster, client: AsyncClient, until: Until
+) -> list[Completion]:
+    """All others come at once, when the hosts have begun and have all but all ahead of them."""
+    shared = {"temperature": 0.0, "ignore_eos": True, "timeout_s": 180.0}
+    calls: list[asyncio.Task[Completion]] = []
+
+    def ask(wanted: Sequence[tuple[Prompt, int]]) -> None:
+        asked = (client.generate(p, max_tokens=n, **shared) for p, n in wanted)  # type: ignore[arg-type]
+        calls.extend(map(asyncio.ensure_future, asked))
+
+    async def are_hosts_running() -> bool:
+        return (await client.admin.status()).num_decoding == NUM_HOSTS
+
+    async def have_others_come() -> bool:
+        status = await client.admin.status()
+        return status.num_prompt_queued + status.num_prefilling == len(GUEST_TOKENS)
+
+    wanted, saboteur = crowd(), Saboteur(cluster)
+    ask(wanted[:NUM_HOSTS])
+    try:
+        await until(are_hosts_running)
+        saboteur.freeze("mixed-0")
+        ask(wanted[NUM_HOSTS:])
+        await until(have_others_come)
+    finally:
+        saboteur.thaw_all()
+    return await asyncio.gather(*calls)
 
 
 # PAPERS 1.4.1: guests run inside a host's blocks, and every token is the model's own.
@@ -83,13 +119,14 @@ async def test_answers_begin_inside_others_and_no_token_changes(
     start_cluster: StartCluster,
     greedy: Greedy,
     model_folders: dict[str, Path],
+    until: Until,
     assert_empty: AssertEmpty,
 ) -> None:
     print(f"prompts: seed {SEED}")
     wanted = crowd()
     worker = {
         "max_num_batched_tokens": "64",
-        "num_blocks": "64",
+        "num_blocks": "124",
         "block_size": "8",
         "policy": policy,
     }
@@ -104,11 +141,7 @@ async def test_answers_begin_inside_others_and_no_token_changes(
         ) as cluster,
         cluster.client() as client,
     ):
-        calls = [
-            client.generate(p, temperature=0.0, ignore_eos=True, max_tokens=n, timeout_s=180.0)
-            for p, n in wanted
-        ]
-        answers = await asyncio.gather(*calls)
+        answers = await answers_to_crowd(cluster, client, until)
         for length in {n for _, n in wanted}:
             prompts = [p for p, n in wanted if n == length]
             got = [a.token_ids for a, (_, n) in zip(answers, wanted, strict=True) if n == length]
