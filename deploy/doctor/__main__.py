@@ -6,6 +6,8 @@
 import sys
 
 from deploy.doctor.command import main
+from runtime.logging import configure_logging
 
 if __name__ == "__main__":
+    configure_logging("doctor", level="error")
     sys.exit(main(sys.argv[1:]))

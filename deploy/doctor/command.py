@@ -11,7 +11,6 @@ from deploy.doctor.places import Place, places_with, transports_at
 from deploy.doctor.report import Report, as_json, print_report
 from deploy.local.output import print_line, progress
 from runtime.clock import MonotonicClock
-from runtime.logging import configure_logging
 from worker.transports import DEFAULT_ON_GPU, DEFAULT_ON_HOST
 
 _ABOUT = """Measures every way that KV can take between two workers of this machine, each with two
@@ -25,7 +24,6 @@ when it connects: see kv_path_chosen in its log. Exit codes: 0 KV has a way betw
 def main(argv: Sequence[str]) -> int:
     """Run it; the exit code."""
     options = _parser().parse_args(argv)
-    configure_logging("doctor", level="error")
     facts = look(options.kv_host)
     paths: list[Path] = []
     for source, target in places_with(facts.num_gpus):
