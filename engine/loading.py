@@ -13,7 +13,8 @@ from engine.model_folder_errors import UnsupportedModelOption
 from engine.models.decoder import Decoder
 from engine.models.model import Model
 from engine.native.choice import KernelChoice, choose_kernels
-from engine.tensor_parallel import RankExchange, config_of_rank, require_fit, share_of
+from engine.parallel_fit import require_fit
+from engine.tensor_parallel import RankExchange, config_of_rank, share_of
 from engine.weights import load_decoder_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

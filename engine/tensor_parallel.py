@@ -6,7 +6,6 @@ ones, so that each number is one dot product in one order, as it is without a cu
 """
 
 from dataclasses import dataclass, replace
-from math import gcd
 from typing import Protocol
 
 import torch
@@ -15,17 +14,6 @@ from torch import Tensor
 from engine.linear import Linear
 from engine.model_config import ModelConfig
 from engine.native.library import KernelLibrary
-
-
-class TensorParallelUnfit(ValueError):
-    """A model's heads or widths cannot be divided among so many ranks."""
-
-    def __init__(self, size: int, possible: tuple[int, ...], reason: str) -> None:
-        super().__init__(
-            f"tensor_parallel_size {size} does not fit this model: {reason}; "
-            f"use one of {', '.join(map(str, possible))}"
-        )
-        self.size, self.possible = size, possible
 
 
 class RankExchange(Protocol):
@@ -83,21 +71,6 @@ def config_of_rank(config: ModelConfig, share: Share) -> ModelConfig:
         num_heads=config.num_heads // share.size,
         num_kv_heads=config.num_kv_heads // share.size,
     )
-
-
-def require_fit(config: ModelConfig, size: int) -> None:
-    """Raises: TensorParallelUnfit, which names the sizes that this model has."""
-    counts = {"KV heads": config.num_kv_heads, "hidden_size": config.hidden_size}
-    mixture = config.mixture
-    if mixture is None or len(mixture.layers) < config.num_layers:
-        counts["intermediate_size"] = config.intermediate_size
-    if mixture is not None:
-        counts["intermediate_size of the experts"] = mixture.intermediate_size
-    unfit = [f"{count} {name}" for name, count in counts.items() if count % size]
-    if unfit:
-        most = gcd(*counts.values())
-        possible = tuple(number for number in range(1, most + 1) if most % number == 0)
-        raise TensorParallelUnfit(size, possible, f"it has {' and '.join(unfit)}")
 
 
 class GatheringLinear(Linear):

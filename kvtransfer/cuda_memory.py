@@ -18,10 +18,16 @@ from torch import Tensor
 from kvtransfer.cuda_checksum import block_checksums
 from kvtransfer.cuda_runtime import CudaRuntime, load_library
 from kvtransfer.device import ByteRun, CopyStream, DevicePool, KvSource, PinnedBytes
-from kvtransfer.errors import DeviceFailed, ExportUnavailable
+from kvtransfer.device_writing import kept_if_stuck, wait_for_copies
+from kvtransfer.errors import CopyStuck, DeviceFailed, ExportUnavailable
+from runtime.clock import Clock, MonotonicClock
+from runtime.logging import get_logger
+
+log = get_logger()
 
 # The stream on which torch computes unless it is told otherwise.
 _DEFAULT_STREAM: Final = 0
+_COPY_NOW: Final = "a copy that was waited for"
 
 
 class CudaPool:
@@ -76,6 +82,7 @@ class CudaMemory:
         device_index: int,
         device_ids: Sequence[str],
         engine_stream: int = _DEFAULT_STREAM,
+        clock: Clock | None = None,
     ) -> None:
         """`device_ids` of all devices that this process sees, by index."""
         self._runtime = runtime
@@ -83,6 +90,7 @@ class CudaMemory:
         self.device_id = device_ids[device_index]
         self._device_ids = device_ids
         self._engine_stream = engine_stream
+        self._clock = clock or MonotonicClock()
         # CUDA maps no handle in the process that exported it.
         self._lock = threading.Lock()
         self._own_by_handle: weakref.WeakValueDictionary[bytes, CudaPool] = (
@@ -164,14 +172,24 @@ class CudaMemory:
         return handle
 
     def copy_now(self, target: KvSource, source: KvSource, run: ByteRun) -> None:
-        """One copy, waited for. Raises: DeviceFailed."""
+        """One copy, waited for; not much longer than END_TIMEOUT_S. Raises: DeviceFailed."""
         stream = self.new_stream()
         try:
-            stream.begin(target, source, [run])
-            while not stream.is_done():
-                pass
-        finally:
+            with kept_if_stuck(target, source, stream):
+                try:
+                    stream.begin(target, source, [run])
+                finally:
+                    wait_for_copies(stream, _COPY_NOW, lambda: True, self._clock)
+        except CopyStuck as error:
+            raise DeviceFailed(
+                _COPY_NOW,
+                f"nothing tells that it has ended, {error.waited_s:g} s after it began",
+                "restart this worker, and look for Xid lines in the kernel log",
+            ) from error
+        except BaseException:
             stream.close()
+            raise
+        stream.close()
 
 
 class CudaStream:
@@ -185,6 +203,8 @@ class CudaStream:
         # What the engine was given before our copies; what we were given.
         self._before = runtime.new_event()
         self._end = runtime.new_event()
+        # Whether `_end` stands behind every copy that the stream was given.
+        self._is_end_known = True
         self._is_closed = False
 
     def begin(self, target: KvSource, source: KvSource, runs: Sequence[ByteRun]) -> None:
@@ -192,18 +212,27 @@ class CudaStream:
         runtime.record(self._before, self._engine_stream)
         runtime.wait_in(stream, self._before)
         to, of = _address_of(target), _address_of(source)
+        self._is_end_known = False
         try:
             for src, dst, num_bytes in runs:
                 runtime.copy(to + dst, of + src, num_bytes, stream)
         finally:
             runtime.record(self._end, stream)
+            self._is_end_known = True
 
     def is_done(self) -> bool:
+        if not self._is_end_known:
+            # The event is still that of copies before these, and would tell of their end.
+            raise DeviceFailed(
+                "cudaEventRecord", "nothing tells when these copies end", "restart this worker"
+            )
         return self._runtime.has_happened(self._end)
 
     def checksums(
         self, pool: DevicePool, block_bytes: int, block_ids: Sequence[int]
     ) -> npt.NDArray[np.uint64]:
+        # Torch waits here without a bound. On a receiver that is the engine's thread, and its
+        # watchdog the bound; on a sender a lane's, whose GPU is the one that its engine waits for.
         assert isinstance(pool, CudaPool)
         self._runtime.record(self._before, self._engine_stream)
         self._runtime.wait_in(self._stream, self._before)
@@ -220,9 +249,19 @@ class CudaStream:
         if self._is_closed:
             return
         self._is_closed = True
+        # A device that has failed frees nothing. Whoever closes has others to let go of.
+        problems: list[str] = []
         for event in (self._before, self._end):
-            self._runtime.destroy_event(event)
-        self._runtime.destroy_stream(self._stream)
+            try:
+                self._runtime.destroy_event(event)
+            except DeviceFailed as error:
+                problems.append(str(error))
+        try:
+            self._runtime.destroy_stream(self._stream)
+        except DeviceFailed as error:
+            problems.append(str(error))
+        if problems:
+            log.warning("kv_stream_not_freed", error=problems[0])
 
 
 class CudaPinnedBytes:

@@ -28,6 +28,8 @@ class FakeCudart:
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.failures: dict[str, int] = {}
+        # The same of a later one: how many go well before it, and its code.
+        self.failures_after: dict[str, tuple[int, int]] = {}
         self.memory: dict[int, ctypes.Array[ctypes.c_char]] = {}
         self.num_mapped = 0
         # How often an event is not ready yet.
@@ -51,6 +53,11 @@ class FakeCudart:
         self.calls.append((name, arguments))
         if name in self.failures:
             return self.failures.pop(name)
+        if name in self.failures_after:
+            num_good, code = self.failures_after.pop(name)
+            if not num_good:
+                return code
+            self.failures_after[name] = num_good - 1, code
         return self._do(name, arguments)
 
     def _do(self, name: str, arguments: tuple[Any, ...]) -> int:

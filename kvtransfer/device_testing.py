@@ -123,6 +123,7 @@ class FakeStream:
 
     def close(self) -> None:
         self.is_closed = True
+        self._fail_if_told("close")
 
     def _copy_one(self) -> None:
         with self._changed:
@@ -144,6 +145,7 @@ class FakePinnedBytes:
 
     def __init__(self, num_bytes: int) -> None:
         self._memory = bytearray(num_bytes)
+        self.is_closed = False
 
     @property
     def view(self) -> memoryview:
@@ -151,6 +153,7 @@ class FakePinnedBytes:
 
     def close(self) -> None:
         """Goes with the last view of it."""
+        self.is_closed = True
 
 
 class FakeDevice:
@@ -171,6 +174,7 @@ class FakeDevice:
         # What was made here, in order.
         self.streams: list[FakeStream] = []
         self.opened: list[FakePool] = []
+        self.pinned: list[FakePinnedBytes] = []
 
     def allocate(self, num_bytes: int) -> DevicePool:
         file = os.memfd_create("fake-device", os.MFD_CLOEXEC)
@@ -198,7 +202,8 @@ class FakeDevice:
         return self.streams[-1]
 
     def pin(self, num_bytes: int) -> PinnedBytes:
-        return FakePinnedBytes(num_bytes)
+        self.pinned.append(FakePinnedBytes(num_bytes))
+        return self.pinned[-1]
 
 
 class FaultyDevice:

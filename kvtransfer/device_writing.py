@@ -1,7 +1,8 @@
 """The sender's half of a pool in device memory: copies on a stream, published once they ended."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +33,10 @@ _NUM_EAGER_LOOKS: Final = 100
 _PAUSE_S: Final = 50e-6
 # A copy cannot be called back, so even a late one is waited for; this long, and then it is stuck.
 END_TIMEOUT_S: Final = 10.0
+# By identity, both ends of copies that are stuck. What is unmapped or freed under a copy may be
+# somebody else's by the time it is written. Bounded by the connections, each of which holds a
+# slot of its peer or is of no more use.
+_kept_by_id: Final[dict[int, object]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,16 @@ class MappedTarget:
     views: PoolViews
     slot: int
     pool: DevicePool
+
+
+@contextmanager
+def kept_if_stuck(*ends: object) -> Iterator[None]:
+    """Keep these for as long as the process lives if CopyStuck is raised within."""
+    try:
+        yield
+    except CopyStuck:
+        _kept_by_id.update({id(end): end for end in ends})
+        raise
 
 
 def wait_for_copies(
@@ -114,7 +129,8 @@ class DeviceBlockWriter:
 
         run = PushRun(moves, size, clock, timeout_s, should_stop, check_peer)
         try:
-            return run.run(batches, write)
+            with kept_if_stuck(self._target, self._stream, source):
+                return run.run(batches, write)
         except CopyStuck as error:
             self._stuck = error
             raise

@@ -12,7 +12,7 @@ import torch
 from kvtransfer.batches import TaggedBlocks
 from kvtransfer.device import KvSource
 from kvtransfer.doors import ServedPool
-from kvtransfer.group_meeting import MeetingPlace, new_meeting, receive_group
+from kvtransfer.group_meeting import new_meeting, receive_group
 from kvtransfer.process_group import GroupKind, Moving, PairGroup
 from kvtransfer.protocol import CopyBytes
 from kvtransfer.staging import NUM_ROOMS, Staging
@@ -24,12 +24,11 @@ from kvtransfer.tcp_stream import Patience, Stream
 
 def group_door(kind: GroupKind, copy_bytes: CopyBytes, max_batch_bytes: int) -> DoorKind:
     """Bytes come by a process group for each sender."""
-    place = MeetingPlace()
 
     def make(stream: Stream, pool: ServedPool) -> Arrivals:
-        return GroupArrivals(kind, stream, pool, place, copy_bytes, max_batch_bytes)
+        return GroupArrivals(kind, stream, pool, copy_bytes, max_batch_bytes)
 
-    return DoorKind(kind.name, make, GroupLink, place.close)
+    return DoorKind(kind.name, make, GroupLink)
 
 
 class GroupArrivals:
@@ -40,20 +39,17 @@ class GroupArrivals:
         kind: GroupKind,
         stream: Stream,
         pool: ServedPool,
-        place: MeetingPlace,
         copy_bytes: CopyBytes,
         max_batch_bytes: int,
     ) -> None:
         self._kind = kind
         self._stream = stream
-        self._own_host = stream.own_host
         self._pool: KvSource = pool.views.data.data if pool.device is None else pool.device.pool
         self._block_bytes = pool.layout.block_bytes
         self._copy_bytes = copy_bytes
         # A block is never cut.
         self._max_batch_bytes = max(max_batch_bytes, self._block_bytes)
-        self._store = place.store_on(self._own_host)
-        self._meeting = new_meeting(self._store, self._max_batch_bytes)
+        self._meeting = new_meeting(self._max_batch_bytes)
         self._staging = Staging(self._max_batch_bytes, kind.device)
         self._group: PairGroup | None = None
         # What `take` puts into its place.
@@ -63,8 +59,9 @@ class GroupArrivals:
         return pack_meeting(self._meeting)
 
     def meet(self) -> None:
-        """Wait for the sender, who was greeted, to join. Raises: GroupFailed."""
-        self._group = receive_group(self._kind, self._meeting, self._own_host)
+        """Wait for the sender, who was greeted, to join. Raises: ConnectionLost, FrameError."""
+        with self._staging.stream():
+            self._group = receive_group(self._kind, self._meeting, self._stream)
 
     def begin(self, head: BatchHead) -> tuple[Moving, torch.Tensor]:
         """Let the bytes of an announced batch come in. Raises: FrameError, GroupFailed."""

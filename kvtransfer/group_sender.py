@@ -29,7 +29,7 @@ from kvtransfer.tcp_stream import ConnectionLost, Patience, Stream
 from runtime.clock import Clock, MonotonicClock
 from scheduling.kv_export import KvExport
 
-# The receiver may have to make a store first.
+# The receiver may have to start up its GPU first.
 _DIAL_TIMEOUT_S: Final = JOIN_TIMEOUT_S
 
 
@@ -55,7 +55,11 @@ def _dial(kind: GroupKind, export: KvExport, sender_id: str, max_batch_bytes: in
     stream = dial(export, sender_id, _DIAL_TIMEOUT_S)
     try:
         meeting = read_meeting(stream.receive(MEETING_BYTES, patience))
-        group = send_group(kind, meeting, stream.own_host, stream.peer_host)
+        # A block is never cut, and the receiver has room for one at least.
+        most = min(max(max_batch_bytes, export.block_bytes), meeting.max_batch_bytes)
+        staging = Staging(most, kind.device)
+        with staging.stream():
+            group = send_group(kind, meeting, stream)
     except GroupFailed as error:
         is_gone = stream.has_news()
         stream.reset()
@@ -71,9 +75,7 @@ def _dial(kind: GroupKind, export: KvExport, sender_id: str, max_batch_bytes: in
     except BaseException:
         stream.reset()
         raise
-    # A block is never cut, and the receiver has room for one at least.
-    most = min(max(max_batch_bytes, export.block_bytes), meeting.max_batch_bytes)
-    return GroupLine(stream, group, Staging(most, kind.device), most)
+    return GroupLine(stream, group, staging, most)
 
 
 class GroupSender:

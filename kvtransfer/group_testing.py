@@ -22,7 +22,7 @@ def join_by_hand(export: KvExport, kind: GroupKind) -> tuple[Stream, PairGroup]:
     """A sender, `prefill-9#1`, that does only what the test says."""
     stream = dial(export, "prefill-9#1", PATIENCE_S)
     meeting = read_meeting(stream.receive(MEETING_BYTES, _wait_on))
-    return stream, send_group(kind, meeting, stream.own_host, stream.peer_host)
+    return stream, send_group(kind, meeting, stream)
 
 
 def announce(

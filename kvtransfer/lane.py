@@ -310,6 +310,9 @@ class PeerLane:
         except TransferError as error:
             # Said again, to someone who can act on it, by the first job.
             log.warning("kv_prepare_failed", worker_id=self.worker_id, error=str(error))
+        except Exception:
+            # As in `_outcome_of`: a defect must not end the thread.
+            log.exception("kv_prepare_failed", worker_id=self.worker_id)
 
     def _is_without_peer(self) -> bool:
         """Let go of a dead peer; True once there has been none, and no job, for a while."""
@@ -324,6 +327,11 @@ class PeerLane:
         return self._clock.now() - self._used_at_s >= self._settings.retire_after_s
 
     def _disconnect(self) -> None:
-        if self._connected is not None:
-            self._connected[1].sender.close()
-            self._connected = None
+        if self._connected is None:
+            return
+        (_, path), self._connected = self._connected, None
+        try:
+            path.sender.close()
+        except Exception:
+            # A device that has failed may refuse it. The jobs behind this one want an answer.
+            log.exception("kv_disconnect_failed", worker_id=self.worker_id)

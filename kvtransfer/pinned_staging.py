@@ -18,7 +18,7 @@ from kvtransfer.device import (
     PinnedBytes,
     num_bytes_of,
 )
-from kvtransfer.device_writing import wait_for_copies
+from kvtransfer.device_writing import kept_if_stuck, wait_for_copies
 from kvtransfer.doors import OnDevice
 from kvtransfer.errors import CopyStuck, TransferCancelled, TransferTimeout
 from kvtransfer.plan import merge_runs
@@ -40,6 +40,8 @@ class Rooms:
         self._room_bytes = room_bytes
         self._clock = clock
         self._rooms: list[tuple[PinnedBytes, CopyStream]] = []
+        # A copy into or out of a room may go on for ever.
+        self._is_stuck = False
 
     def room(self, number: int) -> tuple[memoryview, CopyStream]:
         """Where the piece of this number goes, and the stream for its copies.
@@ -58,7 +60,13 @@ class Rooms:
 
     def wait(self, number: int, transfer_id: str, must_end: Callable[[], bool]) -> None:
         """Until the copies of this piece have ended. Raises: CopyStuck."""
-        wait_for_copies(self.room(number)[1], transfer_id, must_end, self._clock)
+        _, stream = self.room(number)
+        try:
+            with kept_if_stuck(self):
+                wait_for_copies(stream, transfer_id, must_end, self._clock)
+        except CopyStuck:
+            self._is_stuck = True
+            raise
 
     def wait_for_all(self, transfer_id: str) -> None:
         """Until no copy uses a room. Raises: CopyStuck."""
@@ -66,7 +74,9 @@ class Rooms:
             self.wait(number, transfer_id, lambda: True)
 
     def close(self) -> None:
-        """Let go of them. Twice is fine. Copies have ended, or the process is about to."""
+        """Let go of them. Twice is fine. Those that a stuck copy uses stay with the process."""
+        if self._is_stuck:
+            return
         for pinned, stream in self._rooms:
             stream.close()
             pinned.close()
@@ -105,14 +115,16 @@ class StagedSender:
         push = _StagedPush(
             self._inner, self._rooms, source, self._block_bytes, self._clock, should_stop
         )
-        try:
-            return push.run(list(_pieces_of(moves, self._num_room_blocks)), moves, timeout_s)
-        except CopyStuck:
-            raise
-        except BaseException:
-            # A piece that is not sent any more may be on its way: the source is the caller's again.
-            self._rooms.wait_for_all(moves.transfer_id)
-            raise
+        with kept_if_stuck(source):
+            try:
+                return push.run(list(_pieces_of(moves, self._num_room_blocks)), moves, timeout_s)
+            except CopyStuck:
+                raise
+            except BaseException:
+                # A piece that is not sent any more may be on its way: the source is the caller's
+                # again.
+                self._rooms.wait_for_all(moves.transfer_id)
+                raise
 
     def check(self) -> None:
         self._inner.check()
@@ -203,6 +215,14 @@ class StagedBlocks:
         Raises: what `receive_into` does, once nothing is written any more; CopyStuck,
         DeviceFailed, ExportUnavailable.
         """
+        with kept_if_stuck(self._pool):
+            self._take(blocks, receive_into)
+
+    def close(self) -> None:
+        """Let go of the rooms. Twice is fine."""
+        self._rooms.close()
+
+    def _take(self, blocks: TaggedBlocks, receive_into: Callable[[memoryview], None]) -> None:
         try:
             for number, runs in enumerate(self._loads_of(blocks)):
                 room, stream = self._rooms.room(number)
@@ -215,10 +235,6 @@ class StagedBlocks:
             self._rooms.wait_for_all(_ARRIVING)
             raise
         self._rooms.wait_for_all(_ARRIVING)
-
-    def close(self) -> None:
-        """Let go of the rooms. Twice is fine."""
-        self._rooms.close()
 
     def _loads_of(self, blocks: TaggedBlocks) -> Iterator[list[ByteRun]]:
         """What fits into a room at a time, and where it goes from there."""

@@ -277,4 +277,5 @@ class SegmentSender:
             return
         if writer.close():
             self._leave()
-        # Otherwise the slot is ours until the kernel ends this process.
+        # Otherwise the slot is ours until the kernel ends this process, and the writer has seen to
+        # it that what it writes to stays mapped as long.

@@ -32,7 +32,10 @@ class PoolWriter(Protocol):
         ...
 
     def close(self) -> bool:
-        """Let go of the peer's memory; False where something may still write into it."""
+        """Let go of the peer's memory.
+
+        False where something may still write into it: then it stays mapped while the process lives.
+        """
         ...
 
 

@@ -202,8 +202,18 @@ class TcpDoor:
             # The one place where a defect ends a link instead of going unseen.
             log.exception("kv_link_failed", sender_id=sender_id)
         finally:
+            self._end_link(arrivals, stream, slot, sender_id)
+
+    def _end_link(
+        self, arrivals: Arrivals | None, stream: Stream, slot: int, sender_id: str
+    ) -> None:
+        """Whatever `close` raises, the slot is free for others and the sender hears of the end."""
+        try:
             if arrivals is not None:
                 arrivals.close()
+        except Exception:
+            log.exception("kv_link_not_closed", sender_id=sender_id)
+        finally:
             with self._lock:
                 del self._link_by_slot[slot]
             stream.reset()

@@ -15,7 +15,12 @@ answered twice:
     answer: written     →
                         ←       answer: published
 
-Where they go by a process group (gloo, NCCL), the welcome is followed by where the group meets.
+Where they go by a process group (gloo, NCCL), the welcome is followed by what the pair meets under,
+and both sides say what the library would put into a store, until each has said that it is over:
+
+                        ←       meeting
+    entries             ↔       entries
+
 A batch is announced as above, and its bytes are sent by the group at once.
 
 All numbers are little endian. Every frame begins with a mark of its kind and is covered by a
@@ -53,11 +58,13 @@ _BATCH = struct.Struct("<4sIIIHxx")
 _ANSWER = struct.Struct("<4sIHxxIQ")
 # mark, base address, metadata bytes
 _MEMORY = struct.Struct("<4sQI")
-# mark, port of the store, most bytes of a batch, name of the group in the store
-_MEETING = struct.Struct("<4sHxxQ16s")
+# mark, most bytes of a batch, secret of the pair
+_MEETING = struct.Struct("<4sxxxxQ32s")
+# mark, key bytes, value bytes
+_ENTRY = struct.Struct("<4sHHxxxx")
 _HELLO_MARK, _WELCOME_MARK = b"TANDEMKV", b"KVDECODE"
 _BATCH_MARK, _ANSWER_MARK, _MEMORY_MARK = b"KVB1", b"KVA1", b"KVM1"
-_MEETING_MARK = b"KVG1"
+_MEETING_MARK, _ENTRY_MARK = b"KVG2", b"KVS1"
 
 HELLO_HEAD_BYTES: Final = _HELLO.size
 MAX_HELLO_BYTES: Final = _HELLO.size + 2 * MAX_NAME_BYTES + _DIGEST.size + _ALIGNMENT
@@ -67,7 +74,9 @@ ANSWER_BYTES: Final = _ANSWER.size + _DIGEST.size
 MEMORY_HEAD_BYTES: Final = _MEMORY.size + _DIGEST.size
 MAX_METADATA_BYTES: Final = 1 << 20
 MEETING_BYTES: Final = _MEETING.size + _DIGEST.size
-MEETING_NAME_BYTES: Final = 16
+MEETING_SECRET_BYTES: Final = 32
+ENTRY_HEAD_BYTES: Final = _ENTRY.size + _DIGEST.size
+MAX_ENTRY_BYTES: Final = 16 << 10
 
 
 class FrameError(Exception):
@@ -138,13 +147,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Where the two sides of a process group find each other, and how much a batch may hold."""
+    """By what the two sides of a process group know each other, and how much a batch may hold."""
 
-    # On the host that the sender dialled.
-    store_port: int
     max_batch_bytes: int
-    # Random, so that no other group of the store has it; MEETING_NAME_BYTES long.
-    name: bytes
+    # Random, and told to nobody else; MEETING_SECRET_BYTES long.
+    secret: bytes
 
 
 def pack_hello(hello: Hello) -> bytes:
@@ -229,17 +236,40 @@ def read_memory(frame: bytes) -> bytes:
 
 def pack_meeting(meeting: Meeting) -> bytes:
     """What follows the welcome of a door that receives by process groups."""
-    return _sealed(
-        _MEETING.pack(_MEETING_MARK, meeting.store_port, meeting.max_batch_bytes, meeting.name)
-    )
+    return _sealed(_MEETING.pack(_MEETING_MARK, meeting.max_batch_bytes, meeting.secret))
 
 
 def read_meeting(frame: bytes) -> Meeting:
     """Inverse of `pack_meeting`. Raises: FrameError."""
-    mark, store_port, max_batch_bytes, name = _MEETING.unpack(_opened(frame))
-    if mark != _MEETING_MARK or not store_port or not max_batch_bytes:
-        raise FrameError("what came does not say where to meet")
-    return Meeting(store_port, max_batch_bytes, name)
+    mark, max_batch_bytes, secret = _MEETING.unpack(_opened(frame))
+    if mark != _MEETING_MARK or not max_batch_bytes:
+        raise FrameError("what came does not say how to meet")
+    return Meeting(max_batch_bytes, secret)
+
+
+def pack_entry(key: str, value: bytes) -> bytes:
+    """What one side of a meeting tells the other; without a key: there is no more.
+
+    Raises: ValueError where it is longer than MAX_ENTRY_BYTES.
+    """
+    name = key.encode()
+    if max(len(name), len(value)) > MAX_ENTRY_BYTES:
+        raise ValueError(f"a key and its value take up to {MAX_ENTRY_BYTES} bytes each")
+    return _sealed(_ENTRY.pack(_ENTRY_MARK, len(name), len(value))) + _sealed(name + value)
+
+
+def entry_sizes(head: bytes) -> tuple[int, int]:
+    """Bytes of the key, and of all that follows this head. Raises: FrameError."""
+    mark, num_key, num_value = _ENTRY.unpack(_opened(head))
+    if mark != _ENTRY_MARK or max(num_key, num_value) > MAX_ENTRY_BYTES:
+        raise FrameError("what came belongs to no meeting")
+    return num_key, num_key + num_value + _DIGEST.size
+
+
+def read_entry(num_key_bytes: int, frame: bytes) -> tuple[str, bytes]:
+    """Key and value, from what follows the head. Raises: FrameError."""
+    body = _opened(frame)
+    return body[:num_key_bytes].decode(errors="replace"), body[num_key_bytes:]
 
 
 def pack_batch(sequence_number: int, transfer_id: str, blocks: TaggedBlocks) -> bytes:

@@ -170,8 +170,10 @@ class FaultyTransport:
     def __init__(self, inner: Transport) -> None:
         self._inner = inner
         # The next connects and pushes raise these, oldest first.
-        self.connect_errors: list[TransferError] = []
+        self.connect_errors: list[Exception] = []
         self.push_errors: list[Exception] = []
+        # The next senders to be closed raise these, once they are.
+        self.close_errors: list[Exception] = []
         self._hold_by_worker: dict[str, _Hold] = {}
         # What was attempted, in order.
         self.connects: list[KvExport] = []
@@ -248,6 +250,8 @@ class _FaultySender:
     def close(self) -> None:
         self._faults.num_closed_senders += 1
         self._inner.close()
+        if self._faults.close_errors:
+            raise self._faults.close_errors.pop(0)
 
 
 class WayState(enum.Enum):

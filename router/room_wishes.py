@@ -17,6 +17,7 @@ from scheduling.messages import MakeRoom, RoomMade
 
 # A worker where nobody could wait is left alone for so long.
 REFUSED_S = 0.1
+ANSWER_S = 1.0
 # For one prompt: what was given back may have gone to answers that grow.
 MAX_WISHES = 4
 # Of a large fleet: so many are looked at, others the next time.

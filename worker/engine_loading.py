@@ -15,8 +15,9 @@ from engine.model_folder_errors import ModelFolderError
 from engine.models.decoder import Decoder
 from engine.models.model import Model
 from engine.native.library import KernelsNotBuilt, KernelsNotLoaded
+from engine.parallel_fit import TensorParallelUnfit
 from engine.row_tiles import NoCommonRowCount
-from engine.tensor_parallel import RankExchange, TensorParallelUnfit
+from engine.tensor_parallel import RankExchange
 from kvtransfer.errors import LayoutMismatch
 from kvtransfer.slices import PoolSlices
 from runtime.cores import resolve_num_threads

@@ -29,11 +29,14 @@ from deploy.local.settings import (
     plan_processes,
     with_fitting_kv_cache,
 )
-from engine.model_folder import open_model_folder
+from engine.model_config import ModelConfig
+from engine.model_folder import ModelFolder, open_model_folder
 from engine.model_folder_errors import ModelFolderError
+from engine.parallel_fit import TensorParallelUnfit, require_fit
 from kvtransfer import segment
 from runtime.clock import MonotonicClock
 from runtime.errors import StartupError
+from runtime.worker_config import WorkerConfig
 from tandemserve import AsyncClient, WorkerView
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -303,11 +306,27 @@ def _checked(settings: ClusterSettings, say: Say) -> tuple[ClusterSettings, Effe
         model = open_model_folder(settings.model, configs.router.max_model_len)
     except ModelFolderError as error:
         raise LaunchFailed(str(error)) from error
+    for config in (configs.prefill, configs.decode):
+        _require_ranks_fit(model, config)
     for remark in model.config.remarks:
         say(f"warning: {remark}")
     if settings.log_dir is not None:
         make_log_folder(settings.log_dir)
     return settings, configs
+
+
+def _require_ranks_fit(model: ModelFolder, config: WorkerConfig) -> None:
+    size = config.tensor_parallel_size
+    try:
+        if isinstance(model.config, ModelConfig):
+            require_fit(model.config, size)
+    except TensorParallelUnfit as error:
+        raise LaunchFailed(str(error)) from error
+    if size > 1 and not isinstance(model.config, ModelConfig):
+        raise LaunchFailed(
+            f"tensor_parallel_size {size} is not for models that the transformers library "
+            "computes; leave it at 1"
+        )
 
 
 async def _end(children: list[ChildProcess], timeout_s: float) -> list[str]:

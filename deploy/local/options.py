@@ -13,7 +13,9 @@ from typing import Literal, NoReturn
 
 from deploy.local.settings import ClusterSettings
 from engine.bundled import bundled_model_path
+from runtime.config import RouterConfig
 from runtime.errors import ConfigError
+from runtime.worker_config import DecodeConfig, PrefillConfig
 from scheduling.policies import POLICIES
 
 Command = Literal["up", "demo"]
@@ -71,7 +73,9 @@ class _Parser(argparse.ArgumentParser):
 def parse_options(argv: Sequence[str]) -> LaunchOptions:
     """Read the arguments after `python -m deploy.local`. Raises: ConfigError; --help exits."""
     plain, sections = _split_sections(argv)
-    parsed = _parser().parse_args(plain)
+    parsed, unknown = _parser().parse_known_args(plain)
+    if unknown:
+        raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}; {_instead_of(unknown)}")
     command: Command = parsed.command
     for option, _ in _WORKER_OPTIONS:
         value = getattr(parsed, option.replace("-", "_"))
@@ -141,6 +145,19 @@ def _split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str,
             value = remaining.pop(0)
         sections[section][field] = value
     return plain, sections
+
+
+def _instead_of(unknown: Sequence[str]) -> str:
+    """How to give what processes know and the launcher does not."""
+    name = unknown[0].partition("=")[0].removeprefix("--").replace("_", "-")
+    known = [
+        f"--{section}.{name}"
+        for section, config in zip(
+            _SECTIONS, (RouterConfig, PrefillConfig, DecodeConfig), strict=True
+        )
+        if name.replace("-", "_") in config.model_fields
+    ]
+    return f"write {' and '.join(known)}" if known else "see --help"
 
 
 def _section_for(section: str, field: str) -> str:

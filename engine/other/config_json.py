@@ -40,7 +40,7 @@ def read_other_config(
 
     Raises: InvalidModelField, UnsupportedModelOption.
     """
-    _refuse_what_no_trial_shows(path, fields)
+    refuse_what_no_trial_shows(path, fields)
     config = parse(_OtherJson, path, fields)
     eos_token_ids = eos_token_ids or config.eos_token_id
     if any(token_id >= config.vocab_size for token_id in eos_token_ids):
@@ -71,7 +71,11 @@ class _OtherJson(JsonSchema):
     bos_token_id: TokenId | None = None
 
 
-def _refuse_what_no_trial_shows(path: Path, fields: Mapping[str, Any]) -> None:
+def refuse_what_no_trial_shows(path: Path, fields: Mapping[str, Any]) -> None:
+    """`fields` as config.json says them, or as the library does, which adds its own defaults.
+
+    Raises: UnsupportedModelOption.
+    """
     if fields.get("is_encoder_decoder"):
         raise UnsupportedModelOption(path, "is_encoder_decoder", "use a decoder-only model")
     kinds = {str(kind) for kind in fields.get("layer_types") or ()} - {FULL, SLIDING}
@@ -79,14 +83,19 @@ def _refuse_what_no_trial_shows(path: Path, fields: Mapping[str, Any]) -> None:
         option = f"layer_types {', '.join(sorted(kinds))}"
         raise UnsupportedModelOption(path, option, "use a model of full and sliding attention")
     for name in ("rope_scaling", "rope_parameters"):
-        rope = fields.get(name)
-        if not isinstance(rope, Mapping):
-            continue
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind in _ROPES_BY_BATCH:
+        for kind in _rope_kinds(fields.get(name)) & set(_ROPES_BY_BATCH):
             hint = "a request's tokens would depend on the others of its batch; use another model"
             raise UnsupportedModelOption(path, f"{name} {kind!r}", hint)
     for name in ("attention_chunk_size", "dual_chunk_attention_config"):
         if fields.get(name) is not None:
             hint = "use a model of full and sliding attention"
             raise UnsupportedModelOption(path, name, hint)
+
+
+def _rope_kinds(rope: object) -> set[object]:
+    """Of all layers: what lies inside may be one rotation for each kind of layer."""
+    if not isinstance(rope, Mapping):
+        return set()
+    own = rope.get("rope_type", rope.get("type"))
+    inner = (_rope_kinds(value) for value in rope.values())
+    return set().union(*inner, {own} if isinstance(own, str) else ())

@@ -14,9 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from engine.model_folder_errors import InvalidWeightFile, UnsupportedModelOption
+from engine.other.config_json import refuse_what_no_trial_shows
 from engine.other.seat import ATTENTION_NAME, CannotAttend, Seat, SeenLayer
 
 _ANOTHER = "use a model of a family that Tandem computes itself"
+# What an odd config.json makes the library raise.
+_LIBRARY_ERRORS = (
+    ValueError,
+    KeyError,
+    ImportError,
+    OSError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)
 
 
 class Network:
@@ -157,6 +168,15 @@ class Network:
         raise UnsupportedModelOption(self._folder, what, _ANOTHER)
 
 
+def _require_same_class(folder: Path, model: Any) -> None:
+    """The library chooses by model_type, whatever class the file names, and ignores its code."""
+    named, found = model.config.architectures, type(model).__name__
+    if named and named[0] != found:
+        raise UnsupportedModelOption(
+            folder, f"{named[0]}, which transformers takes for {found},", _ANOTHER
+        )
+
+
 def load_network(folder: Path, dtype: torch.dtype, device: torch.device) -> Network:
     """Raises: UnsupportedModelOption, InvalidWeightFile."""
     from transformers import AutoModelForCausalLM
@@ -174,12 +194,17 @@ def load_network(folder: Path, dtype: torch.dtype, device: torch.device) -> Netw
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (ValueError, KeyError, ImportError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except _LIBRARY_ERRORS as error:
         # Among them: a family that this version does not know, or that has code of its own.
-        reason = str(error).strip().partition("\n")[0]
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
         raise UnsupportedModelOption(
             folder, f"what transformers says of it ({reason})", _ANOTHER
         ) from error
+    _require_same_class(folder, model)
+    # Its classes have defaults that no file says.
+    refuse_what_no_trial_shows(folder, model.config.get_text_config().to_dict())
     # The library fills what is missing with random numbers.
     for problem in ("missing_keys", "mismatched_keys"):
         if names := sorted(map(str, loading[problem])):

@@ -4,7 +4,7 @@ Two sequences of one batch, in pieces and over scattered blocks, with windows th
 family that mixes tokens otherwise than by attention, or masks what it does not tell, shows here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -41,11 +41,12 @@ def relative_error(
     """How far logits are from the library's; `hidden` computes at most `max_rows` tokens."""
     generator = torch.Generator().manual_seed(0)
     num_ids = dimensions.vocab_size
-    texts = [torch.randint(num_ids, (n,), generator=generator).to(network.device) for n in _LENGTHS]
+    lengths = [min(length, dimensions.max_position_embeddings) for length in _LENGTHS]
+    texts = [torch.randint(num_ids, (n,), generator=generator).to(network.device) for n in lengths]
     with network.windows_of(_WINDOW):
         expected = torch.cat([network.logits_by_library(text) for text in texts]).float()
         found: list[list[Tensor]] = [[] for _ in texts]
-        for pieces, step in _steps(network, dimensions, max_rows):
+        for pieces, step in _steps(network, dimensions, max_rows, lengths):
             positions = [torch.arange(start, start + count) for _, start, count in pieces]
             token_ids = [
                 texts[sequence][start : start + count] for sequence, start, count in pieces
@@ -65,7 +66,7 @@ def is_as_good(error: float, dtype: torch.dtype) -> bool:
 
 
 def _steps(
-    network: Network, dimensions: ModelDimensions, max_rows: int
+    network: Network, dimensions: ModelDimensions, max_rows: int, lengths: Sequence[int]
 ) -> Iterator[tuple[list[tuple[int, int, int]], StepAttention]]:
     """(sequence, start, tokens) of each piece of a step, single tokens first, and the step."""
     layout = KvLayout(
@@ -75,16 +76,16 @@ def _steps(
         _BLOCK_SIZE,
         dtype_name(network.dtype),
     )
-    width = -(-max(_LENGTHS) // _BLOCK_SIZE)
-    pool = KvPool(layout, width * len(_LENGTHS), network.device)
-    tables = np.arange(pool.num_blocks)[::-1].reshape(width, len(_LENGTHS)).T.astype(np.int64)
+    width = -(-max(lengths) // _BLOCK_SIZE)
+    pool = KvPool(layout, width * len(lengths), network.device)
+    tables = np.arange(pool.num_blocks)[::-1].reshape(width, len(lengths)).T.astype(np.int64)
     windows = tuple(seen.attention for seen in network.layers_now())
     attention = SplitKvAttention(layout, dimensions.num_heads, windows, network.device)
-    done = [0] * len(_LENGTHS)
-    while any(have < length for have, length in zip(done, _LENGTHS, strict=True)):
+    done = [0] * len(lengths)
+    while any(have < length for have, length in zip(done, lengths, strict=True)):
         pieces: list[tuple[int, int, int]] = []
         room = max_rows
-        for sequence, length in enumerate(_LENGTHS):
+        for sequence, length in enumerate(lengths):
             count = min(_PIECE, max(1, max_rows // 2), length - done[sequence], room)
             if count > 0:
                 pieces.append((sequence, done[sequence], count))

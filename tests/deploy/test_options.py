@@ -128,3 +128,18 @@ def test_a_value_that_a_process_would_refuse_is_refused_before_anything_starts(
     settings = parse_options(["up", argument]).settings
     with pytest.raises(ConfigError, match=said):
         effective_configs(settings)
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("--kv-slices=2", "write --prefill-worker.kv-slices and --decode-worker.kv-slices"),
+        ("--swap-mib=2", "write --decode-worker.swap-mib"),
+        ("--max-prompt-queue=2", "write --router.max-prompt-queue"),
+        ("--nonsense", "see --help"),
+    ],
+)
+def test_settings_of_processes_are_told_by_how_they_are_given(argument: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match="unrecognized arguments") as caught:
+        parse_options(["up", argument])
+    assert str(caught.value).endswith(hint)

@@ -121,6 +121,10 @@ def changed(folder: Path, **fields: Any) -> Path:
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_scaling": {"type": "longrope"}}, "longrope"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}},
+            "dynamic",
+        ),
         ({"attention_chunk_size": 64}, "attention_chunk_size"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -145,6 +149,35 @@ def test_a_family_of_another_version_of_the_library_is_refused_in_a_line(tmp_pat
     with pytest.raises(ModelFolderError, match="gpt_later") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_of_its_own_is_not_computed_as_the_librarys(tmp_path: Path) -> None:
+    folder = changed(
+        make_other_model_folder(tmp_path, "gpt_neox"),
+        architectures=["MyOwnNeoXForCausalLM"],
+        auto_map={"AutoModelForCausalLM": "modeling_own.MyOwnNeoXForCausalLM"},
+    )
+    with pytest.raises(UnsupportedModelOption, match="MyOwnNeoXForCausalLM, which transformers"):
+        load(folder)
+
+
+def test_defaults_of_a_class_are_looked_at_as_what_the_file_says(tmp_path: Path) -> None:
+    folder = make_other_model_folder(tmp_path, "llama4_text", head_dim=16, num_experts_per_tok=1)
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    # Chunks of 8,192 tokens, says the class then.
+    for name in ("attention_chunk_size", "layer_types", "no_rope_layers"):
+        fields.pop(name, None)
+    path.write_text(json.dumps(fields))
+    open_model_folder(folder)
+    with pytest.raises(UnsupportedModelOption, match="layer_types|attention_chunk_size"):
+        load(folder)
+
+
+def test_a_context_shorter_than_the_trial_is_served(tmp_path: Path) -> None:
+    folder = make_other_model_folder(tmp_path, "gpt2", n_positions=20, max_position_embeddings=20)
+    (result,) = run(load(folder), [TrialRequest(PROMPT[:9], 8)])
+    assert result.token_ids == by_library(folder, PROMPT[:9], 8)
 
 
 def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:

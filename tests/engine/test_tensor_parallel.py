@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from engine.linear import Linear
 from engine.loading import load_model
+from engine.parallel_fit import TensorParallelUnfit, require_fit
 from engine.row_tiles import ProductShape, columns_agree, row_count_groups
 from engine.runner import LogitsNotFinite
-from engine.tensor_parallel import Share, TensorParallelUnfit, require_fit
+from engine.tensor_parallel import Share
 from engine.tensor_parallel_testing import RankThreads, rank_runner, thread_exchanges
 from engine.testing import (
     FAMILIES,

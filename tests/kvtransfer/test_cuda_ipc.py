@@ -1,6 +1,8 @@
 """Pools on a device: nothing is published before its copies have ended, and nothing hangs."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -185,6 +187,24 @@ def test_a_copy_that_never_ends_keeps_its_claim_and_its_sender_is_of_no_more_use
     assert not side.receiver.quarantine_clear([1])
     assert not side.receiver.forget_sender("prefill-0#1")
     assert not side.stream.is_closed
+
+
+def test_a_pool_that_a_stuck_copy_writes_to_stays_mapped_when_its_sender_is_gone() -> None:
+    device = FakeDevice()
+    transport = CudaIpcTransport(lambda: device, settings=PushSettings(0.0))
+    receiver = transport.create_receiver(1, BLOCK_BYTES, "decode-0", next_incarnation())
+    receiver.expect([0], [1])
+    sender = transport.connect(receiver.export(), sender_id="prefill-0#1", block_bytes=BLOCK_BYTES)
+    source = transport.new_pool(bytes(BLOCK_BYTES))
+    device.streams[-1].failures.append("is_done")
+    with pytest.raises(CopyStuck):
+        sender.push(source, moves_of((0,), (0,)), timeout_s=1.0)
+    sender.close()
+    ends = weakref.ref(device.opened.pop()), weakref.ref(source)
+    del sender, source
+    gc.collect()
+    assert all(end() is not None for end in ends)
+    receiver.close()
 
 
 def test_a_device_that_cannot_say_what_became_of_a_copy_keeps_the_claim(

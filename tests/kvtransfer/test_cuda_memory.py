@@ -4,6 +4,7 @@ import gc
 
 import numpy as np
 import pytest
+import structlog
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from kvtransfer.cuda_testing import FakeCudart
 from kvtransfer.device import HANDLE_BYTES, ByteRun
 from kvtransfer.errors import DeviceFailed, ExportUnavailable
 from kvtransfer.word_checksum import word_checksum
+from runtime.clock import ManualClock
 
 IDS = ("GPU-a", "GPU-b", "GPU-c")
 
@@ -114,6 +116,55 @@ def test_a_copy_that_is_refused_is_followed_by_the_event_for_those_before_it(
     with pytest.raises(DeviceFailed):
         stream.begin(*pools, [ByteRun(0, 0, 8)])
     assert library.names()[-1] == "cudaEventRecord"
+
+
+def test_a_stream_of_a_failed_device_is_closed_without_an_error(
+    library: FakeCudart, memory: CudaMemory
+) -> None:
+    stream = memory.new_stream()
+    library.failures.update(cudaEventDestroy=700, cudaStreamDestroy=700)
+    with structlog.testing.capture_logs() as lines:
+        stream.close()
+    assert [line["event"] for line in lines] == ["kv_stream_not_freed"]
+    # Each was tried: what can be had back is.
+    assert library.names().count("cudaEventDestroy") == 2
+    assert library.names()[-2:] == ["cudaStreamDestroy", "cudaGetLastError"]
+
+
+def test_copies_whose_end_could_not_be_marked_are_not_taken_for_ended(
+    library: FakeCudart, memory: CudaMemory
+) -> None:
+    stream = memory.new_stream()
+    pools = memory.allocate(8), memory.allocate(8)
+    stream.begin(*pools, [ByteRun(0, 0, 8)])
+    assert stream.is_done()
+    library.failures_after["cudaEventRecord"] = (1, 2)
+    with pytest.raises(DeviceFailed):
+        stream.begin(*pools, [ByteRun(0, 0, 8)])
+    # The event is that of the copy before.
+    with pytest.raises(DeviceFailed, match="nothing tells"):
+        stream.is_done()
+    stream.begin(*pools, [ByteRun(0, 0, 8)])
+    assert stream.is_done()
+
+
+class _HurryingClock(ManualClock):
+    """A second passes whenever someone looks."""
+
+    def now(self) -> float:
+        return self.advance(1.0)
+
+
+def test_a_copy_that_is_waited_for_is_given_up_and_its_memory_kept(library: FakeCudart) -> None:
+    memory = CudaMemory(CudaRuntime(library, 1), 1, IDS, clock=_HurryingClock())
+    pool = memory.allocate(8)
+    library.num_not_ready = 1 << 60
+    with pytest.raises(DeviceFailed, match=r"10 s after.*restart this worker"):
+        pool.write(0, b"x")
+    del pool
+    gc.collect()
+    assert library.memory
+    assert "cudaStreamDestroy" not in library.names()
 
 
 def test_a_handle_is_mapped_by_others_and_not_by_its_owner(

@@ -14,6 +14,7 @@ from kvtransfer.errors import (
     CopyStuck,
     ExportUnavailable,
     LayoutMismatch,
+    LinkBroken,
     TransferCancelled,
     TransferError,
 )
@@ -23,6 +24,7 @@ from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, PushReceipt, n
 from kvtransfer.receiver import receive_by
 from kvtransfer.shared_memory import SharedMemoryTransport
 from kvtransfer.staged_tcp import StagedTcpTransport
+from kvtransfer.tcp_door import DoorSettings
 from kvtransfer.testing import PATIENCE_S, moves_of, next_incarnation, patterned_pool
 from runtime.clock import ManualClock, MonotonicClock
 
@@ -311,6 +313,32 @@ def test_a_copy_into_a_room_that_never_ends_is_told(make_side: Callable[..., Sid
     with pytest.raises(CopyStuck):
         sender.push(side.source, moves_of((0,), (0,)), timeout_s=1.0)
     assert not side.wire.moves
+    # Of a GPU that still writes, nothing is freed.
+    sender.close()
+    assert side.device.pinned
+    assert not any(pinned.is_closed for pinned in side.device.pinned)
+    assert not any(stream.is_closed for stream in side.device.streams)
+
+
+def test_a_link_whose_device_has_failed_leaves_its_place_to_others() -> None:
+    good, bad = FakeDevice(), FakeDevice()
+    settings = PushSettings(0.0)
+    receiving = StagedTcpTransport(lambda: bad, DoorSettings(max_senders=1), settings)
+    sending = StagedTcpTransport(lambda: good, settings=settings)
+    receiver = receiving.create_receiver(2, BLOCK_BYTES, "decode-0", next_incarnation())
+    receiver.expect([0, 1], [1, 1])
+    sender = sending.connect(receiver.export(), sender_id="prefill-0#1", block_bytes=BLOCK_BYTES)
+    source = sending.new_pool(CONTENT[:BLOCK_BYTES])
+    sender.push(source, moves_of((0,), (0,)), timeout_s=PATIENCE_S)
+    for stream in bad.streams:
+        stream.failures += ["begin", "close"]
+    with pytest.raises(LinkBroken):
+        sender.push(source, moves_of((0,), (1,)), timeout_s=PATIENCE_S)
+    # The only place there is.
+    sender.push(source, moves_of((0,), (1,)), timeout_s=PATIENCE_S)
+    assert receiver.poll([0, 1], [1, 1]).is_complete
+    sender.close()
+    receiver.close()
 
 
 def test_a_pool_on_a_device_is_not_hosted_in_shared_memory() -> None:

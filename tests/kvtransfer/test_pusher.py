@@ -236,6 +236,34 @@ def test_a_defect_fails_one_job_and_the_thread_lives_on(
     assert isinstance(cluster.outcomes.wait(2)[1], PushReceipt)
 
 
+def test_a_connection_that_cannot_be_closed_keeps_no_job_from_its_answer(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster()
+    receiver = cluster.receiver("decode-0")
+    cluster.transport.push_errors.append(PeerGone("decode-0", 1))
+    cluster.transport.close_errors.append(DeviceFailed("an event", "700", "restart this worker"))
+    with structlog.testing.capture_logs() as lines:
+        cluster.pusher.submit(cluster.job(receiver, 1))
+        assert isinstance(cluster.outcomes.wait(1)[0], PeerGone)
+        cluster.pusher.submit(cluster.job(receiver, 2))
+        assert isinstance(cluster.outcomes.wait(2)[1], PushReceipt)
+    assert "kv_disconnect_failed" in [line["event"] for line in lines]
+
+
+def test_a_defect_in_connecting_ahead_keeps_no_job_from_its_answer(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster()
+    receiver = cluster.receiver("decode-0")
+    cluster.transport.connect_errors.append(OSError("no memory can be mapped"))
+    with structlog.testing.capture_logs() as lines:
+        cluster.pusher.prepare(receiver.export())
+        wait_until(lambda: "kv_prepare_failed" in [line["event"] for line in lines])
+        cluster.pusher.submit(cluster.job(receiver, 1))
+        assert isinstance(cluster.outcomes.wait(1)[0], PushReceipt)
+
+
 def test_a_callback_that_raises_does_not_stop_the_lane(
     make_cluster: MakeCluster,
 ) -> None:

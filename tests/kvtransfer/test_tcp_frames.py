@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from kvtransfer.batches import TaggedBlocks
 from kvtransfer.tcp_frames import (
     BATCH_HEAD_BYTES,
+    ENTRY_HEAD_BYTES,
     MAX_BATCH_BLOCKS,
+    MAX_ENTRY_BYTES,
     MAX_HELLO_BYTES,
     MAX_NAME_BYTES,
     MEETING_BYTES,
-    MEETING_NAME_BYTES,
+    MEETING_SECRET_BYTES,
     TOKEN_BYTES,
     Answer,
     FrameError,
@@ -20,15 +22,18 @@ from kvtransfer.tcp_frames import (
     Meeting,
     Verdict,
     Welcome,
+    entry_sizes,
     hello_bytes,
     pack_answer,
     pack_batch,
+    pack_entry,
     pack_hello,
     pack_meeting,
     pack_memory,
     pack_welcome,
     read_answer,
     read_batch_head,
+    read_entry,
     read_hello,
     read_meeting,
     read_memory,
@@ -143,12 +148,11 @@ def test_rubbish_is_no_hello_and_is_known_as_soon_as_it_can_be(rubbish: bytes) -
 @given(
     meeting=st.builds(
         Meeting,
-        st.integers(1, 65535),
         st.integers(1, 2**64 - 1),
-        st.binary(min_size=MEETING_NAME_BYTES, max_size=MEETING_NAME_BYTES),
+        st.binary(min_size=MEETING_SECRET_BYTES, max_size=MEETING_SECRET_BYTES),
     )
 )
-def test_where_to_meet_is_read_as_it_was_packed(meeting: Meeting) -> None:
+def test_how_to_meet_is_read_as_it_was_packed(meeting: Meeting) -> None:
     frame = pack_meeting(meeting)
     assert len(frame) == MEETING_BYTES
     assert read_meeting(frame) == meeting
@@ -156,10 +160,27 @@ def test_where_to_meet_is_read_as_it_was_packed(meeting: Meeting) -> None:
         read_meeting(frame[:-1] + bytes([frame[-1] ^ 1]))
 
 
-@pytest.mark.parametrize(("port", "most"), [(0, 1), (1, 0)])
-def test_a_meeting_nowhere_or_for_nothing_is_refused(port: int, most: int) -> None:
-    with pytest.raises(FrameError, match="where to meet"):
-        read_meeting(pack_meeting(Meeting(port, most, bytes(MEETING_NAME_BYTES))))
+def test_a_meeting_for_nothing_is_refused() -> None:
+    with pytest.raises(FrameError, match="how to meet"):
+        read_meeting(pack_meeting(Meeting(0, bytes(MEETING_SECRET_BYTES))))
+
+
+@given(key=st.text(max_size=100), value=st.binary(max_size=300))
+def test_what_is_said_at_a_meeting_is_read_as_it_was_packed(key: str, value: bytes) -> None:
+    frame = pack_entry(key, value)
+    head, body = frame[:ENTRY_HEAD_BYTES], frame[ENTRY_HEAD_BYTES:]
+    num_key_bytes, num_bytes = entry_sizes(head)
+    assert len(body) == num_bytes
+    assert read_entry(num_key_bytes, body) == (key, value)
+    with pytest.raises(FrameError):
+        read_entry(num_key_bytes, body[:-1] + bytes([body[-1] ^ 1]))
+
+
+def test_longer_things_are_not_said_at_a_meeting() -> None:
+    with pytest.raises(ValueError, match="bytes each"):
+        pack_entry("key", bytes(MAX_ENTRY_BYTES + 1))
+    with pytest.raises(FrameError):
+        entry_sizes(pack_meeting(Meeting(1, bytes(MEETING_SECRET_BYTES)))[:ENTRY_HEAD_BYTES])
 
 
 @pytest.mark.parametrize("foreign", [b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\x00", b"*1\r\n"])

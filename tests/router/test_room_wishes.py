@@ -1,16 +1,21 @@
 """When a router asks a worker to let answers wait for an urgent prompt, and what it does then."""
 
+from collections.abc import Callable
+
 import pytest
 
 from router.events import (
     Action,
     CallerLeft,
     ReleaseHolding,
+    ReservationAnswered,
     Reserve,
     TimeReached,
+    WorkerConnected,
     WorkerLost,
 )
-from router.room_wishes import MAX_WISHES, REFUSED_S
+from router.room_wishes import ANSWER_S, MAX_WISHES, REFUSED_S
+from router.state import RouterSettings
 from router.testing import CoreUnderTest, commands, hello_of, of_type, spec_of, tokens
 from scheduling.ids import Incarnation, RequestId, WorkerId
 from scheduling.making_room import URGENT_SHARE
@@ -22,6 +27,7 @@ from scheduling.messages import (
     RoomMade,
     SwappedOut,
     TaskReleased,
+    WorkerHello,
     WorkerLoad,
 )
 from scheduling.policy_settings import policy_of
@@ -39,6 +45,14 @@ def new_core(*workers: str, makes_room: bool = True, policy: str = "accelgen") -
         ask(core, f"long-{number}", num_prompt=38, tpot_s=10.0)
         task = core.task_id(request_id=f"long-{number}")
         core.report(hellos[number].worker_id, PrefillStarted(task), tokens(task, 0, 1))
+    return core
+
+
+def crowded(free_by_worker: dict[str, int], *hellos: WorkerHello) -> CoreUnderTest:
+    """Workers with so many free blocks: the answers that hold the others are another router's."""
+    core = CoreUnderTest(hellos, policy=policy_of("accelgen"))
+    for worker, num_free in free_by_worker.items():
+        core.report(worker, load=full(num_free))
     return core
 
 
@@ -157,6 +171,89 @@ def test_a_prompt_that_gets_nothing_of_what_is_given_back_asks_a_few_times_only(
     assert len(found) == MAX_WISHES
 
 
+def refused_by_worker(core: CoreUnderTest, wish: MakeRoom) -> list[Action]:
+    core.report(MIXED, RoomMade(wish.task_id, 0))
+    return look(core, core.now + REFUSED_S)
+
+
+def refused_by_ledger(core: CoreUnderTest, wish: MakeRoom) -> list[Action]:
+    core.answers_reserves = False
+    made = core.report(MIXED, RoomMade(wish.task_id, 2), load=full(8))
+    (reserve,) = of_type(made, Reserve)
+    core.report(MIXED, load=full(0))
+    core.tell(ReservationAnswered(reserve.claim, None, None))
+    return look(core, core.now + REFUSED_S)
+
+
+def overtaken(core: CoreUnderTest, wish: MakeRoom) -> list[Action]:
+    core.report(MIXED, RoomMade(wish.task_id, 2), load=full(0))
+    ask(core, "hasty", ttft_s=0.1)
+    ((_, of_other),) = wishes(look(core, core.now + 0.1 * URGENT_S))
+    core.report(MIXED, RoomMade(of_other.task_id, 2), load=full(0))
+    return core.tell(CallerLeft(RequestId("hasty")))
+
+
+@pytest.mark.parametrize("between", [refused_by_worker, refused_by_ledger, overtaken])
+def test_no_prompt_asks_more_often_whatever_comes_between(
+    between: Callable[[CoreUnderTest, MakeRoom], list[Action]],
+) -> None:
+    core = new_core()
+    ask(core, "short", ttft_s=100.0)
+    task = core.task_id(request_id="short")
+    ((_, wish),) = wishes(look(core, 100 * URGENT_S))
+    core.report(MIXED, load=full(0))
+    num_wishes = 1
+    for _ in range(MAX_WISHES - 1):
+        found = wishes(between(core, wish))
+        assert [each.task_id for _, each in found] in ([task], [])
+        num_wishes += len(found)
+        if not found:
+            # Another look: the prompt is in line again by now.
+            num_wishes += len(wishes(look(core, core.now + 0.1)))
+    assert num_wishes == MAX_WISHES
+    assert not wishes([*between(core, wish), *look(core, core.now + 0.1)])
+
+
+def test_a_worker_that_says_nothing_keeps_nobody_from_asking_another_for_long() -> None:
+    core = new_core(MIXED, SECOND)
+    ask(core, "short", ttft_s=20.0)
+    ((first, wish),) = wishes(look(core, 20 * URGENT_S))
+    assert not wishes(look(core, 20 * URGENT_S + 0.9 * ANSWER_S))
+    ((second, again),) = wishes(look(core, 20 * URGENT_S + ANSWER_S))
+    assert {first, second} == {MIXED, SECOND}
+    assert again.task_id == wish.task_id
+    ask(core, "hasty", ttft_s=0.5)
+    # What the first says at last is no word of the second.
+    assert not wishes(core.report(first, RoomMade(wish.task_id, 0)))
+    core.report(second, RoomMade(wish.task_id, 0))
+    assert not wishes(look(core, core.now + 0.5 * URGENT_S)), "both are left alone"
+
+
+def test_a_worker_may_answer_late_while_nobody_else_can_be_asked() -> None:
+    core = new_core()
+    ask(core, "short", ttft_s=100.0)
+    look(core, 100 * URGENT_S)
+    assert not wishes(look(core, 100 * URGENT_S + 1.5 * ANSWER_S))
+    parked, urgent = core.task_id(request_id="long-0"), core.task_id(request_id="short")
+    # There would be room for it again, and none for the prompt: it is still the prompt's.
+    actions = core.report(MIXED, SwappedOut(parked, 10), load=full(7, due_in_s=30.0))
+    assert not of_type(actions, Reserve)
+    made = core.report(MIXED, RoomMade(urgent, 9), load=full(16, due_in_s=30.0))
+    assert admitted(made) == ["short"]
+
+
+def test_who_is_too_late_by_now_keeps_no_room_from_a_parked_answer() -> None:
+    core = new_core()
+    ask(core, "short")
+    look(core, URGENT_S)
+    parked, urgent = core.task_id(request_id="long-0"), core.task_id(request_id="short")
+    made = RoomMade(urgent, 1)
+    actions = core.report(MIXED, SwappedOut(parked, 10), made, load=full(7, due_in_s=30.0))
+    assert not of_type(actions, Reserve)
+    (reserve,) = of_type(look(core, LATE_S), Reserve)
+    assert reserve.claim.task_id == parked
+
+
 def test_a_wish_is_forgotten_with_its_prompt() -> None:
     core = new_core()
     ask(core, "short")
@@ -186,6 +283,21 @@ def test_a_wish_is_forgotten_with_its_worker() -> None:
     assert second != first
 
 
+def test_a_worker_in_a_new_life_is_asked_anew() -> None:
+    """It knows nothing of what it was asked before."""
+    core = crowded({MIXED: 0}, hello_of(MIXED, makes_room=True))
+    ask(core, "short", ttft_s=10.0)
+    assert wishes(look(core, 10 * URGENT_S))
+    core.answers_reserves = False
+    (reserve,) = of_type(
+        core.tell(WorkerConnected(hello_of(MIXED, life=2, makes_room=True))), Reserve
+    )
+    # Another router was faster.
+    core.report(MIXED, load=full(0))
+    core.tell(ReservationAnswered(reserve.claim, None, None))
+    assert len(wishes(look(core, 10 * URGENT_S + ANSWER_S / 2))) == 1
+
+
 def test_what_ends_by_itself_meanwhile_is_as_good() -> None:
     core = new_core()
     ask(core, "short")
@@ -194,6 +306,61 @@ def test_what_ends_by_itself_meanwhile_is_as_good() -> None:
     core.tell(CallerLeft(RequestId("long-0")))
     actions = core.report(MIXED, TaskReleased(ended), load=full(16))
     assert admitted(actions) == ["short"]
+
+
+def test_what_running_answers_hold_of_the_growth_reserve_is_lacking_too() -> None:
+    core = crowded({MIXED: 0}, hello_of(MIXED, 24, makes_room=True, num_growth_blocks=4))
+    ask(core, "short")
+    ((_, wish),) = wishes(look(core, URGENT_S))
+    assert wish.num_blocks == 8 + 4
+    made = RoomMade(wish.task_id, wish.num_blocks)
+    assert admitted(core.report(MIXED, made, load=full(wish.num_blocks))) == ["short"]
+
+
+@pytest.mark.parametrize("nearest", [MIXED, SECOND])
+def test_the_worker_that_lacks_the_fewest_blocks_is_asked(nearest: str) -> None:
+    free = {MIXED: 2, SECOND: 2} | {nearest: 5}
+    core = crowded(free, *[hello_of(worker, makes_room=True) for worker in free])
+    ask(core, "short")
+    ((worker, wish),) = wishes(look(core, URGENT_S))
+    assert (worker, wish.num_blocks) == (nearest, 3)
+
+
+@pytest.mark.parametrize(
+    "small",
+    [
+        # What newcomers get of all its blocks is less than the prompt wants.
+        hello_of(MIXED, num_growth_blocks=9, makes_room=True),
+        # It could hold the prompt, but not the longest answer with it.
+        hello_of(MIXED, num_blocks=12, makes_room=True),
+    ],
+)
+def test_a_worker_that_is_too_small_for_it_is_not_asked(small: WorkerHello) -> None:
+    core = crowded({MIXED: 6, SECOND: 0}, small, hello_of(SECOND, makes_room=True))
+    ask(core, "short")
+    ((worker, wish),) = wishes(look(core, URGENT_S))
+    assert (worker, wish.num_blocks) == (SECOND, 8)
+
+
+def test_a_worker_with_prompts_enough_is_not_asked_before_it_has_computed_them() -> None:
+    """The prompt would not go there, whatever room is made."""
+    core = CoreUnderTest(
+        [hello_of(MIXED, makes_room=True)], RouterSettings(max_backlog_tokens=8), "accelgen"
+    )
+    ask(core, "long", num_prompt=38, ttft_s=100.0, tpot_s=10.0)
+    ask(core, "short")
+    assert not wishes(look(core, URGENT_S))
+    task = core.task_id(request_id="long")
+    assert len(wishes(core.report(MIXED, PrefillStarted(task), tokens(task, 0, 1)))) == 1
+
+
+def test_a_prompt_that_goes_on_from_a_lost_router_asks_like_any_other() -> None:
+    core = new_core()
+    spec = spec_of("again", 30, 20, ttft_s=1.0, tpot_s=0.1, resumed=((11, 12, 13),))
+    core.ask(spec)
+    assert not wishes(look(core, CALM_S))
+    ((_, wish),) = wishes(look(core, URGENT_S))
+    assert wish.task_id == core.task_id(request_id="again")
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,14 @@ def test_a_prompt_is_hopeless_when_its_first_token_or_its_end_would_be_late() ->
     assert due_times(replace(USUAL, jct_s=2.0)).hopeless_at_s == 99.0
 
 
+def test_a_prompt_with_tokens_from_a_lost_router_is_hopeless_like_any_other() -> None:
+    """Its first token here is still to come."""
+    again = due_times(num_tokens=4, num_resumed=4)
+    assert again.hopeless_at_s == again.next_token_at_s - 2.0 == 99.0
+    begun = replace(again, first_token_at_s=100.5, num_tokens=5)
+    assert begun.hopeless_at_s == math.inf
+
+
 @given(seconds, seconds, seconds, st.integers(1, 5000), st.integers(1, 5000), seconds)
 def test_a_later_end_makes_nothing_due_sooner(
     ttft_s: float, jct_s: float, more_s: float, num_tokens: int, num_expected: int, now: float

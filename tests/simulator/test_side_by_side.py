@@ -53,6 +53,10 @@ def wait_for_ever(runner: Runner) -> int:
     return 0
 
 
+def give_what_cannot_be_sent(runner: Runner) -> object:
+    return threading.Lock()
+
+
 def find_lock_free(runner: Runner) -> bool:
     return LOCK.acquire(blocking=False)
 
@@ -72,6 +76,13 @@ def test_a_defect_in_a_process_is_told_and_ends_the_others(runner: Runner) -> No
     told = r"(?s)run 2 of 2 failed in a process of its own.*ValueError: a defect"
     with pytest.raises(RunFailed, match=told):
         run_side_by_side([wait_for_ever, fail], runner, 2)
+    assert not multiprocessing.active_children()
+
+
+def test_a_result_that_cannot_be_sent_is_a_defect_that_is_told(runner: Runner) -> None:
+    told = r"(?s)run 2 of 2 failed in a process of its own.*cannot pickle"
+    with pytest.raises(RunFailed, match=told):
+        run_side_by_side([wait_for_ever, give_what_cannot_be_sent], runner, 2)
     assert not multiprocessing.active_children()
 
 
