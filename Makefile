@@ -54,9 +54,9 @@ tests: tests-quick tests-slow
 tests-quick: $(DEV_READY)
 	$(PYTEST) -m 'not slow' -n auto --maxprocesses 4
 
-# One at a time: they start whole clusters, which share the cores as it is.
+# Two files at a time: whole clusters share the cores as it is, but wait a good deal as well.
 tests-slow: $(DEV_READY)
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow -n 2 --dist loadfile
 
 gpu-test: $(DEV_READY) ## What only a CUDA device can show; minutes, skipped without one
 	$(PYTEST) -m gpu

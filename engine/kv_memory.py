@@ -69,6 +69,8 @@ class CudaStatistics:
         self._device = device
 
     def reset_peak(self) -> None:
+        # What loading has let go of is no part of a pass.
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def usage(self) -> DeviceUsage:

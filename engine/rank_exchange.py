@@ -34,17 +34,24 @@ class DistributedExchange:
         # A process group; None before `join`.
         self._group: Any = None
 
-    def join(self, meeting_place: Path) -> None:
+    def join(self, meeting_place: Path, timeout_s: float) -> None:
         """Meet the other ranks at a file that all of them name and none has written to before.
 
-        Raises: RankLost where they do not come in time.
+        `timeout_s`: how long to wait for the last one. Afterwards nobody needs the file.
+        Raises: RankLost where they do not come in time, or cannot exchange.
         """
         store = _distributed.FileStore(str(meeting_place), self.size)
         store.set_timeout(self._timeout)
+        self._run(lambda: _wait_for_all(store, self.rank, self.size, timeout_s))
         if self._device.type == "cuda":
             self._group = self._run(lambda: _nccl(store, self.rank, self.size, self._timeout))
         else:
             self._group = self._run(lambda: _gloo(store, self.rank, self.size, self._timeout))
+        # NCCL connects in the first exchange, through the file; what fails shall fail here.
+        ranks = self.all_gather(torch.tensor([[self.rank]], device=self._device))
+        found = self._run(lambda: ranks.flatten().tolist())
+        if found != list(range(self.size)):
+            raise RankLost(f"rank {self.rank} exchanged with ranks {found}; start the worker again")
 
     def all_gather(self, rows: Tensor) -> Tensor:
         """See `RankExchange`. Raises: RankLost."""
@@ -82,6 +89,11 @@ class DistributedExchange:
             # The library says where in its source it noticed; the first line says what.
             first_line = (str(error).splitlines() or ["no reason given"])[0]
             raise RankLost(f"rank {self.rank} could not exchange ({first_line})") from error
+
+
+def _wait_for_all(store: Any, rank: int, size: int, timeout_s: float) -> None:
+    store.set(f"rank-{rank}", "here")
+    store.wait([f"rank-{other}" for other in range(size)], timedelta(seconds=timeout_s))
 
 
 def _gloo(store: Any, rank: int, size: int, timeout: timedelta) -> Any:

@@ -1,18 +1,13 @@
 """How the two sides of a process group find each other: over the connection that they have already.
 
-The library wants a store that both sides reach. This one lies in no place of its own: what one side
-puts into it goes to the other as a frame, so nobody else can look into it or join. What the library
-connects by itself is asked for a proof before the first batch.
+What the library connects by itself is asked for a proof before the first batch.
 """
 
 import hmac
 import secrets
-from collections.abc import Sequence
-from datetime import timedelta
 from typing import Final
 
 import torch
-import torch.distributed
 
 from kvtransfer.process_group import (
     RECEIVER,
@@ -21,21 +16,12 @@ from kvtransfer.process_group import (
     GroupKind,
     PairGroup,
 )
-from kvtransfer.tcp_frames import (
-    ENTRY_HEAD_BYTES,
-    MEETING_SECRET_BYTES,
-    Meeting,
-    entry_sizes,
-    pack_entry,
-    read_entry,
-)
-from kvtransfer.tcp_stream import Patience, Stream
+from kvtransfer.tcp_frames import MEETING_SECRET_BYTES, Meeting
+from kvtransfer.tcp_stream import Stream
 from runtime.clock import MonotonicClock
 
 # For all of it: finding each other, connecting, and the proofs.
 JOIN_TIMEOUT_S: Final = 15.0
-# gloo says one thing on each side, NCCL one on one side.
-_MAX_ENTRIES: Final = 64
 _PROOF_BYTES: Final = 32
 
 
@@ -61,6 +47,9 @@ def send_group(
 def _meet(
     kind: GroupKind, meeting: Meeting, stream: Stream, rank: int, timeout_s: float
 ) -> PairGroup:
+    # A build of torch without process groups has no stores either.
+    from kvtransfer.group_store import MeetingStore
+
     clock = MonotonicClock()
     until_s = clock.now() + timeout_s
 
@@ -87,68 +76,6 @@ def _meet(
         group.close()
         raise
     return group
-
-
-class MeetingStore(torch.distributed.Store):
-    """What the library puts in on one side can be had on the other. Used by one thread.
-
-    Once the meeting is over it answers from what it has, to any thread, and never waits.
-    """
-
-    def __init__(self, stream: Stream, patience: Patience) -> None:
-        super().__init__()
-        # None once it is over.
-        self._stream: Stream | None = stream
-        self._patience = patience
-        self._value_by_key: dict[str, bytes] = {}
-        self._has_heard_all = False
-        self._num_heard = 0
-
-    def set(self, key: str, value: str | bytes) -> None:
-        data = value.encode() if isinstance(value, str) else bytes(value)
-        self._value_by_key[key] = data
-        if self._stream is not None:
-            self._stream.send([memoryview(pack_entry(key, data))], self._patience)
-
-    def get(self, key: str) -> bytes:
-        """Waits for it. Raises: ConnectionLost, FrameError."""
-        while key not in self._value_by_key:
-            self._hear_one()
-        return self._value_by_key[key]
-
-    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:  # type: ignore[override]
-        """The meeting has a time of its own. Raises: ConnectionLost, FrameError."""
-        for key in keys:
-            self.get(key)
-
-    def check(self, keys: Sequence[str]) -> bool:
-        stream = self._stream
-        while stream is not None and not self._has_heard_all and stream.has_news():
-            self._hear_one()
-        return all(key in self._value_by_key for key in keys)
-
-    def delete_key(self, key: str) -> bool:
-        return self._value_by_key.pop(key, None) is not None
-
-    def finish(self) -> None:
-        """This side has joined: wait until the other has. Raises: ConnectionLost, FrameError."""
-        assert self._stream is not None, "a meeting is over once"
-        self._stream.send([memoryview(pack_entry("", b""))], self._patience)
-        while not self._has_heard_all:
-            self._hear_one()
-        self._stream = None
-
-    def _hear_one(self) -> None:
-        stream = self._stream
-        if stream is None or self._has_heard_all or self._num_heard >= _MAX_ENTRIES:
-            raise GroupFailed("the other side has said other things at the meeting")
-        self._num_heard += 1
-        num_key_bytes, num_bytes = entry_sizes(stream.receive(ENTRY_HEAD_BYTES, self._patience))
-        key, value = read_entry(num_key_bytes, stream.receive(num_bytes, self._patience))
-        if key:
-            self._value_by_key[key] = value
-        else:
-            self._has_heard_all = True
 
 
 class _Proofs:

@@ -124,9 +124,11 @@ class GroupSender:
         try:
             return push.run(batches, block_bytes)
         except (ConnectionLost, FrameError) as error:
+            line.staging.wait_until_idle(moves.transfer_id)
             raise self._connection.loss(error.problem) from error
         except BaseException:
-            # Not answered: the group may still read what was gathered, and never the source.
+            # What was gathered in time may be read by the group for longer, the source may not.
+            line.staging.wait_until_idle(moves.transfer_id)
             if push.is_out_of_step or push.ahead:
                 self._connection.drop()
             raise

@@ -2,7 +2,7 @@
 
 import threading
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -58,6 +58,24 @@ class GlooAsNccl:
         group = _Group(store, rank, size, options.timeout)
         self.groups.append(group)
         return group
+
+
+class NcclThatNeverConnects:
+    """Stands for `ProcessGroupNCCL` whose peer does not come."""
+
+    Options = GlooAsNccl.Options
+
+    def __init__(self) -> None:
+        self.was_aborted = threading.Event()
+
+    def __call__(self, store: object, rank: int, size: int, options: object) -> Self:
+        return self
+
+    def eager_connect_single_device(self, device: torch.device) -> None:
+        self.was_aborted.wait(PATIENCE_S)
+
+    def abort(self) -> None:
+        self.was_aborted.set()
 
 
 class _Group:

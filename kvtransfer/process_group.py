@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 RECEIVER, SENDER = 0, 1
 # The library's waits count milliseconds, and 0 means for ever.
 _LEAST_WAIT_S: Final = 0.001
+# A store that waits gives up by itself by then.
+_LAST_WORDS_S: Final = 0.5
 # Between two looks at a transfer: short beside one of 16 MiB.
 _PAUSE_S: Final = 50e-6
 # Tags repeat after so many batches; two are on their way at most.
@@ -47,10 +49,12 @@ def _library_errors(what: str) -> Iterator[None]:
 class PairGroup:
     """A group of two. Used by one thread."""
 
-    def __init__(self, group: Any, own_rank: int, *, is_polled: bool) -> None:
+    def __init__(self, group: Any, own_rank: int, store: "Store", *, is_polled: bool) -> None:
         """`is_polled`: what moves can be asked whether it is done."""
         # None once closed: the library ends a group when nothing refers to it.
         self._group = group
+        # Kept: the library may ask it as long as the group lives.
+        self._store = store
         self._is_polled = is_polled
         self._peer = SENDER if own_rank == RECEIVER else RECEIVER
         self._num_sent = self._num_received = 0
@@ -74,9 +78,8 @@ class PairGroup:
         group, self._group = self._group, None
         if group is None:
             return
-        with _quiet():
-            # NCCL: ends kernels that wait for the peer. Gloo ends with its last reference.
-            group.abort()
+        # NCCL: ends kernels that wait for the peer. Gloo ends with its last reference.
+        _abort(group)
 
 
 class Moving:
@@ -168,19 +171,26 @@ class Gloo:
             options._devices = [api.create_device(hostname=own_host, lazy_init=False)]
             # Its threads are for collectives; the device has one of its own for send and recv.
             options._threads = 0
-            return PairGroup(api(store, rank, 2, options), rank, is_polled=False)
+            return PairGroup(api(store, rank, 2, options), rank, store, is_polled=False)
 
 
 class Nccl:
-    """Device memory, by whatever way NCCL finds."""
+    """Device memory, by whatever way NCCL finds.
+
+    Made before threads start: it changes the environment of the process.
+    """
 
     name: Final = "nccl"
     takes_device_pools: Final = True
 
-    def __init__(self, device: str = "cuda", group_class: Any = None) -> None:
+    def __init__(self, device: str = "cuda:0", group_class: Any = None) -> None:
+        """`device`: with its index; threads do not inherit which one is the current one."""
         self.device = device
         # In place of the library's, for tests.
         self._group_class = group_class
+        # By default the library ends the whole process when a peer is lost; every wait here has a
+        # deadline of its own, and what is lost then is one pair. Read when a group is made.
+        os.putenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 
     def problem(self) -> str | None:
         if self._group_class is not None:
@@ -192,31 +202,55 @@ class Nccl:
         return None
 
     def join(self, store: "Store", rank: int, own_host: str, timeout_s: float) -> PairGroup:
+        """See `GroupKind.join`.
+
+        Connecting has no limit of the library's own, and whether `abort` ends it is up to its
+        version: it happens on a thread that is left behind when the time is over. Such a thread
+        keeps what the library took for it until the process ends.
+        """
         api: Any = self._group_class or dist.__dict__["ProcessGroupNCCL"]
-        # By default the library ends the whole process when a peer is lost; every wait here has a
-        # deadline of its own, and what is lost then is one pair. Read when a group is made.
-        os.putenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-        with _library_errors("meeting the other side"):
+        made: list[Any] = []
+
+        def connect() -> None:
             options = api.Options()
             options._timeout = timedelta(seconds=timeout_s)
-            group = api(store, rank, 2, options)
-            # Connecting waits for the peer without a limit of its own.
-            alarm = threading.Timer(timeout_s, group.abort)
-            alarm.daemon = True
-            alarm.start()
+            made.append(api(store, rank, 2, options))
+            # One communicator for the pair, made now and not at the first batch.
+            made[0].eager_connect_single_device(torch.device(self.device))
+
+        with _library_errors("meeting the other side"):
             try:
-                # One communicator for the pair, made now and not at the first batch.
-                group.eager_connect_single_device(_with_index(torch.device(self.device)))
-            finally:
-                alarm.cancel()
-            return PairGroup(group, rank, is_polled=True)
+                _in_time(connect, timeout_s + _LAST_WORDS_S)
+            except BaseException:
+                for group in made:
+                    # It may wait for the one that connects.
+                    threading.Thread(target=_abort, args=(group,), daemon=True).start()
+                raise
+            return PairGroup(made[0], rank, store, is_polled=True)
 
 
-def _with_index(device: torch.device) -> torch.device:
-    """NCCL wants to be told which one."""
-    if device.type != "cuda" or device.index is not None:
-        return device
-    return torch.device("cuda", torch.cuda.current_device())
+def _in_time(act: Callable[[], None], timeout_s: float) -> None:
+    """Run it on a thread of its own. Raises: what it does; GroupFailed when the time is over."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="kv-group-connect", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise GroupFailed(f"the library has not connected in {timeout_s:.3g} s")
+    if errors:
+        raise errors[0]
+
+
+def _abort(group: Any) -> None:
+    with _quiet():
+        group.abort()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ receiver, which puts it into its place once the grant was looked at again.
 """
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeAlias
@@ -15,11 +16,15 @@ import torch
 
 from kvtransfer.cuda_checksum import block_checksums
 from kvtransfer.device import DevicePool, KvSource
+from kvtransfer.device_writing import END_TIMEOUT_S
+from kvtransfer.errors import CopyStuck
 from kvtransfer.plan import CopyRun, merge_runs
 from kvtransfer.protocol import CopyBytes
+from runtime.clock import MonotonicClock
 
 # One batch is copied while the next one is on the wire.
 NUM_ROOMS: Final = 2
+_PAUSE_S: Final = 50e-6
 
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -89,6 +94,24 @@ class Staging:
             self._wait_for_engine()
             return np.array(block_checksums(self._flat(pool), block_bytes, block_ids), np.uint64)
 
+    def wait_until_idle(self, transfer_id: str) -> None:
+        """Return once nothing that was begun here reads or writes a pool any more.
+
+        Raises: CopyStuck.
+        """
+        if self._stream is None:
+            return
+        pause, clock = threading.Event(), MonotonicClock()
+        until_s = clock.now() + END_TIMEOUT_S
+        try:
+            while not self._stream.query():
+                if clock.now() >= until_s:
+                    raise CopyStuck(transfer_id, END_TIMEOUT_S)
+                pause.wait(_PAUSE_S)
+        except RuntimeError as error:
+            # The device cannot tell any more.
+            raise CopyStuck(transfer_id, 0.0) from error
+
     def close(self) -> None:
         """Let go of the memory. Twice is fine."""
         self._rooms = [None] * NUM_ROOMS
@@ -109,7 +132,10 @@ class Staging:
     def _flat(self, pool: DevicePool) -> torch.Tensor:
         """[num_bytes] uint8 over a pool of the device; aliases it."""
         if self._device.type == "cuda":
-            return torch.as_tensor(_CudaArray(pool), device=self._device)
+            flat = torch.as_tensor(_CudaArray(pool), device=self._device)
+            # Between devices it would be a copy, and the pool would never see what is written.
+            assert flat.data_ptr() == pool.address, "the pool lies on another device"
+            return flat
         # A device of the tests, whose memory is the host's.
         memory = (ctypes.c_uint8 * pool.num_bytes).from_address(pool.address)
         return torch.from_numpy(np.frombuffer(memoryview(memory), np.uint8))

@@ -22,7 +22,6 @@ from kvtransfer.errors import (
     PathTooSlow,
     PeerGone,
     StaleIncarnation,
-    TransferError,
     WrongHost,
 )
 from kvtransfer.protocol import (

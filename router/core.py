@@ -28,6 +28,7 @@ from router.fleet import Fleet
 from router.growth import Growth
 from router.legs import LegBook
 from router.reports import ReportHandler
+from router.room_wishes import forget_worker
 from router.scheduler import Scheduler
 from router.sequence import Request, Sequence
 from router.state import RouterSettings, RouterState
@@ -220,6 +221,7 @@ class RouterCore:
         if view is None or view.hello.incarnation > event.incarnation:
             return []
         state.fleet.remove(event.worker_id)
+        forget_worker(state, event.worker_id)
         actions: list[Action] = []
         for leg in state.legs.on_worker(event.worker_id):
             actions += state.legs.close(leg)

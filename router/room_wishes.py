@@ -8,17 +8,20 @@ Source: AccelGen, urgent requests.
 """
 
 from router.admission import decode_blocks
-from router.events import GENERAL, Action, SendCommand
+from router.events import Action, SendCommand
 from router.sequence import Sequence
 from router.state import RoomWish, RouterState
-from router.worker_view import WorkerView, free_estimate, may_be_asked
+from router.worker_view import WorkerView, may_be_asked
+from scheduling.ids import WorkerId
 from scheduling.making_room import is_urgent
 from scheduling.messages import MakeRoom, RoomMade
 
 # A worker where nobody could wait is left alone for so long.
 REFUSED_S = 0.1
+# One that has said nothing for so long keeps nobody from asking others, and is left alone itself
+# for as long again.
 ANSWER_S = 1.0
-# For one prompt: what was given back may have gone to answers that grow.
+# For one prompt, whatever becomes of them: what was given back may have gone to answers that grow.
 MAX_WISHES = 4
 # Of a large fleet: so many are looked at, others the next time.
 _MAX_ASKED = 8
@@ -31,17 +34,15 @@ def ask_for_room(state: RouterState, sequence: Sequence, now: float) -> list[Act
     due = sequence.due
     if not is_urgent(due.arrival_at_s, due.hopeless_at_s, now):
         return []
-    wish, number = _open_wish(state, now), 1
-    if wish is not None and not wish.is_answered:
+    if sequence.num_room_wishes >= MAX_WISHES or _is_waiting_for_word(state, now):
         return []
-    if wish is not None and wish.task_id == sequence.task_id:
-        number = wish.number + 1
-    asked = None if number > MAX_WISHES else _least_short(state, sequence, now)
+    asked = _least_short(state, sequence, now)
     if asked is None:
         return []
     view, num_blocks = asked
     worker_id = view.hello.worker_id
-    state.room_wish = RoomWish(sequence.task_id, worker_id, due.hopeless_at_s, number)
+    sequence.num_room_wishes += 1
+    state.room_wish = RoomWish(sequence.task_id, worker_id, now, due.hopeless_at_s)
     due_in_s = due.next_token_at_s - now
     return [SendCommand(worker_id, MakeRoom(sequence.task_id, num_blocks, due_in_s))]
 
@@ -55,6 +56,12 @@ def room_made(state: RouterState, view: WorkerView, report: RoomMade, now: float
     wish.is_answered = True
     if not report.num_blocks:
         view.makes_no_room_before_s = now + REFUSED_S
+        state.room_wish = None
+
+
+def forget_worker(state: RouterState, worker_id: WorkerId) -> None:
+    """Its session is over: nobody there knows of a wish any more."""
+    if state.room_wish is not None and state.room_wish.worker_id == worker_id:
         state.room_wish = None
 
 
@@ -72,10 +79,21 @@ def _open_wish(state: RouterState, now: float) -> RoomWish | None:
     wish = state.room_wish
     if wish is None:
         return None
-    is_wanted = wish.task_id in state.prompt_queue and now < wish.until_s
-    if not is_wanted or state.fleet.get(wish.worker_id) is None:
+    if wish.task_id not in state.prompt_queue or now >= wish.until_s:
         state.room_wish = wish = None
     return wish
+
+
+def _is_waiting_for_word(state: RouterState, now: float) -> bool:
+    """Of the worker that was asked; one that takes too long may still answer while no other is."""
+    wish = _open_wish(state, now)
+    if wish is None or wish.is_answered:
+        return False
+    silent_at_s = wish.asked_at_s + ANSWER_S
+    view = state.fleet.get(wish.worker_id)
+    if view is not None and now >= silent_at_s:
+        view.makes_no_room_before_s = silent_at_s + ANSWER_S
+    return now < silent_at_s
 
 
 def _least_short(
@@ -86,7 +104,7 @@ def _least_short(
     shortest: tuple[WorkerView, int] | None = None
     for view in state.fleet.some(_MAX_ASKED):
         num_blocks = decode_blocks(state, sequence, view.hello.block_size)
-        num_lacking = num_blocks - free_estimate(view, GENERAL)
+        num_lacking = num_blocks - _num_spare_blocks(view)
         if (
             view.hello.makes_room
             and view.makes_no_room_before_s <= now
@@ -99,3 +117,9 @@ def _least_short(
         ):
             shortest = view, num_lacking
     return shortest
+
+
+def _num_spare_blocks(view: WorkerView) -> int:
+    """Of what newcomers may have; below 0 where answers have grown into the reserve for growth."""
+    num_free = view.hello.num_blocks - view.num_promised_blocks
+    return min(num_free, view.load.num_free_blocks) - view.hello.num_growth_blocks

@@ -80,6 +80,8 @@ class Sequence:
     num_migrations: int = 0
     num_evacuations: int = 0
     num_corruptions: int = 0
+    # How often a worker was asked to make room for its prompt.
+    num_room_wishes: int = 0
     # How often a worker said that another's transfer failed which this one waited for.
     num_prefix_losses: int = 0
     # Prompt tokens whose KV no try had to compute; None before the first began.

@@ -59,10 +59,9 @@ class RoomWish:
 
     task_id: TaskId
     worker_id: WorkerId
+    asked_at_s: float
     # From then on it helps nobody.
     until_s: float
-    # How often it was asked for.
-    number: int = 1
     is_answered: bool = False
 
 

@@ -122,7 +122,7 @@ class DueTimes:
         hopeless_at_s = self.arrival_at_s + self.goals.jct_s - self.prompt_s
         if self.goals.leaves_first_token_to_end:
             hopeless_at_s -= self._answer_s
-        if not self.num_tokens:
+        if self.num_tokens == self.num_resumed:
             first_due_at_s = self.arrival_at_s + self.goals.ttft_s
             hopeless_at_s = min(hopeless_at_s, first_due_at_s - self.prompt_s)
         return hopeless_at_s

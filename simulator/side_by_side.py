@@ -220,11 +220,10 @@ def _run_what_comes(parent: Connection) -> None:
             job = parent.recv()
             own = replace(runner, wall_times=[], notes=[])
             try:
-                result = job(own)
+                # Sent in here: a result that cannot be pickled is a defect like any other.
+                parent.send(_Outcome(job(own), own.wall_times, own.notes))
             except Exception:  # what it is, the other process says
                 parent.send(_Defect(traceback.format_exc()))
-            else:
-                parent.send(_Outcome(result, own.wall_times, own.notes))
 
 
 def _end_with_parent() -> None:

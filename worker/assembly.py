@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -163,7 +164,8 @@ def assemble(
     num_threads = threads_of_rank(config)
     torch.set_num_threads(num_threads)
     exchange = None if ranks is None else ranks.begin(incarnation, num_threads)
-    engine = load_engine(config, exchange)
+    with nullcontext() if ranks is None else ranks.losses_end_the_start():
+        engine = load_engine(config, exchange)
     layout, attention = engine.layout, engine.attention
     with engine_errors_in_one_line():
         tokenizer = Tokenizer.from_folder(config.model)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+
 from engine.attention.backend import AttentionBackend
 from engine.attention.choice import AttentionShape, AttentionUnavailable, choose_attention
 from engine.cuda_capture import CudaCapture
@@ -17,6 +19,7 @@ from engine.models.model import Model
 from engine.native.library import KernelsNotBuilt, KernelsNotLoaded
 from engine.parallel_fit import TensorParallelUnfit
 from engine.row_tiles import NoCommonRowCount
+from engine.runner import LogitsNotFinite
 from engine.tensor_parallel import RankExchange
 from kvtransfer.errors import LayoutMismatch
 from kvtransfer.slices import PoolSlices
@@ -60,6 +63,18 @@ def engine_errors_in_one_line() -> Iterator[None]:
         TooLittleDeviceMemory,
     ) as error:
         raise StartupError(str(error)) from error
+    except LogitsNotFinite as error:
+        # Of the pass that measures memory, whose tokens nobody asked for.
+        raise StartupError(
+            "the model computes NaN or infinity; check its weights, or serve it with "
+            "--dtype float32"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise StartupError(
+            "the device has too little memory for the model and its largest pass; lower "
+            "--max-num-batched-tokens or --max-num-seqs, take a smaller model, or divide it among "
+            f"more devices with --tensor-parallel-size ({' '.join(str(error).split())})"
+        ) from error
 
 
 def threads_of_rank(config: WorkerConfig) -> int:

@@ -4,6 +4,7 @@ import pickle
 import select
 import socket
 import struct
+from contextlib import suppress
 from typing import Any
 
 from engine.runner import RankLost
@@ -52,7 +53,10 @@ class RankChannel:
             raise RankLost(f"the other rank's message did not come ({error})") from error
 
     def close(self) -> None:
-        """The other side notices at once."""
+        """The other side notices at once, and so does a thread that waits here."""
+        with suppress(OSError):
+            # Refused where the other side is gone.
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _read(self, length: int) -> bytes:

@@ -34,6 +34,7 @@ from scheduling.worker_events import ExpectKv, KvAction, WorkerEvent
 from worker.engine_loading import device_of_rank
 from worker.rank_channel import RankChannel
 from worker.rank_messages import (
+    START_TIMEOUT_S,
     KvExpected,
     KvHappened,
     PoolMade,
@@ -44,12 +45,15 @@ from worker.rank_messages import (
     RankLoaded,
     RankSpec,
     RankStarted,
+    public_settings,
 )
 
 log = get_logger()
 
-# Until a process has imported what it needs; until it has loaded its share after rank 0 has.
-_START_TIMEOUT_S, _LOAD_TIMEOUT_S = 120.0, 600.0
+# Until a process has loaded its share after rank 0 has.
+_LOAD_TIMEOUT_S = 600.0
+# The way to a rank breaks a moment before its status is known.
+_STATUS_TIMEOUT_S = 1.0
 # After which those that do not end by themselves are killed.
 _END_TIMEOUT_S = 5.0
 # Calls that wait for the next step; they are short.
@@ -67,8 +71,7 @@ class _Follower:
     def ending(self) -> str | None:
         """How it ended; None while it runs."""
         try:
-            # The way to it breaks a moment before its status is known.
-            status = self.process.wait(timeout=1.0)
+            status = self.process.wait(timeout=_STATUS_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return None
         if status < 0:
@@ -90,8 +93,8 @@ class RankGroup:
         self._told: list[list[WorkerEvent]] = [[] for _ in self._followers]
         # Why the ranks can compute nothing more.
         self.loss: RankLost | None = None
-        # Called on a thread of its own when a rank is lost.
-        self.on_loss: Callable[[], None] = lambda: None
+        # See `watch`.
+        self._on_loss: Callable[[], None] = lambda: None
         self._wake_reader, self._wake_writer = os.pipe()
         self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
         self._watcher.start()
@@ -104,18 +107,18 @@ class RankGroup:
     def begin(self, incarnation: int, num_threads: int) -> DistributedExchange:
         """Tell the ranks what to load, and meet them. Raises: StartupError."""
         config, meeting_place = self._config, self._folder / "meeting"
-        public = config.model_copy(update={"redis_url": None})
+        settings = public_settings(config)
         process: Literal["prefill", "decode"] = (
             "prefill" if isinstance(config, PrefillConfig) else "decode"
         )
         exchange = DistributedExchange(
             0, self.size, torch.device(device_of_rank(config.device, 0)), config.engine_stall_s
         )
-        try:
+        with self.losses_end_the_start():
             for follower in self._followers:
                 spec = RankSpec(
                     process,
-                    public.model_dump_json(),
+                    settings,
                     follower.rank,
                     incarnation,
                     num_threads,
@@ -124,11 +127,25 @@ class RankGroup:
                 )
                 follower.channel.send(spec)
             for follower in self._followers:
-                _expect(follower, RankStarted, _START_TIMEOUT_S)
-            exchange.join(meeting_place)
+                _expect(follower, RankStarted, START_TIMEOUT_S)
+            exchange.join(meeting_place, START_TIMEOUT_S)
+        return exchange
+
+    def watch(self, on_loss: Callable[[], None]) -> None:
+        """Call this, on a thread of its own, when a rank is lost.
+
+        Raises: RankLost where one is already: nobody was told of that.
+        """
+        self._on_loss = on_loss
+        self.require_all()
+
+    @contextmanager
+    def losses_end_the_start(self) -> Iterator[None]:
+        """Raises: StartupError, in one line, where the block raises RankLost."""
+        try:
+            yield
         except RankLost as error:
             raise StartupError(str(self.loss_after(error))) from error
-        return exchange
 
     def make_pools(
         self, arithmetic: str, num_blocks: int, num_swap_blocks: int
@@ -139,7 +156,7 @@ class RankGroup:
         """
         pool = PoolSize(num_blocks, num_swap_blocks)
         exports: list[KvExport] = []
-        try:
+        with self.losses_end_the_start():
             for follower in self._followers:
                 loaded = _expect(follower, RankLoaded, _LOAD_TIMEOUT_S)
                 if loaded.arithmetic != arithmetic:
@@ -151,8 +168,6 @@ class RankGroup:
             for follower in self._followers:
                 export = _expect(follower, PoolMade, _LOAD_TIMEOUT_S).export
                 exports += [] if export is None else [export]
-        except RankLost as error:
-            raise StartupError(str(self.loss_after(error))) from error
         shutil.rmtree(self._folder, ignore_errors=True)
         return tuple(exports)
 
@@ -204,7 +219,9 @@ class RankGroup:
 
     def loss_after(self, error: Exception) -> RankLost:
         """What to raise where `error` ended a call that all ranks make; the worker is to end."""
-        for follower in self._followers:
+        for follower in self._hung_up(_STATUS_TIMEOUT_S):
+            if (reason := _last_words(follower)) is not None:
+                return RankLost(f"rank {follower.rank}: {reason}")
             if (how := follower.ending()) is not None:
                 return RankLost(_gone(follower, how))
         if isinstance(error, RankLost):
@@ -230,6 +247,15 @@ class RankGroup:
         shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._wake_reader)
         os.close(self._wake_writer)
+
+    def _hung_up(self, timeout_s: float) -> list[_Follower]:
+        """Those that have ended, or the first that do in this time."""
+        poller = select.poll()
+        by_fd = {follower.channel.fileno(): follower for follower in self._followers}
+        for fd in by_fd:
+            # Told of hang-ups alone.
+            poller.register(fd, 0)
+        return [by_fd[fd] for fd, _ in poller.poll(1000 * timeout_s)]
 
     def _wait_expected(self, follower: _Follower) -> None:
         """Before anyone hears of a grant, every rank has to take what comes by it."""
@@ -270,7 +296,7 @@ class RankGroup:
             follower = by_fd[fd]
             self.loss = RankLost(_gone(follower, follower.ending() or "has closed its end"))
             log.error("rank_lost", rank=follower.rank, error=str(self.loss))
-            self.on_loss()
+            self._on_loss()
             return
 
 
@@ -314,6 +340,18 @@ def _expect(follower: _Follower, kind: type[_Message], timeout_s: float) -> _Mes
     if not isinstance(message, kind):
         raise RankLost(f"rank {follower.rank} sent {type(message).__name__}, not {kind.__name__}")
     return message
+
+
+def _last_words(follower: _Follower) -> str | None:
+    """Why a rank that has ended could not go on, where it said so and nobody has heard it yet."""
+    try:
+        while (message := follower.channel.receive(0)) is not None:
+            if isinstance(message, RankFailed):
+                return message.message
+    except RankLost:
+        # It ended without a word.
+        return None
+    return None
 
 
 def _gone(follower: _Follower, how: str) -> str:

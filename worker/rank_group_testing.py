@@ -64,7 +64,7 @@ def started_ranks(config: DecodeConfig) -> Iterator[Ranks]:
         num_threads = threads_of_rank(config)
         torch.set_num_threads(num_threads)
         was_lost = threading.Event()
-        group.on_loss = was_lost.set
+        group.watch(was_lost.set)
         engine = load_engine(config, group.begin(1, num_threads))
         place = RankPlace(
             config, Incarnation(1), engine.layout, NUM_BLOCKS, transports_of(config), engine.slices

@@ -19,6 +19,8 @@ from scheduling.worker_events import (
     WorkerEvent,
 )
 
+# Until every rank has imported what it needs, and has come to where they meet.
+START_TIMEOUT_S = 120.0
 # Longer than the longest prompt that any worker takes.
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _CONFIGS: dict[str, type[WorkerConfig]] = {
@@ -34,7 +36,7 @@ class RankSpec:
     """What a rank is to become; the first message."""
 
     process: Literal["prefill", "decode"]
-    # The worker's settings without its secrets.
+    # See `public_settings`.
     config_json: str
     rank: int
     # Of the worker's life.
@@ -47,6 +49,12 @@ class RankSpec:
     def config(self) -> WorkerConfig:
         """The settings of the worker."""
         return _CONFIGS[self.process].model_validate_json(self.config_json)
+
+
+def public_settings(config: WorkerConfig) -> str:
+    """What somebody set, without the secrets, as JSON; the rest follows from it at every rank."""
+    public = config.model_copy(update={"redis_url": None})
+    return public.model_dump_json(exclude_unset=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from worker.engine_loading import device_of_rank, load_engine
 from worker.engine_loop import KvSide
 from worker.rank_channel import RankChannel
 from worker.rank_messages import (
+    START_TIMEOUT_S,
     KvExpected,
     KvHappened,
     PoolMade,
@@ -72,7 +74,9 @@ def main(fd: int, timeout_s: float) -> int:
     except Exception as error:  # the one broad catch of the process: whatever it is, rank 0 goes on
         if not isinstance(error, StartupError):
             log.exception("rank_failed")
-        channel.send(RankFailed(f"{error}" or type(error).__name__))
+        # Rank 0 may have ended of the same.
+        with suppress(RankLost):
+            channel.send(RankFailed(f"{error}" or type(error).__name__))
     return 1
 
 
@@ -106,7 +110,7 @@ def _serve(channel: RankChannel) -> None:
     exchange = DistributedExchange(
         spec.rank, config.tensor_parallel_size, torch.device(device), spec.timeout_s
     )
-    exchange.join(Path(spec.meeting_place))
+    exchange.join(Path(spec.meeting_place), START_TIMEOUT_S)
     engine = load_engine(config, exchange)
     channel.send(RankLoaded(engine.arithmetic))
     size = channel.receive(None)

@@ -4,7 +4,7 @@ The event loop talks; the engine thread computes. Neither waits for the other.
 """
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from cluster.errors import ClusterError
 from cluster.ledger import Shares, WorkerLife
@@ -26,6 +26,7 @@ from scheduling.ids import WorkerId
 from tandemserve.internal.v1 import worker_pb2_grpc
 from worker.assembly import BuildRole, Worker, assemble
 from worker.engine_loop import EngineLoop
+from worker.own_thread import run_unless_stopped
 from worker.rank_group import rank_processes
 from worker.session import SERVICE_NAME, WorkerSessions
 from worker.watchdog import StallSettings, Watchdog
@@ -56,18 +57,20 @@ async def run_worker(config: WorkerConfig, stop: StopRequested, build_role: Buil
         except ClusterError as error:
             raise StartupError(error.message) from error
         with rank_processes(config) as ranks:
-            # A thread that ends takes its OpenMP threads with it. Were they to stay beside those of
-            # the engine, OpenMP would count more threads than cores and let none of them spin.
-            with ThreadPoolExecutor(max_workers=1) as own_thread:
-                worker = await asyncio.get_running_loop().run_in_executor(
-                    own_thread, assemble, config, incarnation, build_role, ranks
-                )
+            load = partial(assemble, config, incarnation, build_role, ranks)
+            worker = await run_unless_stopped(load, stop, _close)
+            if worker is None:
+                return
             try:
                 await WorkerProcess(config, worker, server, redis, membership, stop).run()
             finally:
-                worker.parts.close(_CLOSE_TIMEOUT_S)
+                _close(worker)
     finally:
         await redis.close()
+
+
+def _close(worker: Worker) -> None:
+    worker.parts.close(_CLOSE_TIMEOUT_S)
 
 
 class WorkerProcess:
@@ -106,7 +109,10 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._engine.on_failure = self._engine_failed
         if worker.ranks is not None:
-            worker.ranks.on_loss = self._engine_failed
+            try:
+                worker.ranks.watch(self._engine_failed)
+            except RankLost as error:
+                raise StartupError(str(error)) from error
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self._sessions, server.server)
 
     async def run(self) -> None:

@@ -39,6 +39,8 @@ class TransportSettings:
     push: PushSettings = field(default_factory=PushSettings)
     door: DoorSettings = field(default_factory=DoorSettings)
     cluster: str = "tandem"
+    # Of the GPU that a backend of torch stages on.
+    device_index: int = 0
 
     def door_at(self, offset: int) -> DoorSettings:
         """Each transport has a port of its own, where ports are given."""
@@ -95,6 +97,7 @@ def transports_of(config: WorkerConfig, rank: int = 0) -> dict[str, Transport]:
             advertise_host=config.reachable_kv_host,
         ),
         config.cluster_name,
+        rank,
     )
     on_host = makers_on_host(settings)
     on_gpu = makers_on_gpu(settings, partial(gpu_memory, rank))
@@ -136,6 +139,6 @@ def _group(name: str, settings: TransportSettings, offset: int) -> Transport:
     from kvtransfer.group_transport import GroupTransport
     from kvtransfer.process_group import Gloo, Nccl, require
 
-    kind = Gloo() if name == GLOO else Nccl()
+    kind = Gloo() if name == GLOO else Nccl(f"cuda:{settings.device_index}")
     require(kind)
     return GroupTransport(kind, settings.door_at(offset), settings.push)

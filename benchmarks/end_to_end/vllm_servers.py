@@ -90,7 +90,7 @@ async def _engine(setup: VllmSetup, role: str, port: int, cores: str) -> AsyncIt
         "VLLM_CPU_OMP_THREADS_BIND": cores,
     }
     log = setup.log_folder / f"vllm-{role}.log"
-    async with _process(command, environ, log) as process_id:
+    async with server_process(command, environ, log) as process_id:
         await _wait_healthy(port, log, process_id)
         yield process_id
 
@@ -108,13 +108,15 @@ async def _router(setup: VllmSetup) -> AsyncIterator[None]:
         *("--policy", "round_robin", "--log-level", "error"),
     ]
     log = setup.log_folder / "vllm-router.log"
-    async with _process(command, {}, log) as process_id:
+    async with server_process(command, {}, log) as process_id:
         await _wait_healthy(_ROUTER_PORT, log, process_id)
         yield
 
 
 @asynccontextmanager
-async def _process(command: list[str], environ: Mapping[str, str], log: Path) -> AsyncIterator[int]:
+async def server_process(
+    command: list[str], environ: Mapping[str, str], log: Path
+) -> AsyncIterator[int]:
     """A process and all its children, ended in the end whatever happens."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -129,7 +131,10 @@ async def _process(command: list[str], environ: Mapping[str, str], log: Path) ->
     finally:
         _signal_group(process.pid, signal.SIGTERM)
         with suppress(TimeoutError):  # it is killed next
-            await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await process.wait()
+                # Its children end after it, and unlink their shared memory then.
+                await _wait_empty(process.pid)
         _signal_group(process.pid, signal.SIGKILL)
         await process.wait()
 
@@ -137,6 +142,22 @@ async def _process(command: list[str], environ: Mapping[str, str], log: Path) ->
 def _signal_group(group: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):  # all of them have ended
         os.killpg(group, number)
+
+
+async def _wait_empty(group: int) -> None:
+    while True:
+        if not _has_members(group):
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+def _has_members(group: int) -> bool:
+    """Whether a process of a group still runs; one that nobody has waited for does not."""
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it ended meanwhile
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 async def _wait_healthy(port: int, log: Path, process_id: int) -> None:

@@ -1,6 +1,7 @@
 """python -m deploy.doctor [options]
 
-0: KV has a way between all places. 1: between some it has none. 2: wrong usage.
+0: KV has a way between all places. 1: between some it has none, or workers do not start with
+the transports that were named. 2: wrong usage.
 """
 
 import sys

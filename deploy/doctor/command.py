@@ -2,7 +2,10 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 
 from deploy.doctor.findings import findings_of
 from deploy.doctor.machine import look
@@ -18,26 +21,43 @@ processes, and says which one they would use, what is missing, and what to do ab
 seconds for each way, and 128 MiB of memory, of each GPU too."""
 _BEYOND = """It looks at this machine only. Towards another one a prefill worker measures the way
 when it connects: see kv_path_chosen in its log. Exit codes: 0 KV has a way between all places,
-1 it has none between some, 2 wrong usage."""
+1 it has none between some or workers do not start with what was named, 2 wrong usage."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run it; the exit code."""
     options = _parser().parse_args(argv)
-    facts = look(options.kv_host)
     paths: list[Path] = []
-    for source, target in places_with(facts.num_gpus):
-        for name in _names(source, options.transports):
-            progress(f"trying {name} from {source} to {target}")
-            paths.append(measure(source, target, name, options.kv_host, MonotonicClock()))
+    with _libraries_on_stderr():
+        facts = look(options.kv_host)
+        for source, target in places_with(facts.num_gpus):
+            for name in _names(source, options.transports):
+                progress(f"trying {name} from {source} to {target}")
+                paths.append(measure(source, target, name, options.kv_host, MonotonicClock()))
     tried = options.transports or tuple(dict.fromkeys((*DEFAULT_ON_GPU, *DEFAULT_ON_HOST)))
     findings = tuple(findings_of(facts))
-    report = Report(tuple(paths), findings, tried, options.min_kv_bytes_per_s)
+    named = bool(options.transports)
+    report = Report(tuple(paths), findings, tried, options.min_kv_bytes_per_s, named)
     if options.json:
         print_line(json.dumps(as_json(report), separators=(",", ":")))
     else:
         print_report(report)
     return 0 if report.is_healthy else 1
+
+
+@contextmanager
+def _libraries_on_stderr() -> Iterator[None]:
+    """Libraries that say something on stdout (NIXL does), here or in a process that is started,
+    would say it into the answer."""
+    sys.stdout.flush()
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(answers, 1)
+        os.close(answers)
 
 
 def _names(source: Place, wanted: Sequence[str]) -> list[str]:

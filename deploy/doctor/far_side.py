@@ -75,7 +75,8 @@ class FarSide:
 
     def verify(self) -> None:
         """Raises: ExportUnavailable where other bytes came than were sent."""
-        self._connection.send("verify")
+        with contextlib.suppress(OSError):  # it has ended: said by the missing answer
+            self._connection.send("verify")
         if self._answer() is not True:
             raise ExportUnavailable(
                 "other bytes arrived than were sent", "do not use this transport here"
@@ -88,7 +89,8 @@ class FarSide:
                 if isinstance(answer, _Failed):
                     raise ExportUnavailable(*_in_two(answer.problem))
                 return answer
-        except EOFError:
+        except (EOFError, OSError):
+            self._process.join(_END_TIMEOUT_S)
             code = self._process.exitcode
             raise ExportUnavailable(
                 f"the other process ended (exit code {code})", "see its lines above"

@@ -42,6 +42,8 @@ class Path:
     block_latency_s: float | None = None
     # Where it does not work: why, and what to do.
     problem: str | None = None
+    # A worker that is told to use it does not start, whatever else it may use.
+    stops_worker: bool = False
 
     @property
     def works(self) -> bool:
@@ -57,6 +59,9 @@ def measure(source: Place, target: Place, name: str, host: str, clock: Clock) ->
     places = str(source), str(target)
     try:
         transport = makers_at(source, door)[name]()
+    except (TransferError, StartupError) as error:
+        return Path(*places, name, problem=str(error), stops_worker=True)
+    try:
         with FarSide(target, name, door) as far_side:
             export = far_side.export()
             problem = transport.can_reach(export)

@@ -60,7 +60,7 @@ def transports_at(place: Place) -> tuple[str, ...]:
 
 def makers_at(place: Place, door: DoorSettings) -> Mapping[str, Make]:
     """By name."""
-    settings = TransportSettings(door=door, cluster="tandem-doctor")
+    settings = TransportSettings(door=door, cluster="tandem-doctor", device_index=place.gpu or 0)
     if place.gpu is None:
         return makers_on_host(settings)
     return makers_on_gpu(settings, partial(gpu_memory, place.gpu))

@@ -23,13 +23,17 @@ class Report:
     # What workers try; the others were measured for those who would name them.
     tried: tuple[str, ...]
     min_bytes_per_s: float = 0.0
+    # `tried` is what someone named: workers start with all of it or not at all.
+    are_named: bool = False
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         return list(dict.fromkeys((path.source, path.target) for path in self.paths))
 
     def used(self, source: str, target: str) -> Path | None:
-        """By which KV would go; None where no way works."""
+        """By which KV would go; None where no way works, or no worker starts."""
+        if self._stopper(source, target) is not None:
+            return None
         ways = [path for path in self.between(source, target) if path.transport in self.tried]
         return used_path(ways, self.min_bytes_per_s)
 
@@ -39,8 +43,40 @@ class Report:
 
     @property
     def is_healthy(self) -> bool:
-        """Every pair has a way."""
+        """Every pair has a way, and workers start with what was named."""
+        if self.untried or not self.pairs:
+            return False
         return all(self.used(*pair) is not None for pair in self.pairs)
+
+    @property
+    def untried(self) -> list[str]:
+        """What was named and serves no pool of this machine."""
+        measured = {path.transport for path in self.paths}
+        return [name for name in self.tried if name not in measured] if self.are_named else []
+
+    @property
+    def problems(self) -> list[str]:
+        """Why workers do not start with what was named, and what to do."""
+        found = [
+            f"{name} serves pools on GPUs only, and none is used here: workers with it do not "
+            "start; leave it out of transports, or mend what is said of GPUs above"
+            for name in self.untried
+        ]
+        for pair in self.pairs:
+            stopper = self._stopper(*pair)
+            if stopper is not None:
+                where = f"from {stopper.source} to {stopper.target}"
+                found.append(
+                    f"workers with {stopper.transport} do not start {where}: {stopper.problem}; or "
+                    "leave it out of transports"
+                )
+        return found
+
+    def _stopper(self, source: str, target: str) -> Path | None:
+        if not self.are_named:
+            return None
+        named = (path for path in self.between(source, target) if path.transport in self.tried)
+        return next((path for path in named if path.stops_worker), None)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -65,6 +101,7 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "transports_tried_by_workers": report.tried,
         "min_bytes_per_s": report.min_bytes_per_s,
+        "problems": report.problems,
         "is_healthy": report.is_healthy,
     }
 
@@ -80,12 +117,16 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print("ms: one block of 1 MiB, from the call until it is published")
     for source, target in report.pairs:
         console.print(f"KV from {source} to {target} goes {_way(report, source, target)}")
+    for problem in report.problems:
+        console.print(problem)
 
 
 def _way(report: Report, source: str, target: str) -> str:
     used = report.used(source, target)
     if used is not None:
         return f"by {used.transport}"
+    if any(path.stops_worker for path in report.between(source, target)) and report.are_named:
+        return "by no way: no worker starts with these transports"
     others = [path.transport for path in report.between(source, target) if path.works]
     if others:
         return f"by none of {', '.join(report.tried)}; name {' or '.join(others)} in transports"

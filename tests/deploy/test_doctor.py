@@ -2,17 +2,22 @@
 
 import io
 import json
+import multiprocessing
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from deploy.doctor.command import main
+from deploy.doctor.far_side import FarSide
 from deploy.doctor.findings import Finding, findings_of
 from deploy.doctor.machine import Facts, Network, look
 from deploy.doctor.paths import Path, measure
 from deploy.doctor.places import Place, places_with, transports_at
 from deploy.doctor.report import Report, as_json, print_report
+from kvtransfer.errors import ExportUnavailable
+from kvtransfer.tcp_door import DoorSettings
+from kvtransfer.testing import PATIENCE_S
 from runtime.clock import MonotonicClock
 
 HEALTHY = Facts(
@@ -77,6 +82,51 @@ def test_the_command_prints_json_and_says_which_way_is_used(
     assert path["is_used"]
     assert path["bytes_per_s"] > 0
     assert {item["subject"] for item in report["machine"]} >= {"/dev/shm", "GPUs", "kv_host"}
+
+
+@pytest.mark.skipif(look("127.0.0.1").num_gpus > 0, reason="this machine has a GPU")
+@pytest.mark.parametrize("names", ["cuda_ipc", "cuda_ipc,shared_memory"])
+def test_transports_of_gpus_only_are_no_health_without_one(
+    capsys: pytest.CaptureFixture[str], names: str
+) -> None:
+    assert main(["--json", "--transports", names]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["is_healthy"]
+    assert "cuda_ipc serves pools on GPUs only" in report["problems"][0]
+    assert "leave it out of transports" in report["problems"][0]
+
+
+def test_a_named_transport_with_which_no_worker_starts_is_no_health() -> None:
+    stops = replace(BROKEN, stops_worker=True)
+    report = Report((stops, SLOW), (), ("nixl", "tcp"), are_named=True)
+    assert not report.is_healthy
+    assert report.used("host", "host") is None
+    assert "install the extra; or leave it out of transports" in printed(report)
+    # Of one that workers do not try by themselves it is no harm.
+    assert Report((SLOW, stops), (), ("shared_memory", "tcp")).is_healthy
+    # A way that is only broken here is passed over by a worker, too.
+    assert Report((BROKEN, SLOW), (), ("nixl", "tcp"), are_named=True).is_healthy
+
+
+def test_nothing_tried_is_no_health() -> None:
+    assert not Report((), (), ("tcp",)).is_healthy
+
+
+@pytest.mark.skipif(look("127.0.0.1").num_gpus > 0, reason="this machine has a GPU")
+def test_a_transport_that_cannot_be_made_stops_its_worker() -> None:
+    path = measure(Place(), Place(), "nccl", "127.0.0.1", MonotonicClock())
+    assert path.stops_worker
+    assert path.problem is not None
+
+
+def test_another_process_that_dies_before_it_has_looked_is_told() -> None:
+    with FarSide(Place(), "tcp", DoorSettings()) as far_side:
+        far_side.export()
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        child.join(PATIENCE_S)
+        with pytest.raises(ExportUnavailable, match=r"ended \(exit code -9\)"):
+            far_side.verify()
 
 
 def test_where_no_way_works_the_exit_code_says_so(capsys: pytest.CaptureFixture[str]) -> None:

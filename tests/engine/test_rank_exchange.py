@@ -1,5 +1,6 @@
 """Ranks exchange rows: one contract for all ways, and what a lost rank looks like to the others."""
 
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ def gloo_exchanges(folder: Path, size: int, timeout_s: float) -> list[Distribute
     """Real gloo between threads of this process."""
     cpu, meeting_place = torch.device("cpu"), folder / "meeting"
     ends = [DistributedExchange(rank, size, cpu, timeout_s) for rank in range(size)]
-    together(ends, lambda end: end.join(meeting_place))
+    together(ends, lambda end: end.join(meeting_place, PATIENCE_S))
     return ends
 
 
@@ -75,9 +76,41 @@ def test_a_rank_that_does_not_come_is_lost_in_time(tmp_path: Path) -> None:
 
 
 def test_ranks_that_never_meet_are_lost_in_time(tmp_path: Path) -> None:
-    end = DistributedExchange(0, 2, torch.device("cpu"), timeout_s=0.5)
-    with pytest.raises(RankLost):
-        end.join(tmp_path / "meeting")
+    end = DistributedExchange(0, 2, torch.device("cpu"), timeout_s=PATIENCE_S)
+    with pytest.raises(RankLost, match="rank 0 could not exchange"):
+        end.join(tmp_path / "meeting", timeout_s=0.5)
+
+
+def test_a_rank_may_start_later_than_an_exchange_may_take(tmp_path: Path) -> None:
+    meeting_place = tmp_path / "meeting"
+    early, late = (
+        DistributedExchange(rank, 2, torch.device("cpu"), timeout_s=0.2) for rank in range(2)
+    )
+    with ThreadPoolExecutor(1) as thread:
+        joining = thread.submit(early.join, meeting_place, PATIENCE_S)
+        with pytest.raises(TimeoutError):
+            joining.result(timeout=1.0)
+        late.join(meeting_place, PATIENCE_S)
+        joining.result(timeout=PATIENCE_S)
+
+
+def test_once_ranks_have_met_they_need_the_meeting_place_no_more(tmp_path: Path) -> None:
+    ends = gloo_exchanges(tmp_path, 2, PATIENCE_S)
+    shutil.rmtree(tmp_path)
+    for row in together(ends, lambda end: end.all_gather(torch.tensor([[1.0 + end.rank]]))):
+        assert row.tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_a_rank_that_has_met_the_others_needs_the_meeting_place_no_more(
+    tmp_path: Path,
+) -> None:
+    # Two ranks of NCCL need two devices.
+    end = DistributedExchange(0, 1, torch.device("cuda:0"), PATIENCE_S)
+    end.join(tmp_path / "meeting", PATIENCE_S)
+    shutil.rmtree(tmp_path)
+    assert end.all_gather(torch.ones(1, 1, device="cuda:0")).tolist() == [[1.0]]
 
 
 def test_a_thread_that_gives_up_is_lost_to_the_others() -> None:

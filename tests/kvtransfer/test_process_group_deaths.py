@@ -16,11 +16,14 @@ from kvtransfer.errors import (
     PeerGone,
     TransferTimeout,
 )
+from kvtransfer.group_meeting import send_group
 from kvtransfer.group_transport import GroupTransport
-from kvtransfer.process_group import Gloo
+from kvtransfer.process_group import Gloo, GroupFailed
 from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, PushReceipt
 from kvtransfer.sender_process_testing import PushRefused, SenderProcess, SenderSpec
+from kvtransfer.tcp_connect import dial
 from kvtransfer.tcp_door import DoorSettings
+from kvtransfer.tcp_frames import MEETING_BYTES, read_meeting
 from kvtransfer.testing import (
     PATIENCE_S,
     next_incarnation,
@@ -230,4 +233,23 @@ def test_a_stopped_receiver_ends_a_push_in_its_time() -> None:
         with pytest.raises(PeerGone):
             push(sender, reversed_moves())
         killer.join(PATIENCE_S)
+        sender.close()
+
+
+@pytest.mark.slow
+def test_a_receiver_that_is_stopped_after_its_greeting_is_given_up_in_time() -> None:
+    clock = MonotonicClock()
+    with receiver_process() as (process, export):
+        stream = dial(export, "prefill-0#1", PATIENCE_S)
+        meeting = read_meeting(stream.receive(MEETING_BYTES, lambda: None))
+        os.kill(process.pid, signal.SIGSTOP)
+        started_at_s = clock.now()
+        with pytest.raises(GroupFailed):
+            send_group(Gloo(), meeting, stream, timeout_s=1.0)
+        assert clock.now() - started_at_s < PATIENCE_S / 2
+        stream.reset()
+        # Nobody else suffers once it goes on.
+        os.kill(process.pid, signal.SIGCONT)
+        sender = connect(export)
+        push(sender, reversed_moves())
         sender.close()

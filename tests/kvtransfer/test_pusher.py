@@ -10,6 +10,7 @@ import structlog
 from kvtransfer.batches import PushSettings
 from kvtransfer.errors import (
     BacklogFull,
+    DeviceFailed,
     LayoutMismatch,
     PeerGone,
     PusherClosed,

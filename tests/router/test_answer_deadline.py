@@ -105,6 +105,12 @@ def test_an_answer_that_cannot_end_in_time_any_more_yields() -> None:
     assert next_started(core, in_vain, timely) == "in vain"
 
 
+def test_a_prompt_from_a_lost_router_that_is_too_late_for_its_first_token_here_yields() -> None:
+    core = CoreUnderTest(settings=RouterSettings(max_backlog_tokens=1), policy="default")
+    late = spec_of("late", ttft_s=0.5, resumed=((11, 12),))
+    assert next_started(core, late, spec_of("timely", ttft_s=10.0)) == "timely"
+
+
 def test_a_worker_is_told_the_gap_with_which_the_answer_ends_in_time() -> None:
     core = CoreUnderTest()
     core.core.state.answer_pace.observe(10, 0.1)

@@ -38,7 +38,9 @@ from worker.rank_messages import (
     TokensSampled,
     decode,
     encode,
+    public_settings,
 )
+from worker.transports import transports_of
 
 PATIENCE_S = 60.0
 EXPORT = KvExport("tcp", "here", 4, 32, WorkerId("d"), Incarnation(1), "host", other_ranks=())
@@ -92,8 +94,17 @@ def test_every_message_arrives_as_it_was_sent(message: RankMessage) -> None:
 
 def test_the_settings_of_a_worker_arrive_without_its_secrets() -> None:
     config = PrefillConfig.model_validate({"model": "/m", "tensor_parallel_size": 2})
-    spec = RankSpec("prefill", config.model_dump_json(), 1, 7, 2, "/m/meeting", 30.0)
+    secret = config.model_copy(update={"redis_url": "redis://:secret@host:1"})
+    spec = RankSpec("prefill", public_settings(secret), 1, 7, 2, "/m/meeting", 30.0)
+    assert "secret" not in repr(spec)
     assert decode(encode(spec)).config() == config
+
+
+@pytest.mark.parametrize("fields", [{}, {"transports": ("tcp",)}])
+def test_what_nobody_set_is_a_default_at_every_rank(fields: dict[str, object]) -> None:
+    config = DecodeConfig.model_validate({"model": "/m", "device": "cuda", **fields})
+    spec = RankSpec("decode", public_settings(config), 1, 7, 2, "/m/meeting", 30.0)
+    assert list(transports_of(spec.config(), 1)) == list(transports_of(config))
 
 
 def test_nothing_but_values_of_ours_is_read() -> None:

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +28,10 @@ from scheduling.ids import BlockId
 from scheduling.sampling import SamplingParams
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
 from scheduling.worker_events import KvSwapped, SwapIn, SwapOut
+from worker.rank_channel import RankChannel
+from worker.rank_group import rank_processes
 from worker.rank_group_testing import NUM_BLOCKS, Ranks, rank_config, started_ranks
+from worker.rank_messages import RankSpec, RankStarted, public_settings
 
 # For what is done at once on an idle machine.
 PATIENCE_S = 120.0
@@ -155,6 +160,57 @@ def test_the_other_ranks_end_with_rank_0_however_it_ends(model: Path) -> None:
         _, alive = psutil.wait_procs(processes, PATIENCE_S)
     assert len(processes) == 1
     assert not alive
+
+
+def test_a_loss_before_anybody_asks_for_news_of_it_is_told(model: Path) -> None:
+    with rank_processes(rank_config(model, 3)) as group:
+        assert group is not None
+        was_lost = threading.Event()
+        group.watch(was_lost.set)
+        os.kill(group.process_ids[1], signal.SIGKILL)
+        assert was_lost.wait(PATIENCE_S)
+        with pytest.raises(RankLost, match="rank 2 of this worker was ended by SIGKILL"):
+            group.watch(lambda: None)
+        found = group.loss_after(RuntimeError("another"))
+        assert "rank 2 of this worker was ended by SIGKILL" in str(found)
+
+
+def test_a_rank_that_cannot_load_says_why_in_one_line(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = rank_config(model, 2).model_copy(update={"model": model / "missing"})
+    with rank_processes(config) as group:
+        assert group is not None
+        exchange = group.begin(1, 1)
+        with (
+            pytest.raises(StartupError, match=r"^rank 1: .*missing") as caught,
+            group.losses_end_the_start(),
+        ):
+            # As in the middle of loading.
+            exchange.all_gather(torch.zeros(1, 1))
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_rank_that_fails_when_rank_0_has_gone_is_silent(tmp_path: Path) -> None:
+    config = rank_config(tmp_path / "missing", 1)
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "worker.rank_process", str(theirs.fileno()), "60.0"]
+    with (
+        theirs,
+        subprocess.Popen(
+            command, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE, text=True
+        ) as rank,
+    ):
+        theirs.close()
+        channel = RankChannel(ours, PATIENCE_S)
+        meeting_place = str(tmp_path / "meeting")
+        channel.send(RankSpec("decode", public_settings(config), 0, 1, 1, meeting_place, 60.0))
+        assert channel.receive(PATIENCE_S) == RankStarted()
+        # Before it has met anybody: there is nobody who would hear why it cannot load.
+        channel.close()
+        _, told = rank.communicate(timeout=PATIENCE_S)
+    assert "Traceback" not in told
 
 
 def test_a_size_that_does_not_fit_ends_the_start_with_one_line(tmp_path: Path) -> None:
