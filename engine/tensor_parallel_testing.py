@@ -139,5 +139,3 @@ def rank_runner(
     shape = AttentionShape(layout, config.num_heads, config.layer_attention, model.device)
     backend = choose_attention(shape, attention)
     return ModelRunner(model, KvPool(layout, num_blocks), 40, backend)
-
-
