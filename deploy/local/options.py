@@ -13,7 +13,7 @@ from typing import Literal, NoReturn
 
 from deploy.local.settings import ClusterSettings
 from engine.bundled import bundled_model_path
-from runtime.config import RouterConfig
+from runtime.config import ProcessConfig, RouterConfig
 from runtime.errors import ConfigError
 from runtime.worker_config import DecodeConfig, PrefillConfig
 from scheduling.policies import POLICIES
@@ -150,11 +150,10 @@ def _split_sections(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str,
 def _instead_of(unknown: Sequence[str]) -> str:
     """How to give what processes know and the launcher does not."""
     name = unknown[0].partition("=")[0].removeprefix("--").replace("_", "-")
+    configs: tuple[type[ProcessConfig], ...] = (RouterConfig, PrefillConfig, DecodeConfig)
     known = [
         f"--{section}.{name}"
-        for section, config in zip(
-            _SECTIONS, (RouterConfig, PrefillConfig, DecodeConfig), strict=True
-        )
+        for section, config in zip(_SECTIONS, configs, strict=True)
         if name.replace("-", "_") in config.model_fields
     ]
     return f"write {' and '.join(known)}" if known else "see --help"

@@ -170,7 +170,7 @@ def test_defaults_of_a_class_are_looked_at_as_what_the_file_says(tmp_path: Path)
         fields.pop(name, None)
     path.write_text(json.dumps(fields))
     open_model_folder(folder)
-    with pytest.raises(UnsupportedModelOption, match="layer_types|attention_chunk_size"):
+    with pytest.raises(UnsupportedModelOption, match=r"layer_types|attention_chunk_size"):
         load(folder)
 
 
