@@ -115,6 +115,10 @@ class _Line:
             # Writes before it waits for anything, so that nobody comes in between.
             await self._connection.send_packed_command(packed, check_health=False)
             return await outcome
+        except RuntimeError as error:
+            # uvloop's word for a transport that closed since the look above.
+            self._hang_up()
+            raise RedisConnectionError("the connection was closed") from error
         except asyncio.CancelledError:
             # Out of time, mostly. Where nothing at all came back meanwhile, the next one dials
             # anew: a server that is gone without a word would keep it waiting as well.

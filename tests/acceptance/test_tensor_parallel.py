@@ -20,6 +20,7 @@ Greedy = Callable[[str, Sequence[Prompt], int], list[tuple[int, ...]]]
 AssertEmpty = Callable[..., Awaitable[float]]
 
 NUM_OUTPUT, SEED = 24, 23
+MAX_ROUNDS = 8
 LENGTHS = (1, 15, 16, 33, 64, 97)
 SHARED = {"max_tokens": NUM_OUTPUT, "ignore_eos": True, "timeout_s": 240.0}
 TWO_RANKS, ONE_RANK = (
@@ -54,10 +55,16 @@ async def test_two_ranks_serve_the_models_own_tokens_also_of_kv_that_was_swapped
         cluster.client() as client,
     ):
         wanted = prompts()
-        calls = [client.generate(p, temperature=0.0, **SHARED) for p in wanted]  # type: ignore[arg-type]
-        answers = await asyncio.gather(*calls)
-        assert [a.token_ids for a in answers] == greedy("qwen2", wanted, NUM_OUTPUT)
-        assert sum(a.timings.num_preemptions for a in answers) > 0
+        num_preemptions = 0
+        # How many answers run at once depends on how the machine wakes the processes.
+        for _ in range(MAX_ROUNDS):
+            calls = [client.generate(p, temperature=0.0, **SHARED) for p in wanted]  # type: ignore[arg-type]
+            answers = await asyncio.gather(*calls)
+            assert [a.token_ids for a in answers] == greedy("qwen2", wanted, NUM_OUTPUT)
+            num_preemptions += sum(a.timings.num_preemptions for a in answers)
+            if num_preemptions:
+                break
+        assert num_preemptions > 0
         await assert_empty(cluster)
 
 
