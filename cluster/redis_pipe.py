@@ -117,6 +117,7 @@ class _Line:
             return await outcome
         except RuntimeError as error:
             # uvloop's word for a transport that closed since the look above.
+            outcome.cancel()
             self._hang_up()
             raise RedisConnectionError("the connection was closed") from error
         except asyncio.CancelledError:

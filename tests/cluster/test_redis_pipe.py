@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
@@ -95,6 +96,29 @@ async def test_a_connection_that_breaks_is_everybodys_error_and_the_next_call_di
             await asyncio.wait_for(task, PATIENCE_S)
     assert await ask(connection.pipe, ("ECHO", "anew")) == ["anew"]
     await connection.close()
+
+
+def test_a_transport_that_has_just_closed_is_a_broken_connection(server: RedisServer) -> None:
+    async def callers_while_it_closes() -> list[Any]:
+        connection = await connect(server.url, timeout_s=PATIENCE_S)
+        assert await ask(connection.pipe, ("ECHO", "before")) == ["before"]
+        line: Any = connection.pipe._line
+        line._connection._writer.transport.abort()
+        callers = []
+        for _ in range(10):
+            callers.append(asyncio.create_task(ask(connection.pipe, ("ECHO", "during"))))
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+        assert await ask(connection.pipe, ("ECHO", "anew")) == ["anew"]
+        await connection.close()
+        return answers
+
+    # Which loop the router runs on; asyncio's own says nothing there.
+    answers = uvloop.run(callers_while_it_closes())
+    assert any(isinstance(answer, RedisConnectionError) for answer in answers)
+    assert all(
+        answer == ["during"] or isinstance(answer, RedisConnectionError) for answer in answers
+    )
 
 
 async def test_a_closed_pipe_lets_nobody_wait_and_dials_no_more(server: RedisServer) -> None:
