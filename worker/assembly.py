@@ -185,45 +185,12 @@ def assemble(
     if ranks is not None:
         make = partial(ranks.make_pools, engine.arithmetic, num_blocks)
         workplace = replace(workplace, make_other_pools=make)
-    try:
-        parts = build_role(workplace)
-    except ExportUnavailable as error:
-        raise StartupError(f"{error}; or lower kv_cache_mib") from error
-    except DeviceFailed as error:
-        raise StartupError(str(error)) from error
+    parts = _parts_of(build_role, workplace)
     runner = ModelRunner(
         engine.model, parts.pool, config.max_num_seqs, attention, parts.before_pass
     )
-    hello = WorkerHello(
-        protocol_version=PROTOCOL_VERSION,
-        worker_id=WorkerId(config.worker_id),
-        incarnation=incarnation,
-        role=config.role,
-        num_blocks=num_blocks + (parts.num_host_blocks or 0),
-        block_size=config.block_size,
-        max_num_seqs=config.max_num_seqs,
-        compatibility=_compatibility(
-            weights, _kv_of_all_ranks(config, layout), _arithmetic(config, runner, engine.dtype)
-        ),
-        model_fingerprint=fingerprint,
-        export=parts.export,
-        max_message_bytes=config.max_message_bytes,
-        num_growth_blocks=parts.num_growth_blocks,
-        max_task_blocks=0 if parts.num_host_blocks is None else num_blocks,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        policy=config.policy_name,
-        makes_room=parts.makes_room,
-    )
-    log.info(
-        "engine_ready",
-        num_blocks=num_blocks,
-        block_bytes=layout.block_bytes,
-        dtype=engine.dtype,
-        kv_dtype=layout.dtype,
-        num_threads=num_threads,
-        arithmetic=runner.arithmetic,
-        compatibility=hello.compatibility,
-    )
+    hello = _hello(workplace, engine, runner, parts, (weights, fingerprint))
+    _tell_ready(workplace, engine, hello)
     worker = Worker(
         hello,
         config.model.name,
@@ -238,6 +205,62 @@ def assemble(
         return worker
     parts = replace(parts, kv=GroupKv(parts.kv, ranks))
     return replace(worker, parts=parts, _runner=GroupRunner(runner, ranks), ranks=ranks)
+
+
+def _parts_of(build_role: BuildRole, place: Workplace) -> RoleParts:
+    """Raises: StartupError."""
+    try:
+        return build_role(place)
+    except ExportUnavailable as error:
+        raise StartupError(f"{error}; or lower kv_cache_mib") from error
+    except DeviceFailed as error:
+        raise StartupError(str(error)) from error
+
+
+def _hello(
+    place: Workplace,
+    engine: Engine,
+    runner: ModelRunner,
+    parts: RoleParts,
+    fingerprints: tuple[str, str],
+) -> WorkerHello:
+    """What the worker says of itself; `fingerprints` of its weights and of its model."""
+    config, (weights, fingerprint) = place.config, fingerprints
+    return WorkerHello(
+        protocol_version=PROTOCOL_VERSION,
+        worker_id=WorkerId(config.worker_id),
+        incarnation=place.incarnation,
+        role=config.role,
+        num_blocks=place.num_blocks + (parts.num_host_blocks or 0),
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        compatibility=_compatibility(
+            weights,
+            _kv_of_all_ranks(config, engine.layout),
+            _arithmetic(config, runner, engine.dtype),
+        ),
+        model_fingerprint=fingerprint,
+        export=parts.export,
+        max_message_bytes=config.max_message_bytes,
+        num_growth_blocks=parts.num_growth_blocks,
+        max_task_blocks=0 if parts.num_host_blocks is None else place.num_blocks,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        policy=config.policy_name,
+        makes_room=parts.makes_room,
+    )
+
+
+def _tell_ready(place: Workplace, engine: Engine, hello: WorkerHello) -> None:
+    log.info(
+        "engine_ready",
+        num_blocks=place.num_blocks,
+        block_bytes=place.layout.block_bytes,
+        dtype=engine.dtype,
+        kv_dtype=place.layout.dtype,
+        num_threads=torch.get_num_threads(),
+        arithmetic=engine.arithmetic,
+        compatibility=hello.compatibility,
+    )
 
 
 def _num_blocks(config: WorkerConfig, engine: Engine) -> int:
