@@ -21,7 +21,8 @@ from runtime.clock import Clock
 SHARES: Mapping[str, float] = {
     "decode": 0.25,
     "prefill": 0.1,
-    "push": 0.2,
+    "push": 0.15,
+    "layout": 0.05,
     "profile": 0.15,
     # Loading the model into three workers is most of it.
     "cluster": 0.3,

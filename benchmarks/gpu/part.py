@@ -15,6 +15,7 @@ from benchmarks.gpu.cluster import measure_cluster
 from benchmarks.gpu.decode import measure_decode
 from benchmarks.gpu.engine_setup import MODEL_SHAPES, EngineSetup, Options
 from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.layout import measure_layout
 from benchmarks.gpu.prefill import measure_prefill
 from benchmarks.gpu.profile import measure_profile
 from benchmarks.gpu.push import measure_push
@@ -24,6 +25,7 @@ PARTS: Mapping[str, Callable[[EngineSetup, Journal], None]] = {
     "decode": measure_decode,
     "prefill": measure_prefill,
     "push": measure_push,
+    "layout": measure_layout,
     "profile": measure_profile,
     "cluster": measure_cluster,
 }

@@ -9,6 +9,7 @@ import torch
 from benchmarks.gpu.decode import Grid, grid_for, measure_decode
 from benchmarks.gpu.engine_setup import EngineSetup, Options, config_of
 from benchmarks.gpu.journal import Journal, read_journal
+from benchmarks.gpu.layout import APART, TOGETHER, measure_layout
 from benchmarks.gpu.prefill import measure_prefill
 from benchmarks.gpu.profile import OWN, PUBLISHED, SOURCE, measure_profile
 from benchmarks.record import Target
@@ -62,6 +63,22 @@ def test_prefill_counts_layers_attention_and_one_row_of_logits(
     attention = 4 * (64 * 64 // 2) * config.num_heads * config.head_dim * config.num_layers
     head = config.vocab_size * config.hidden_size
     assert first["flops"] == 2 * (64 * layers + head) + attention
+
+
+def test_layouts_hold_the_same_tokens_in_more_or_fewer_pieces(
+    setup: EngineSetup, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "layout.json", 100.0)
+    measure_layout(setup, journal)
+    rows = read_journal(journal.path)["rows"]
+    pieces = {(row["order"], row["page_size"]): row["pieces"] for row in rows}
+    num_layers, num_tokens = setup.model.config.num_layers, 2 * 64
+    assert pieces == {
+        (order, size): num_tokens // size * (num_layers if order == APART else 1)
+        for order in (TOGETHER, APART)
+        for size in (1, 16, 32, 64)
+    }
+    assert all(row["attention_ms"] > 0 and row["gather_ms"] > 0 for row in rows)
 
 
 def test_the_simulator_reads_both_tables_of_passes(setup: EngineSetup, tmp_path: Path) -> None:
