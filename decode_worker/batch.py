@@ -7,7 +7,7 @@ it should ask for blocks, its room ends, a block is full, or its tokens have not
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from math import inf
 
@@ -129,6 +129,37 @@ class Batch:
         slots = self._advancing.keys()
         counted = CountedDecodes(slots, self.num_context_tokens, self._version)
         return StepPlan(prompts, counted, self._num_steps_until_look() if is_steady else 1)
+
+    def plan_ahead(self) -> tuple[StepPlan, dict[int, GenerationTask], list[GenerationTask]]:
+        """The step after the next: another token for all that advance and surely go on, and the
+        first for those that have room by now. Also its rows, and who lacks room, in order.
+
+        `follow` makes it the next one.
+        """
+        chunks: list[ScheduledChunk] = []
+        rows: dict[int, GenerationTask] = {}
+        for slot, task in self._advancing.items():
+            is_last = task.num_output_tokens + 1 >= task.sequence.stop.max_tokens
+            if not is_last and self._growth.has_room(task, num_more=1):
+                chunks.append(ScheduledChunk(slot, task.num_tokens, 1, samples=True))
+                rows[slot] = task
+        starved: list[GenerationTask] = []
+        for task in sorted(self._waiting.values(), key=_seat):
+            if self._growth.has_room(task):
+                chunks.append(_chunk(task))
+                rows[task.taken_slot] = task
+            else:
+                starved.append(task)
+        return StepPlan(tuple(chunks)), rows, starved
+
+    def follow(self, rows: Mapping[int, GenerationTask]) -> None:
+        """The step that was planned ahead is the next: its rows advance, as far as they still run,
+        and nobody else. All tokens have been told."""
+        for task in [task for slot, task in self._advancing.items() if slot not in rows]:
+            self.halt(task)
+        for slot, task in rows.items():
+            if slot in self._waiting:
+                self._advance(task)
 
     def step(self, num_steps: int) -> list[GenerationTask]:
         """So many steps were computed; return whom to look at, in order."""

@@ -77,6 +77,7 @@ class DecodeCore:
         self._slots = SlotPool(settings.max_num_seqs)
         self._task_by_id: dict[TaskId, GenerationTask] = {}
         self._ready: deque[TaskId] = deque()
+        self._leaving: dict[int, GenerationTask] = {}  # by slot: decode_worker/planning_ahead.py
         # In order of joining; the order of the batch.
         self._running: dict[int, GenerationTask] = {}
         self.lending = Lending(self.pool, settings.block_size, self._task_by_id)
@@ -206,7 +207,7 @@ class DecodeCore:
         assert len(parked) == self._swapping.num_parked
         self._prompts.check_invariants()
         self.held.check_invariants()
-        assert len(self._running) + self._prompts.num_begun == self._slots.num_used
+        assert len(self._running | self._leaving) + self._prompts.num_begun == self._slots.num_used
         held = {b for task_id in self._task_by_id for b in self.pool.blocks_of(task_id)}
         assert len(held) == self.pool.num_blocks - self.pool.num_free_blocks
         self._arrivals.check_invariants()

@@ -30,6 +30,8 @@ class Stage(Enum):
     PARKED = auto()
     # Over, but a sender might still write into its blocks.
     QUARANTINED = auto()
+    # Over, but the pass that runs still writes into its blocks.
+    LEAVING = auto()
 
 
 @dataclass(slots=True)

@@ -42,9 +42,9 @@ class Growth:
             return num_slots + 1
         return max(num_slots - self._num_ahead + 1, task.num_tokens + 1)
 
-    def has_room(self, task: GenerationTask) -> bool:
-        """The newest token has a place for its KV."""
-        return task.num_tokens <= self._num_slots(task)
+    def has_room(self, task: GenerationTask, num_more: int = 0) -> bool:
+        """The newest token has a place for its KV, and so have `num_more` after it."""
+        return task.num_tokens + num_more <= self._num_slots(task)
 
     def ask_ahead(self, task: GenerationTask) -> list[WorkerAction]:
         """Ask one block before the last one is full, so that the answer is there in time; or, by

@@ -1,9 +1,11 @@
 """The decode worker's process: the shared worker shell around the decode core."""
 
+from decode_worker.planning_ahead import PlanningAheadCore
 from decode_worker.settings import ROOMY_GROWTH_BLOCKS, DecodeSettings
 from decode_worker.turn_taking import new_core
 from kvtransfer.slices import join_exports
 from runtime.errors import StartupError
+from runtime.logging import get_logger
 from runtime.process import StopRequested
 from runtime.worker_config import DecodeConfig
 from scheduling.batch_time_recovery import Preemption
@@ -12,6 +14,8 @@ from scheduling.policy_settings import PolicyInvalid, policy_of
 from worker.assembly import RoleParts, Workplace
 from worker.rank_transfer import receive
 from worker.shell import run_worker
+
+log = get_logger()
 
 
 async def serve(config: DecodeConfig, stop: StopRequested) -> None:
@@ -33,8 +37,13 @@ def build_decode(place: Workplace) -> RoleParts:
     export = join_exports([made.export, *place.make_other_pools(settings.num_swap_blocks)])
     reserve = policy.growth_reserve if config.growth_reserve is None else config.growth_reserve
     num_growth_blocks = growth_reserve_blocks(place.num_blocks, reserve)
+    core = new_core(settings, export)
+    ahead = core if isinstance(core, PlanningAheadCore) else None
+    if config.plan_ahead == "yes" and ahead is None:
+        reason = "answers take turns" if settings.takes_turns else "the worker has several ranks"
+        log.warning("nothing_planned_ahead", reason=reason)
     return RoleParts(
-        new_core(settings, export),
+        core,
         made.kv,
         made.pool,
         made.close,
@@ -43,6 +52,7 @@ def build_decode(place: Workplace) -> RoleParts:
         num_host_blocks=settings.num_host_blocks,
         makes_room=settings.makes_room,
         before_pass=made.before_pass,
+        ahead=ahead,
     )
 
 
@@ -73,4 +83,12 @@ def decode_settings_of(
         parked_yields=policy.parked_yields,
         outgrown_wait_in_line=policy.outgrown_wait_in_line,
         is_growing_ahead=policy.is_growing_ahead,
+        plans_ahead=_plans_ahead(config),
     )
+
+
+def _plans_ahead(config: DecodeConfig) -> bool:
+    """Ranks hear of a pass when its tokens are known; a CPU computes a pass when it is ordered."""
+    if config.tensor_parallel_size > 1:
+        return False
+    return config.plan_ahead == "yes" or (config.plan_ahead == "auto" and config.device == "cuda")

@@ -52,6 +52,8 @@ class DecodeSettings:
     outgrown_wait_in_line: bool = False
     # What an iteration holds where prompts are computed here as well.
     batching: BatchingRule = field(default_factory=lambda: FillToTarget(1024))
+    # While a pass of answers runs, the next is planned (decode_worker/planning_ahead.py).
+    plans_ahead: bool = False
     # More than 1 is for an engine that only counts tokens, a simulator's: answers that go on have
     # no outputs, several steps are one plan, and so many tokens are told as one.
     max_untold_tokens: int = 1

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from decode_worker.core import DecodeCore
 from decode_worker.generation_task import GenerationTask, Stage
+from decode_worker.planning_ahead import PlanningAheadCore
 from decode_worker.settings import DecodeSettings
 from decode_worker.telling import told_untold
 from scheduling.block_pool import num_blocks_for
@@ -50,7 +51,11 @@ def new_core(settings: DecodeSettings, export: KvExport) -> DecodeCore:
     if settings.takes_turns:
         assert isinstance(settings.batching, FeedbackQueues)
         return TurnTakingCore(settings, export, settings.batching)
-    return DecodeCore(settings, export)
+    return (
+        PlanningAheadCore(settings, export)
+        if settings.plans_ahead
+        else DecodeCore(settings, export)
+    )
 
 
 class TurnTakingCore(DecodeCore):

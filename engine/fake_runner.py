@@ -6,6 +6,7 @@ sample where a stamp is missing: a lost, swapped or late block shows as FakeKvMi
 
 import struct
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from engine.runner import (
     BlockTableTooShort,
     InvalidChunk,
     InvalidSequence,
+    ResultAwaited,
+    SlotInFlight,
     SlotTaken,
     UnknownSlot,
 )
@@ -66,7 +69,10 @@ class _FakeSequence:
 
 
 class FakeRunner:
-    """An implementation of `Runner`. Sampling parameters other than logprobs are ignored."""
+    """An implementation of `PipelinedRunner`, on a device that is as late as it may be.
+
+    Sampling parameters other than logprobs are ignored.
+    """
 
     def __init__(
         self,
@@ -78,10 +84,12 @@ class FakeRunner:
         kv_bytes: memoryview | None = None,
         block_bytes: int = 0,
         before_step: Callable[[StepPlan], None] | None = None,
+        before_result: Callable[[StepPlan], None] | None = None,
     ) -> None:
         """`kv_bytes` is a pool of blocks of `block_bytes`, at least 8 bytes per token of a block.
 
-        `before_step` runs on the engine's thread before each step; a test may wait in it.
+        `before_step` runs on the engine's thread before each step is ordered, `before_result` when
+        its result is wanted; a test may wait in them, or raise.
         Ids below `first_token_id` (such as the end of text) are never sampled.
         """
         if kv_bytes is not None and block_bytes < _STAMP.size * block_size:
@@ -90,12 +98,20 @@ class FakeRunner:
         self._vocab_size, self._first_token_id = vocab_size, first_token_id
         self._block_size, self._max_num_seqs = block_size, max_num_seqs
         self._kv_bytes, self._block_bytes = kv_bytes, block_bytes
-        self._before_step = before_step
+        self._before_step, self._before_result = before_step, before_result
+        # Ordered and not computed, the first first.
+        self._under_way: deque[FakePass] = deque()
         self._sequences: dict[int, _FakeSequence] = {}
 
     @property
     def live_slots(self) -> tuple[int, ...]:
         return tuple(sorted(self._sequences))
+
+    @property
+    def blocks_under_way(self) -> frozenset[int]:
+        """Those that passes which were ordered, and have not ended, write to."""
+        written = (stamp for each in self._under_way for stamp in each.written)
+        return frozenset(stamp.block_id for stamp in written)
 
     def add(self, start: SequenceStart) -> None:
         """Raises: SlotTaken, InvalidSequence."""
@@ -124,22 +140,30 @@ class FakeRunner:
         table[first_index:end] = block_ids
 
     def remove(self, slot: int) -> None:
-        """Raises: UnknownSlot."""
+        """Raises: UnknownSlot, SlotInFlight."""
         self._get(slot)
+        if any(slot in each.num_tokens_before for each in self._under_way):
+            raise SlotInFlight(slot)
         del self._sequences[slot]
 
     def step(self, plan: StepPlan) -> StepResult:
         """Raises: UnknownSlot, InvalidChunk, BlockTableTooShort, FakeKvMismatch."""
+        return self.begin(plan).result()
+
+    def begin(self, plan: StepPlan) -> "FakePass":
+        """Raises: UnknownSlot, InvalidChunk, BlockTableTooShort, ResultAwaited."""
+        if len(self._under_way) == 2:
+            raise ResultAwaited
         if self._before_step is not None:
             self._before_step(plan)
         for chunk in plan.chunks:
             self._check(chunk)
-        for chunk in plan.chunks:
-            self._stamp(chunk)
         self.steps.append(plan)
         sampling = tuple(chunk.slot for chunk in plan.chunks if chunk.samples)
-        for slot in sampling:
-            self._verify_stamps(slot)
+        lengths = {chunk.slot: len(self._get(chunk.slot).token_ids) for chunk in plan.chunks}
+        written = [stamp for chunk in plan.chunks for stamp in self._stamps(chunk)]
+        read = [stamp for slot in sampling for stamp in self._stamps_of_history(slot)]
+        # On the device, which is all that knows of them.
         token_ids = tuple(self._sample(slot) for slot in sampling)
         wanted = [self._sequences[slot].num_logprobs for slot in sampling]
         logprobs = tuple(
@@ -147,7 +171,32 @@ class FakeRunner:
             for count, token in zip(wanted, token_ids, strict=True)
         )
         scored = tuple(piece for chunk in plan.chunks for piece in self._score(chunk))
-        return StepResult(sampling, token_ids, logprobs if any(logprobs) else (), scored)
+        result = StepResult(sampling, token_ids, logprobs if any(logprobs) else (), scored)
+        self._under_way.append(FakePass(self, plan, lengths, written, read, result))
+        return self._under_way[-1]
+
+    def compute(self, ended: "FakePass") -> None:
+        """The device comes to the end of this pass. Raises: FakeKvMismatch."""
+        assert self._under_way[0] is ended, "passes end in order"
+        self._under_way.popleft()
+        if self._kv_bytes is None:
+            return
+        for stamp in ended.written:
+            _STAMP.pack_into(self._kv_bytes, stamp.offset, stamp.value)
+        for stamp in ended.read:
+            if _STAMP.unpack_from(self._kv_bytes, stamp.offset)[0] != stamp.value:
+                raise FakeKvMismatch(stamp.slot, stamp.position, stamp.block_id)
+
+    def forget(self, ended: "FakePass") -> None:
+        """None of its tokens exist, nor what followed them."""
+        for slot, length in ended.num_tokens_before.items():
+            sequence = self._sequences[slot]
+            del sequence.token_ids[length:], sequence.hashes[length:]
+
+    def before_result(self, plan: StepPlan) -> None:
+        """What the test wants to happen then."""
+        if self._before_result is not None:
+            self._before_result(plan)
 
     def _get(self, slot: int) -> _FakeSequence:
         found = self._sequences.get(slot)
@@ -182,25 +231,69 @@ class FakeRunner:
             logprobs = array("f", (-position for position in range(first, end)))
             yield chunk.slot, PromptLogprobs(first, logprobs, array("I"), array("f"))
 
-    def _stamp_offset(self, sequence: _FakeSequence, position: int) -> int:
+    def _stamps(self, chunk: ScheduledChunk) -> "list[_KvStamp]":
+        positions = range(chunk.start, chunk.start + chunk.num_tokens)
+        return [] if self._kv_bytes is None else [self._at(chunk.slot, p) for p in positions]
+
+    def _stamps_of_history(self, slot: int) -> "list[_KvStamp]":
+        positions = range(len(self._sequences[slot].hashes))
+        return [] if self._kv_bytes is None else [self._at(slot, p) for p in positions]
+
+    def _at(self, slot: int, position: int) -> "_KvStamp":
+        sequence = self._sequences[slot]
         block = sequence.block_table[position // self._block_size]
         per_token = self._block_bytes // self._block_size
-        return block * self._block_bytes + position % self._block_size * per_token
+        offset = block * self._block_bytes + position % self._block_size * per_token
+        return _KvStamp(slot, position, block, offset, sequence.hashes[position])
 
-    def _stamp(self, chunk: ScheduledChunk) -> None:
-        if self._kv_bytes is None:
-            return
-        sequence = self._sequences[chunk.slot]
-        for position in range(chunk.start, chunk.start + chunk.num_tokens):
-            offset = self._stamp_offset(sequence, position)
-            _STAMP.pack_into(self._kv_bytes, offset, sequence.hashes[position])
 
-    def _verify_stamps(self, slot: int) -> None:
-        if self._kv_bytes is None:
+@dataclass(frozen=True, slots=True)
+class _KvStamp:
+    """The KV of a token, where it belongs."""
+
+    slot: int
+    position: int
+    block_id: int
+    offset: int
+    value: int
+
+
+class FakePass:
+    """An implementation of `PendingStep`: KV is written and read when the result is wanted."""
+
+    def __init__(
+        self,
+        runner: FakeRunner,
+        plan: StepPlan,
+        num_tokens_before: dict[int, int],
+        written: list[_KvStamp],
+        read: list[_KvStamp],
+        result: StepResult,
+    ) -> None:
+        self._runner = runner
+        self._plan = plan
+        self.num_tokens_before = num_tokens_before
+        self.written, self.read = written, read
+        self._result = result
+        self._is_over = False
+
+    def result(self) -> StepResult:
+        """See `PendingStep.result`. Raises also: FakeKvMismatch, and what the test raises."""
+        self._is_over = True
+        try:
+            self._runner.compute(self)
+            self._runner.before_result(self._plan)
+        except BaseException:
+            self._runner.forget(self)
+            raise
+        return self._result
+
+    def discard(self) -> None:
+        """See `PendingStep.discard`."""
+        if self._is_over:
             return
-        sequence = self._sequences[slot]
-        for position, expected in enumerate(sequence.hashes):
-            offset = self._stamp_offset(sequence, position)
-            if _STAMP.unpack_from(self._kv_bytes, offset)[0] != expected:
-                block = sequence.block_table[position // self._block_size]
-                raise FakeKvMismatch(slot, position, block)
+        self._is_over = True
+        try:
+            self._runner.compute(self)
+        finally:
+            self._runner.forget(self)

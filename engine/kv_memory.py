@@ -100,16 +100,25 @@ def usage_of_largest_pass(
     layout: KvLayout,
     limits: PassLimits,
     statistics: DeviceStatistics,
+    rank: int = 0,
 ) -> DeviceUsage:
-    """Compute it once, and tell what the device had in use, without the pool that it took."""
+    """Compute it once, and tell what the device had in use, without the pool that it took.
+
+    The ranks of a worker compute it together, each with its own share.
+    """
     statistics.reset_peak()
-    pool_bytes = _compute(model, attention, layout, limits)
+    pool_bytes = _compute(model, attention, layout, limits, is_first=rank == 0)
     usage = statistics.usage()
     return DeviceUsage(usage.total_bytes, usage.others_bytes, usage.peak_bytes - pool_bytes)
 
 
 def _compute(
-    model: Model, attention: AttentionBackend, layout: KvLayout, limits: PassLimits
+    model: Model,
+    attention: AttentionBackend,
+    layout: KvLayout,
+    limits: PassLimits,
+    *,
+    is_first: bool,
 ) -> int:
     """As many sequences as may be, of as many tokens as may be; bytes of the pool for them."""
     num_seqs = min(limits.max_num_seqs, limits.max_num_batched_tokens)
@@ -123,9 +132,13 @@ def _compute(
         blocks = tuple(range(first, first + count))
         runner.add(SequenceStart(slot, (0,) * length, length, SamplingParams(), blocks))
         first += count
-    runner.step(
-        StepPlan(tuple(ScheduledChunk(slot, 0, size, True) for slot, size in enumerate(lengths)))
+    plan = StepPlan(
+        tuple(ScheduledChunk(slot, 0, size, True) for slot, size in enumerate(lengths))
     )
+    if is_first:
+        runner.step(plan)
+    else:
+        runner.follow(plan)
     return sum(num_blocks) * layout.block_bytes
 
 

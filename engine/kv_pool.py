@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.kv_dtype import KV_DTYPES
+from engine.kv_sizes import block_elements
 
 # Of a block's dimensions, from the outermost: blocks of another order are of no use to each other.
 BLOCK_ORDER: Final = "head groups, layers, keys and values, heads, tokens"
@@ -82,7 +83,7 @@ class KvLayout:
     @property
     def block_elements(self) -> int:
         """Numbers in a block."""
-        return self.block_rows * self.block_size * self.head_dim
+        return block_elements(self.num_layers, self.num_kv_heads, self.head_dim, self.block_size)
 
     @property
     def block_bytes(self) -> int:

@@ -7,6 +7,7 @@ import torch
 
 from engine.config_json import CONFIG_FILE
 from engine.json_file import read_file
+from engine.loading_progress import UNWATCHED, LoadingProgress
 from engine.model_config import ModelConfig
 from engine.model_folder import ModelFolder, open_model_folder
 from engine.model_folder_errors import UnsupportedModelOption
@@ -37,6 +38,7 @@ def load_model(
     device: str = "cpu",
     kernels: KernelChoice = "auto",
     exchange: RankExchange | None = None,
+    progress: LoadingProgress = UNWATCHED,
 ) -> Decoder:
     """Load a folder for computation in `dtype`: "float32", "bfloat16" or "float16".
 
@@ -48,15 +50,18 @@ def load_model(
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; use one of {sorted(_DTYPES)}")
-    target = _checked_device(device)
+    target = checked_device(device)
     checked = folder if isinstance(folder, ModelFolder) else open_model_folder(folder)
     is_compiled = target.type == "cpu" and dtype != "float16"
+    progress.phase("preparing kernels")
     compiled = choose_kernels(kernels) if is_compiled else None
     config, share = _own_config(checked), share_of(exchange)
     require_fit(config, share.size)
+    progress.phase("loading weights")
     weights = load_decoder_weights(
-        config, checked.weight_files, _DTYPES[dtype], target, compiled, exchange
+        config, checked.weight_files, _DTYPES[dtype], target, compiled, exchange, progress
     )
+    progress.phase("trying numbers of rows")
     return Decoder(config_of_rank(config, share), weights)
 
 
@@ -66,17 +71,19 @@ def load_any_model(
     device: str = "cpu",
     kernels: KernelChoice = "auto",
     exchange: RankExchange | None = None,
+    progress: LoadingProgress = UNWATCHED,
 ) -> Model:
     """As `load_model`; families that it does not know are the transformers library's.
 
     Those are not cut among ranks. Raises: as `load_model`; LibraryMissing.
     """
     if exchange is not None or isinstance(folder.config, ModelConfig):
-        return load_model(folder, dtype, device, kernels, exchange)
+        return load_model(folder, dtype, device, kernels, exchange, progress)
+    progress.phase("importing transformers")
     # Imported where it is needed: it takes seconds, and few models need it.
     from engine.other.model import load_transformers_model
 
-    return load_transformers_model(folder, _DTYPES[dtype], _checked_device(device))
+    return load_transformers_model(folder, _DTYPES[dtype], checked_device(device), progress)
 
 
 def _own_config(folder: ModelFolder) -> ModelConfig:
@@ -114,7 +121,8 @@ def _digest_weight_file(path: Path, digest: "hashlib._Hash") -> None:
             digest.update(file.read(_SAMPLE_PIECE_BYTES))
 
 
-def _checked_device(name: str) -> torch.device:
+def checked_device(name: str) -> torch.device:
+    """A CPU, or a GPU that this machine has. Raises: DeviceUnavailable."""
     try:
         device = torch.device(name)
     except RuntimeError:

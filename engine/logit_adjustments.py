@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.to_device import to_device
 from scheduling.sampling import SamplingParams
 
 Int64Array = npt.NDArray[np.int64]
@@ -27,6 +28,8 @@ class TokenHistory(Protocol):
     # [slot]
     num_tokens: Int64Array
     num_prompt_tokens: Int64Array
+    # [slot] tokens behind these that are being sampled: at most one, and not known here yet.
+    num_ahead: Int64Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class Penalties:
     rows: Int64Array
     # Filled up with the first token of the prompt.
     token_ids: Int64Array
+    # Where the newest token belongs, which only the device knows; None where all are known.
+    is_unknown: npt.NDArray[np.bool_] | None
     is_output: npt.NDArray[np.bool_]
     repetition: FloatArray
     presence: FloatArray
@@ -112,7 +117,8 @@ class AdjustmentTable:
         """What the next token of each slot asks for; None when no slot asks for anything."""
         if not self._adjusted_slots:
             return None
-        num_output = history.num_tokens[slots] - history.num_prompt_tokens[slots]
+        lengths = history.num_tokens[slots] + history.num_ahead[slots]
+        num_output = lengths - history.num_prompt_tokens[slots]
         is_banned = num_output < self._min_tokens[slots]
         rows = np.flatnonzero(is_banned | self._is_biased[slots] | self._is_penalised[slots])
         if not len(rows):
@@ -142,7 +148,8 @@ class AdjustmentTable:
         if not len(rows):
             return None
         slots = slots[rows][:, None]
-        ends, num_prompt_tokens = history.num_tokens[slots], history.num_prompt_tokens[slots]
+        num_prompt_tokens, num_known = history.num_prompt_tokens[slots], history.num_tokens[slots]
+        ends = num_known + history.num_ahead[slots]
         repetition = self._repetition[slots]
         # Only repetition looks at the prompt, which may be far longer than the output.
         starts = np.where(repetition == 1.0, num_prompt_tokens, 0)
@@ -150,9 +157,11 @@ class AdjustmentTable:
         positions = starts + np.arange(width)
         is_there = positions < ends
         positions[~is_there] = 0
+        is_unknown = positions >= num_known
         return Penalties(
             rows=rows[:, None],
             token_ids=history.tokens[slots, positions],
+            is_unknown=is_unknown if is_unknown.any() else None,
             is_output=is_there & (positions >= num_prompt_tokens),
             repetition=repetition,
             presence=self._presence[slots],
@@ -160,9 +169,11 @@ class AdjustmentTable:
         )
 
 
-def adjust(scores: Tensor, adjustments: Adjustments) -> None:
+def adjust(scores: Tensor, adjustments: Adjustments, newest: Tensor | None = None) -> None:
     """Change scores [len(adjustments.rows), vocab_size] float64 in place.
 
+    `newest`: the newest token of each row's history, [len(adjustments.rows)] on the device; needed
+    where the host does not know one.
     Where an index stands twice in one write, it is written with the same value twice.
     """
     device = scores.device
@@ -172,13 +183,16 @@ def adjust(scores: Tensor, adjustments: Adjustments) -> None:
         places = _on(device, biases.rows), _on(device, biases.token_ids)
         scores[places] = scores[places] + _on(device, biases.values)
     if adjustments.penalties is not None:
-        _penalise(scores, adjustments.penalties)
+        _penalise(scores, adjustments.penalties, newest)
 
 
-def _penalise(scores: Tensor, penalties: Penalties) -> None:
+def _penalise(scores: Tensor, penalties: Penalties, newest: Tensor | None) -> None:
     device = scores.device
-    token_ids = _on(device, penalties.token_ids)
-    places = _on(device, penalties.rows), token_ids
+    rows, token_ids = _on(device, penalties.rows), _on(device, penalties.token_ids)
+    if penalties.is_unknown is not None:
+        assert newest is not None, "the pass knows what it was given"
+        token_ids = torch.where(_on(device, penalties.is_unknown), newest[rows], token_ids)
+    places = rows, token_ids
     seen = scores[places]
     repetition = _on(device, penalties.repetition)
     seen = torch.where(seen < 0, seen * repetition, seen / repetition)
@@ -203,4 +217,4 @@ def _filled(column: npt.NDArray[Any], slot: int, values: tuple[Any, ...]) -> npt
 
 
 def _on(device: torch.device, array: npt.NDArray[Any]) -> Tensor:
-    return torch.from_numpy(array).to(device)
+    return to_device(array, device)

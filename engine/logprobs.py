@@ -5,15 +5,19 @@ The model's own distribution: before bans, biases, penalties, temperature and cu
 
 from array import array
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.to_device import to_device
 from scheduling.sampling import PromptLogprobs, TokenLogprobs
 
 Int64Array = npt.NDArray[np.int64]
+RowLogprobs: TypeAlias = tuple[TokenLogprobs | None, ...]
 
 # num_logprobs of a sequence that asked for none.
 NO_LOGPROBS = -1
@@ -22,24 +26,42 @@ _MAX_PROMPT_LOGITS = 1 << 24
 _MAX_PROMPT_ROWS = 256
 
 
-def output_logprobs(
-    logits: Tensor, token_ids: Int64Array, num_logprobs: Int64Array
-) -> tuple[TokenLogprobs | None, ...]:
-    """One entry a row, None where the row wants none.
+@dataclass(frozen=True, slots=True)
+class OrderedLogprobs:
+    """Those of a batch's rows, on the device."""
 
-    Shapes: logits [rows, vocab_size] float32; token_ids, num_logprobs [rows].
+    # [rows of the batch]; NO_LOGPROBS where none are wanted.
+    num_logprobs: Int64Array
+    # Of the rows that want some: [n], and [n, most alternatives] twice.
+    tensors: tuple[Tensor, Tensor, Tensor]
+
+    def read(self, chosen: Tensor, top_ids: Tensor, top_scores: Tensor) -> "RowLogprobs":
+        """One entry a row, None where the row wants none; of `tensors`, on the host."""
+        rows = np.flatnonzero(self.num_logprobs != NO_LOGPROBS)
+        listed = zip(top_ids.tolist(), top_scores.tolist(), strict=True)
+        by_row: list[TokenLogprobs | None] = [None] * len(self.num_logprobs)
+        for row, logprob, (ids, values) in zip(rows.tolist(), chosen.tolist(), listed, strict=True):
+            wanted = int(self.num_logprobs[row])
+            top = tuple(zip(ids[:wanted], values[:wanted], strict=True))
+            by_row[row] = TokenLogprobs(logprob, top)
+        return tuple(by_row)
+
+
+def order_logprobs(
+    logits: Tensor, token_ids: Tensor, num_logprobs: Int64Array
+) -> OrderedLogprobs | None:
+    """None where no row wants any. Nothing is waited for.
+
+    Shapes: logits [rows, vocab_size] float32; token_ids [rows] int64; num_logprobs [rows].
     """
     rows = np.flatnonzero(num_logprobs != NO_LOGPROBS)
-    scores = _logprobs(logits.index_select(0, torch.from_numpy(rows).to(logits.device)))
-    drawn = torch.from_numpy(token_ids[rows]).to(logits.device)
-    chosen = scores.gather(1, drawn.unsqueeze(1)).squeeze(1).tolist()
-    top_ids, top_scores = top_tokens(scores, int(num_logprobs.max()))
-    listed = zip(top_ids.tolist(), top_scores.tolist(), strict=True)
-    by_row: list[TokenLogprobs | None] = [None] * len(num_logprobs)
-    for row, logprob, (ids, values) in zip(rows.tolist(), chosen, listed, strict=True):
-        wanted = int(num_logprobs[row])
-        by_row[row] = TokenLogprobs(logprob, tuple(zip(ids[:wanted], values[:wanted], strict=True)))
-    return tuple(by_row)
+    if not len(rows):
+        return None
+    wanting = to_device(rows, logits.device)
+    scores = _logprobs(logits.index_select(0, wanting))
+    drawn = token_ids.index_select(0, wanting)
+    chosen = scores.gather(1, drawn.unsqueeze(1)).squeeze(1)
+    return OrderedLogprobs(num_logprobs, (chosen, *top_tokens(scores, int(num_logprobs.max()))))
 
 
 class PromptScorer:

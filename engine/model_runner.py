@@ -4,9 +4,9 @@ A single token at the end of a history and a prompt chunk are the same thing her
 forward pass. Which chunks run is decided in `scheduling`; stop conditions are not looked at.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
@@ -14,22 +14,28 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionBackend, AttentionBatch
 from engine.attention.choice import AttentionShape, choose_attention
+from engine.host_copies import HostCopies, host_copies_from
 from engine.kv_pool import KvPool
 from engine.logprobs import PromptScorer
 from engine.models.model import Model
-from engine.runner import InvalidSequence, LogitsNotFinite
-from engine.sampler import sample
+from engine.pending_pass import PendingPass, Scored
+from engine.runner import InvalidSequence, ResultAwaited
+from engine.sampler import draw
 from engine.slot_table import Int64Array, SlotTable
 from engine.step_pieces import pieces_of
-from scheduling.sampling import PromptLogprobs
+from engine.to_device import to_device
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan, StepResult
 
 # Told the blocks that a pass reads or writes, just before it is ordered.
 BeforePass: TypeAlias = Callable[[Int64Array], None]
 
+# Passes without a result: one that runs and one behind it. Attention plans for as many.
+_MAX_UNDER_WAY: Final = 2
+_NONE: Final[Int64Array] = np.empty(0, np.int64)
+
 
 class ModelRunner:
-    """The engine of one worker, an implementation of `Runner`. Not thread-safe."""
+    """The engine of one worker, an implementation of `PipelinedRunner`. Not thread-safe."""
 
     def __init__(
         self,
@@ -38,6 +44,7 @@ class ModelRunner:
         max_num_seqs: int,
         attention: AttentionBackend | None = None,
         before_pass: BeforePass | None = None,
+        host_copies: HostCopies | None = None,
     ) -> None:
         """Without `attention`, the fastest one of this machine.
 
@@ -59,6 +66,9 @@ class ModelRunner:
         self._before_pass = before_pass
         self._slots = SlotTable(max_num_seqs, layout.block_size)
         self._prompt_scorer = PromptScorer(model.logits, config.vocab_size)
+        self._host_copies = host_copies or host_copies_from(model.device)
+        # The first begun first.
+        self._under_way: list[PendingPass] = []
 
     @property
     def arithmetic(self) -> str:
@@ -85,43 +95,51 @@ class ModelRunner:
         self._slots.replace_blocks(slot, first_index, block_ids)
 
     def remove(self, slot: int) -> None:
-        """Forget a sequence; its blocks are the caller's. Raises: UnknownSlot."""
+        """Forget a sequence; its blocks are the caller's. Raises: UnknownSlot, SlotInFlight."""
         self._slots.remove(slot)
 
-    @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepResult:
         """Compute the chunks; sample and append a token where a chunk asks for it.
 
         Raises: UnknownSlot, InvalidChunk, BlockTableTooShort, LogitsNotFinite; see `Runner`.
         """
-        if not plan.chunks:
-            return StepResult((), ())
+        return self.begin(plan).result() if plan.chunks else StepResult((), ())
+
+    @torch.inference_mode()
+    def begin(self, plan: StepPlan) -> PendingPass:
+        """Order a step; see `PipelinedRunner.begin`, also for what is raised."""
+        if len(self._under_way) == _MAX_UNDER_WAY:
+            raise ResultAwaited
         self.check(plan)
-        prompt_logprobs: list[tuple[int, PromptLogprobs]] = []
-        not_finite: set[int] = set()
+        try:
+            pending = self._order(plan)
+        except BaseException:
+            # What was ordered of it may still write into blocks that others get now.
+            self._host_copies.settle()
+            raise
+        self._under_way.append(pending)
+        return pending
+
+    def _order(self, plan: StepPlan) -> PendingPass:
+        found = Scored()
         scored: list[Tensor] = []
+        newest: list[Tensor] = []
         sampling_slots: list[Int64Array] = []
-        for inputs, hidden in self._forward_pieces(plan):
-            found, bad_slots = self._score_prompts(inputs.prompt_chunks, hidden)
-            prompt_logprobs += found
-            not_finite.update(bad_slots)
-            scored.append(hidden.index_select(0, self._on_device(inputs.score_rows)))
+        for inputs, token_ids, hidden in self._forward_pieces(plan):
+            self._score_prompts(inputs.prompt_chunks, hidden, found)
+            rows = self._on_device(inputs.score_rows)
+            scored.append(hidden.index_select(0, rows))
+            newest.append(token_ids.index_select(0, rows))
             sampling_slots.append(inputs.sampling_slots)
         slots = np.concatenate(sampling_slots)
-        if not len(slots):
-            _require_finite(not_finite)
-            return StepResult((), (), prompt_logprobs=tuple(prompt_logprobs))
-        logits = self.model.logits(scored[0] if len(scored) == 1 else torch.cat(scored))
-        sampled = sample(logits, self._slots.sampling_of(slots))
-        # Not before: the ranks of a worker make the same exchanges, whatever the numbers are.
-        _require_finite(not_finite.union(slots[~sampled.is_finite].tolist()))
-        self._slots.append(slots, sampled.token_ids)
-        return StepResult(
-            tuple(slots.tolist()),
-            tuple(sampled.token_ids.tolist()),
-            sampled.logprobs,
-            tuple(prompt_logprobs),
-        )
+        drawn = copy = None
+        if len(slots):
+            logits = self.model.logits(_joined(scored))
+            drawn = draw(logits, self._slots.sampling_of(slots), _joined(newest))
+            copy = self._host_copies.start(drawn.tensors)
+        # Non-finite numbers are told with the result: the ranks of a worker make the same
+        # exchanges, whatever the numbers are.
+        return PendingPass(self._slots, slots, found, drawn, copy, self._under_way.remove)
 
     def check(self, plan: StepPlan) -> None:
         """Raises: what `step` raises before anything is computed."""
@@ -135,7 +153,7 @@ class ModelRunner:
         """
         self.check(plan)
         scored: list[Tensor] = []
-        for inputs, hidden in self._forward_pieces(plan):
+        for inputs, _, hidden in self._forward_pieces(plan):
             for chunk in inputs.prompt_chunks:
                 self._prompt_scorer.follow(hidden[chunk.row : chunk.row + chunk.num_tokens])
             scored.append(hidden.index_select(0, self._on_device(inputs.score_rows)))
@@ -147,28 +165,36 @@ class ModelRunner:
         """Add a token that the first rank has sampled to each of these histories."""
         self._slots.append(np.array(slots, np.int64), np.array(token_ids, np.int64))
 
-    def _forward_pieces(self, plan: StepPlan) -> "Iterator[tuple[_StepInputs, Tensor]]":
+    def _forward_pieces(self, plan: StepPlan) -> "Iterator[tuple[_StepInputs, Tensor, Tensor]]":
+        """Each piece with its token ids [num_tokens] and hidden states on the device."""
         for chunks in pieces_of(plan.chunks, self.model.max_rows):
             inputs = self._inputs(chunks)
-            yield inputs, self._forward(inputs)
+            token_ids = self._token_ids(inputs)
+            yield inputs, token_ids, self._forward(inputs, token_ids)
 
-    def _forward(self, inputs: "_StepInputs") -> Tensor:
+    def _token_ids(self, inputs: "_StepInputs") -> Tensor:
+        """From the host, but for those that the pass before is sampling."""
+        token_ids = self._on_device(inputs.token_ids)
+        if len(inputs.ahead_rows):
+            sampled = self._under_way[-1].tokens_of(inputs.ahead_slots)
+            token_ids.index_copy_(0, self._on_device(inputs.ahead_rows), sampled)
+        return token_ids
+
+    def _forward(self, inputs: "_StepInputs", token_ids: Tensor) -> Tensor:
         """Hidden states [num_tokens or more, hidden_size]; their KV is in the pool."""
         if self._before_pass is not None:
             self._before_pass(inputs.attention.block_tables)
         self._clear_entered_blocks(inputs)
         return self.model.hidden(
-            self._on_device(inputs.token_ids),
+            token_ids,
             self._on_device(inputs.positions),
             self._attention.begin(inputs.attention, self.kv_pool),
         )
 
     def _score_prompts(
-        self, chunks: "Sequence[_PromptChunk]", hidden: Tensor
-    ) -> tuple[list[tuple[int, PromptLogprobs]], set[int]]:
-        """Logprobs of the prompt tokens after those of the chunks, and slots that have none."""
-        found: list[tuple[int, PromptLogprobs]] = []
-        not_finite: set[int] = set()
+        self, chunks: "Sequence[_PromptChunk]", hidden: Tensor, found: Scored
+    ) -> None:
+        """Add logprobs of the prompt tokens after those of the chunks; waits for the device."""
         for chunk in chunks:
             first, num_tokens = chunk.start + 1, chunk.num_tokens
             token_ids = self._slots.tokens[chunk.slot, first : first + num_tokens]
@@ -179,10 +205,9 @@ class ModelRunner:
                 self._slots.num_prompt_logprobs[chunk.slot],
             )
             if pieces is None:
-                not_finite.add(chunk.slot)
+                found.not_finite.add(chunk.slot)
             else:
-                found += [(chunk.slot, piece) for piece in pieces]
-        return found, not_finite
+                found.prompt_logprobs += [(chunk.slot, piece) for piece in pieces]
 
     def _inputs(self, chunks: Sequence[ScheduledChunk]) -> "_StepInputs":
         """The chunks as arrays; those of one token first, as attention wants them."""
@@ -206,9 +231,15 @@ class ModelRunner:
         if self._slots.num_prompt_logprobs:
             prompt_chunks = self._prompt_chunks(slots, starts, counts)
         width = -(-int((starts + counts).max()) // block_size)
+        ahead_rows = _NONE
+        if self._under_way:
+            is_ahead = positions >= self._slots.num_tokens[token_slots]
+            ahead_rows = np.flatnonzero(is_ahead)
         return _StepInputs(
             token_ids=self._slots.tokens[token_slots, positions],
             positions=positions,
+            ahead_rows=ahead_rows,
+            ahead_slots=token_slots[ahead_rows],
             entered_blocks=blocks[offsets == 0],
             score_rows=last_rows[is_sampling],
             sampling_slots=columns[is_sampling, 0],
@@ -251,13 +282,11 @@ class ModelRunner:
             raise InvalidSequence(slot, f"a block id is not in [0, {num_blocks}); check the pool")
 
     def _on_device(self, array: Int64Array) -> Tensor:
-        return torch.from_numpy(array).to(self.model.device)
+        return to_device(array, self.model.device)
 
 
-def _require_finite(bad_slots: Set[int]) -> None:
-    """Raises: LogitsNotFinite, unless there are none."""
-    if bad_slots:
-        raise LogitsNotFinite(tuple(sorted(bad_slots)))
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 def _check_sampling(start: SequenceStart, vocab_size: int) -> None:
@@ -287,6 +316,9 @@ class _StepInputs:
 
     token_ids: Int64Array
     positions: Int64Array
+    # [n] rows whose token the pass before is sampling, and their slots.
+    ahead_rows: Int64Array
+    ahead_slots: Int64Array
     # Blocks in which position 0 of the block is computed in this step.
     entered_blocks: Int64Array
     # [sampling chunks] rows to score, and their slots, in the order of the plan.

@@ -74,8 +74,8 @@ class _Rows:
     def get_dtype(self) -> str:
         return self.dtype
 
-    def __getitem__(self, rows: slice) -> Tensor:
-        return self.source.get_tensor(self.name)[rows]
+    def __getitem__(self, places: slice | tuple[slice, slice]) -> Tensor:
+        return self.source.get_tensor(self.name)[places]
 
 
 def make_random_decoder(

@@ -13,9 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.runner import RankLost
-from engine.tensor_parallel import as_bytes, joined_columns
+from engine.tensor_parallel import Reduce, as_bytes, joined_columns, summed
 
 _LOOPBACK = "127.0.0.1"
+# Up to so many bytes of parts, one exchange of everything is as fast as two of a share each.
+_SMALL_SUM_BYTES = 64 << 10
 # The stubs of torch leave out, or name otherwise, most of what is used of it here.
 _distributed: Any = dist
 
@@ -25,10 +27,18 @@ _Result = TypeVar("_Result")
 class DistributedExchange:
     """One rank's end, an implementation of `RankExchange`. Used from one thread at a time."""
 
-    def __init__(self, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        device: torch.device,
+        timeout_s: float,
+        reduce: Reduce = "gather",
+    ) -> None:
         """`timeout_s`: how long one exchange may wait for the others."""
         self.rank = rank
         self.size = size
+        self.reduce: Reduce = reduce
         self._device = device
         self._timeout = timedelta(seconds=timeout_s)
         # A process group; None before `join`.
@@ -58,10 +68,30 @@ class DistributedExchange:
         num_rows, width = rows.shape
         if not rows.numel():
             return rows.new_empty(num_rows, self.size * width)
-        shares = rows.new_empty(self.size, num_rows, width)
+        return joined_columns(self._of_all(rows))
+
+    def all_sum(self, rows: Tensor) -> Tensor:
+        """See `RankExchange`. Raises: RankLost.
+
+        Each rank adds up a share of the numbers and all gather these: as much to move as in a ring.
+        Where that is little, or two ranks would move as much either way, each adds up everything.
+        """
+        if not rows.numel():
+            return rows.clone()
+        all_bytes = self.size * rows.numel() * rows.element_size()
+        if self.size == 2 or all_bytes <= _SMALL_SUM_BYTES or rows.numel() % self.size:
+            return summed(self._of_all(rows))
+        parts = rows.new_empty(self.size, rows.numel() // self.size)
+        group = self._joined
+        self._run(lambda: group.alltoall_base(as_bytes(parts), as_bytes(rows), [], []).wait())
+        return self._of_all(summed(parts)).view_as(rows)
+
+    def _of_all(self, rows: Tensor) -> Tensor:
+        """[size, ...] every rank's, those of rank 0 first."""
+        shares = rows.new_empty(self.size, *rows.shape)
         group = self._joined
         self._run(lambda: group._allgather_base(as_bytes(shares), as_bytes(rows)).wait())
-        return joined_columns(shares)
+        return shares
 
     def gather(self, rows: Tensor) -> Tensor | None:
         """See `RankExchange`. Raises: RankLost."""

@@ -2,6 +2,8 @@
 
 RunnerMisuse (ValueError)
 ├── UnknownSlot             no live sequence has this slot
+├── SlotInFlight            a pass still computes for the sequence that is to leave
+├── ResultAwaited           two passes are begun already, and no result of them was taken
 ├── SlotTaken               a live sequence has this slot already, or the number is out of range
 ├── InvalidSequence         a token, block or length that the model or the pool does not have
 ├── InvalidChunk            a chunk that does not lie in its sequence's history
@@ -35,7 +37,7 @@ class Runner(Protocol):
         ...
 
     def remove(self, slot: int) -> None:
-        """Forget a sequence; its blocks are the caller's. Raises: UnknownSlot."""
+        """Forget a sequence; its blocks are the caller's. Raises: UnknownSlot, SlotInFlight."""
         ...
 
     def step(self, plan: StepPlan) -> StepResult:
@@ -44,6 +46,34 @@ class Runner(Protocol):
         Raises: UnknownSlot, InvalidChunk, BlockTableTooShort before anything is computed;
             LogitsNotFinite before any token is appended, so the step may be repeated without the
             sequences it names.
+        """
+        ...
+
+
+class PendingStep(Protocol):
+    """A pass that was ordered. It uses the slots and blocks of its plan until one of these ends."""
+
+    def result(self) -> StepResult:
+        """Wait for its tokens and append them to the histories. Once; the first begun goes first.
+
+        Raises: LogitsNotFinite, with nothing appended; discard what was begun after it.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Wait for its end. None of its tokens exist; harmless after `result`."""
+        ...
+
+
+class PipelinedRunner(Runner, Protocol):
+    """A runner that can be given the next pass while one runs."""
+
+    def begin(self, plan: StepPlan) -> PendingStep:
+        """Order the pass; `step` is this and `result`.
+
+        Before the result of the pass before is taken, a chunk may be the one token that that pass
+        samples. It is not waited for on the host, unless a chunk computes a prompt's logprobs.
+        Raises: as `step`, but for LogitsNotFinite; ResultAwaited.
         """
         ...
 
@@ -58,6 +88,21 @@ class UnknownSlot(RunnerMisuse):
     def __init__(self, slot: int) -> None:
         super().__init__(f"no sequence is in slot {slot}; add it before use, do not remove twice")
         self.slot = slot
+
+
+class SlotInFlight(RunnerMisuse):
+    """A pass was begun for the slot and has not ended."""
+
+    def __init__(self, slot: int) -> None:
+        super().__init__(f"a pass still computes for slot {slot}; take its result first")
+        self.slot = slot
+
+
+class ResultAwaited(RunnerMisuse):
+    """Too many passes would be under way."""
+
+    def __init__(self) -> None:
+        super().__init__("two passes are under way; take the result of the first")
 
 
 class SlotTaken(RunnerMisuse):

@@ -7,8 +7,10 @@ Source: the safetensors format, https://github.com/huggingface/safetensors#forma
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.json_file import read_json_object
 from engine.model_folder_errors import InvalidModelField, InvalidWeightFile, ModelFileMissing
@@ -25,6 +27,50 @@ _BYTES_BY_DTYPE = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """What a header says of one tensor; see engine/weight_check.py."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def get_shape(self) -> tuple[int, ...]:
+        """Its dimensions."""
+        return self.shape
+
+    def get_dtype(self) -> str:
+        """As the format spells it."""
+        return self.dtype
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class WeightHeader:
+    """The header of one file: a source of tensors that tells of them and reads none."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises: InvalidWeightFile."""
+        self._header_by_name = {
+            name: TensorHeader(entry["dtype"], tuple(entry["shape"]))
+            for name, entry in _read_header(path).items()
+        }
+
+    def keys(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self._header_by_name.keys()
+
+    def get_slice(self, name: str) -> TensorHeader:
+        """Of this name, which is one of them."""
+        return self._header_by_name[name]
+
+    @property
+    def num_elements(self) -> int:
+        """Of all tensors."""
+        return sum(header.num_elements for header in self._header_by_name.values())
 
 
 def checked_weight_files(folder: Path) -> tuple[Path, ...]:
@@ -55,6 +101,11 @@ def read_tensor_names(path: Path) -> frozenset[str]:
 
     Raises: InvalidWeightFile.
     """
+    return frozenset(_read_header(path))
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """Of every tensor, its entry, checked."""
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -75,7 +126,7 @@ def read_tensor_names(path: Path) -> frozenset[str]:
         raise InvalidWeightFile(
             path, f"holds {data_bytes} bytes of tensors, its header describes {described_bytes}"
         )
-    return frozenset(header)
+    return header
 
 
 def _checked_end(path: Path, name: str, entry: object) -> int:

@@ -2,7 +2,7 @@
 
 A row's token depends on its logits, its parameters, its seed and its output index, never on the
 other rows: each row follows the path that its own parameters choose, and the arithmetic along a row
-is the same for any number of rows.
+is the same for any number of rows. Nothing here waits for the device but `DrawnBatch.read`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from engine.counter_random import UintArray, uniforms
 from engine.logit_adjustments import Adjustments, FloatArray, Int64Array, adjust
-from engine.logprobs import NO_LOGPROBS, output_logprobs
+from engine.logprobs import OrderedLogprobs, order_logprobs
+from engine.to_device import to_device
 from scheduling.sampling import TokenLogprobs
 
 
@@ -47,26 +48,61 @@ class SampledBatch:
     logprobs: tuple[TokenLogprobs | None, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnBatch:
+    """The same on the device, where it may not have been computed yet."""
+
+    # [rows] int64; ids of the vocabulary also where the logits are no numbers.
+    token_ids: Tensor
+    # [rows] bool
+    is_finite: Tensor
+    # None where no row wants any.
+    logprobs: OrderedLogprobs | None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What `read` wants on the host."""
+        more = () if self.logprobs is None else self.logprobs.tensors
+        return self.token_ids, self.is_finite, *more
+
+    def read(self, on_host: tuple[Tensor, ...]) -> SampledBatch:
+        """The batch, of `tensors` copied to the host."""
+        token_ids, is_finite, *logprobs = on_host
+        return SampledBatch(
+            token_ids.numpy(),
+            is_finite.numpy(),
+            () if self.logprobs is None else self.logprobs.read(*logprobs),
+        )
+
+
 def sample(logits: Tensor, batch: SamplingBatch) -> SampledBatch:
     """Draw from logits [rows, vocab_size] float32, which stay as they are."""
-    highest, likeliest = logits.max(dim=-1)
-    token_ids = likeliest.cpu().numpy()
-    is_finite = np.isfinite(highest.cpu().numpy())
-    is_drawn = (batch.temperature > 0) & is_finite
+    drawn = draw(logits, batch)
+    return drawn.read(tuple(tensor.cpu() for tensor in drawn.tensors))
+
+
+def draw(logits: Tensor, batch: SamplingBatch, newest: Tensor | None = None) -> DrawnBatch:
+    """Order the draw from logits [rows, vocab_size] float32, which stay as they are.
+
+    `newest`: the newest token of each row's history, [rows] int64 on the device; needed where the
+    host does not know one.
+    """
+    highest, token_ids = logits.max(dim=-1)
+    # Rows without finite logits are drawn as well: that they are, only the device knows.
+    is_drawn = batch.temperature > 0
     if (adjustments := batch.adjustments) is not None:
         rows = adjustments.rows
-        scores = _rows(logits, rows).double()
-        adjust(scores, adjustments)
-        token_ids[rows] = scores.max(dim=-1).indices.cpu().numpy()
+        adjusted = to_device(rows, logits.device)
+        scores = logits.index_select(0, adjusted).double()
+        adjust(scores, adjustments, None if newest is None else newest.index_select(0, adjusted))
+        token_ids.index_copy_(0, adjusted, scores.max(dim=-1).indices)
         places = np.flatnonzero(is_drawn[rows])
         _draw(scores, places, rows[places], batch, token_ids)
         is_drawn[rows] = False
     rows = np.flatnonzero(is_drawn)
     _draw(logits, rows, rows, batch, token_ids)
-    logprobs: tuple[TokenLogprobs | None, ...] = ()
-    if (batch.num_logprobs != NO_LOGPROBS).any():
-        logprobs = output_logprobs(logits, token_ids, batch.num_logprobs)
-    return SampledBatch(token_ids, is_finite, logprobs)
+    logprobs = order_logprobs(logits, token_ids, batch.num_logprobs)
+    return DrawnBatch(token_ids, torch.isfinite(highest), logprobs)
 
 
 def kept_tokens(
@@ -98,18 +134,19 @@ def _draw(
     places: Int64Array,
     rows: Int64Array,
     batch: SamplingBatch,
-    token_ids: Int64Array,
+    token_ids: Tensor,
 ) -> None:
     """Draw rows of the batch from those places of scores [n, vocab_size] into token_ids."""
     if not len(rows):
         return
     # Only cuts by rank need the order of the whole vocabulary.
     is_ranked = (batch.top_k[rows] > 0) | (batch.top_p[rows] < 1.0)
-    for picked, draw in ((~is_ranked, _draw_from_all), (is_ranked, _draw_from_kept)):
+    for picked, draw_from in ((~is_ranked, _draw_from_all), (is_ranked, _draw_from_kept)):
         if picked.any():
             drawn = rows[picked]
             scaled = _scaled(_rows(scores, places[picked]), batch.temperature[drawn])
-            token_ids[drawn] = draw(scaled, drawn, batch)
+            found = draw_from(scaled, drawn, batch)
+            token_ids.index_copy_(0, to_device(drawn, scores.device), found)
 
 
 def _scaled(scores: Tensor, temperature: FloatArray) -> Tensor:
@@ -119,20 +156,18 @@ def _scaled(scores: Tensor, temperature: FloatArray) -> Tensor:
     return scores.div_(_column(temperature, scores.device))
 
 
-def _draw_from_all(scaled: Tensor, rows: Int64Array, batch: SamplingBatch) -> Int64Array:
+def _draw_from_all(scaled: Tensor, rows: Int64Array, batch: SamplingBatch) -> Tensor:
     weights = scaled.exp_()
     if (min_p := _min_p(rows, batch, scaled.device)) is not None:
         weights.masked_fill_(weights < min_p, 0.0)
     return _invert(weights, rows, batch)
 
 
-def _draw_from_kept(scaled: Tensor, rows: Int64Array, batch: SamplingBatch) -> Int64Array:
+def _draw_from_kept(scaled: Tensor, rows: Int64Array, batch: SamplingBatch) -> Tensor:
     device = scaled.device
     top_k, top_p = _column(batch.top_k[rows], device), _column(batch.top_p[rows], device)
     order, weights = kept_tokens(scaled, top_k, top_p, _min_p(rows, batch, device))
-    places = torch.from_numpy(_invert(weights, rows, batch)).to(scaled.device)
-    chosen: Int64Array = order.gather(1, places.unsqueeze(1)).squeeze(1).cpu().numpy()
-    return chosen
+    return order.gather(1, _invert(weights, rows, batch).unsqueeze(1)).squeeze(1)
 
 
 def _min_p(rows: Int64Array, batch: SamplingBatch, device: torch.device) -> Tensor | None:
@@ -141,22 +176,20 @@ def _min_p(rows: Int64Array, batch: SamplingBatch, device: torch.device) -> Tens
     return _column(min_p, device) if min_p.any() else None
 
 
-def _invert(weights: Tensor, rows: Int64Array, batch: SamplingBatch) -> Int64Array:
+def _invert(weights: Tensor, rows: Int64Array, batch: SamplingBatch) -> Tensor:
     """The place in each row where the cumulated weight passes the row's random number."""
     cumulated = weights.cumsum(-1)
     random = uniforms(batch.seed[rows], batch.output_index[rows])
     target = cumulated[:, -1:] * _column(random, weights.device)
     # Rounding can bring the target up to the total: the last place with any weight is meant then.
     last = (cumulated < cumulated[:, -1:]).sum(-1)
-    places = torch.minimum((cumulated <= target).sum(-1), last)
-    found: Int64Array = places.cpu().numpy()
-    return found
+    return torch.minimum((cumulated <= target).sum(-1), last)
 
 
 def _column(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
-    return torch.from_numpy(values).to(device).unsqueeze(1)
+    return to_device(values, device).unsqueeze(1)
 
 
 def _rows(matrix: Tensor, rows: Int64Array) -> Tensor:
     """A copy of these rows."""
-    return matrix.index_select(0, torch.from_numpy(rows).to(matrix.device))
+    return matrix.index_select(0, to_device(rows, matrix.device))

@@ -11,6 +11,7 @@ from engine.runner import (
     BlockTableTooShort,
     InvalidChunk,
     InvalidSequence,
+    SlotInFlight,
     SlotTaken,
     UnknownSlot,
 )
@@ -37,6 +38,8 @@ class SlotTable:
         self.tokens = np.zeros((rows, _FIRST_WIDTH), np.int64)
         self.num_tokens = np.zeros(rows, np.int64)
         self.num_prompt_tokens = np.zeros(rows, np.int64)
+        # Behind num_tokens, tokens that are being sampled; their places hold token 0.
+        self.num_ahead = np.zeros(rows, np.int64)
         # [slot, index]; beyond num_blocks the sequence's own first block is repeated.
         self.blocks = np.zeros((rows, max(1, _FIRST_WIDTH // block_size)), np.int64)
         self.num_blocks = np.zeros(rows, np.int64)
@@ -102,8 +105,10 @@ class SlotTable:
         self.blocks[slot, first_index:end] = block_ids
 
     def remove(self, slot: int) -> None:
-        """Raises: UnknownSlot."""
+        """Raises: UnknownSlot, SlotInFlight."""
         self.require(slot)
+        if self.num_ahead[slot]:
+            raise SlotInFlight(slot)
         self.is_live[slot] = False
         self._adjustments.forget(slot)
         self.num_prompt_logprobs.pop(slot, None)
@@ -116,13 +121,14 @@ class SlotTable:
     def check(self, chunks: Sequence[ScheduledChunk], max_position: int) -> None:
         """Raises: UnknownSlot, InvalidChunk, BlockTableTooShort."""
         seen: set[int] = set()
+        lengths = self.num_tokens + self.num_ahead
         for chunk in chunks:
             slot, end = chunk.slot, chunk.start + chunk.num_tokens
             self.require(slot)
             if slot in seen:
                 raise InvalidChunk(chunk, "the slot appears twice in one step; plan it once")
             seen.add(slot)
-            length = int(self.num_tokens[slot])
+            length = int(lengths[slot])
             if chunk.start < 0 or chunk.num_tokens < 1 or end > length:
                 raise InvalidChunk(chunk, f"the history has {length} tokens; stay inside it")
             if chunk.samples and end != length:
@@ -133,6 +139,22 @@ class SlotTable:
             if end > held:
                 raise BlockTableTooShort(slot, end, held)
 
+    def expect(self, slots: Int64Array) -> None:
+        """One more token of each is being sampled; `arrived` brings it, or `give_up` forgets it."""
+        lengths = self.num_tokens[slots] + self.num_ahead[slots]
+        self._widen_tokens(int(lengths.max()) + 1)
+        self.tokens[slots, lengths] = 0
+        self.num_ahead[slots] += 1
+
+    def arrived(self, slots: Int64Array, token_ids: Int64Array) -> None:
+        """The token of each that was expected first."""
+        self.give_up(slots)
+        self.append(slots, token_ids)
+
+    def give_up(self, slots: Int64Array) -> None:
+        """A token of each that was expected counts for nothing."""
+        self.num_ahead[slots] -= 1
+
     def append(self, slots: Int64Array, token_ids: Int64Array) -> None:
         """Add one token to the history of each slot."""
         lengths = self.num_tokens[slots]
@@ -141,14 +163,15 @@ class SlotTable:
         self.num_tokens[slots] = lengths + 1
 
     def sampling_of(self, slots: Int64Array) -> SamplingBatch:
-        """Parameters for drawing the next token of each slot."""
+        """Parameters for drawing the next token of each slot, behind any that is expected."""
+        num_output = self.num_tokens[slots] + self.num_ahead[slots] - self.num_prompt_tokens[slots]
         return SamplingBatch(
             temperature=self._temperature[slots],
             top_k=self._top_k[slots],
             top_p=self._top_p[slots],
             min_p=self._min_p[slots],
             seed=self._seed[slots],
-            output_index=(self.num_tokens[slots] - self.num_prompt_tokens[slots]).astype(np.uint64),
+            output_index=num_output.astype(np.uint64),
             num_logprobs=self._num_logprobs[slots],
             adjustments=self._adjustments.of(slots, self),
         )

@@ -1,12 +1,14 @@
 """A model cut among the ranks of one worker: which share is whose, and what ranks exchange.
 
-Every matrix is cut by its outputs, and shares of rows are gathered where a product needs whole
-ones, so that each number is one dot product in one order, as it is without a cut
-(docs/decisions/tensor-parallelism.md). Nothing here knows how many processes or machines there are.
+By default every matrix is cut by its outputs, and shares of rows are gathered where a product needs
+whole ones, so that each number is one dot product in one order, as it is without a cut. The other
+way cuts the matrices after attention and inside the MLP by their inputs and adds up the parts, in
+the order of the ranks (docs/decisions/tensor-parallelism.md). Nothing here knows how many processes
+or machines there are.
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from engine.linear import Linear
 from engine.model_config import ModelConfig
 from engine.native.library import KernelLibrary
+
+# How ranks come to a number that needs all of them: whole rows, or a sum of parts.
+Reduce: TypeAlias = Literal["gather", "sum"]
 
 
 class RankExchange(Protocol):
@@ -27,6 +32,11 @@ class RankExchange(Protocol):
     @property
     def size(self) -> int: ...
 
+    @property
+    def reduce(self) -> Reduce:
+        """How the model is to be cut, the same at every rank."""
+        ...
+
     def all_gather(self, rows: Tensor) -> Tensor:
         """[n, size * width] of each rank's [n, width], those of rank 0 first; for every rank.
 
@@ -36,6 +46,13 @@ class RankExchange(Protocol):
 
     def gather(self, rows: Tensor) -> Tensor | None:
         """The same for rank 0 alone; None at the others. Raises: RankLost."""
+        ...
+
+    def all_sum(self, rows: Tensor) -> Tensor:
+        """[n, width] the sum of each rank's, as `summed` adds it; the same bits for every rank.
+
+        Raises: RankLost.
+        """
         ...
 
 
@@ -98,6 +115,37 @@ class GatheringLinear(Linear):
         return self._exchange.all_gather(super().__call__(whole, bounds))
 
 
+class SummingLinear(Linear):
+    """Takes a rank's share of each input row and gives every rank the sum of what all made."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        kernels: KernelLibrary | None,
+        exchange: RankExchange,
+    ) -> None:
+        """`weight` [all outputs, inputs of this rank], `bias` of all outputs."""
+        super().__init__(weight, None, kernels)
+        self._exchange = exchange
+        self._sum_bias = None if bias is None else bias.clone()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[outputs], or None; added once, to the sum."""
+        return self._sum_bias
+
+    @property
+    def tiled(self) -> None:
+        """None: a call from C could not exchange."""
+        return None
+
+    def __call__(self, rows: Tensor, bounds: tuple[int, ...]) -> Tensor:
+        """[bounds[-1], outputs] of rows [bounds[-1], inputs / ranks]."""
+        total = self._exchange.all_sum(super().__call__(rows, bounds))
+        return total if self._sum_bias is None else total.add_(self._sum_bias)
+
+
 class HeadLinear(Linear):
     """The output matrix: whole rows in, whole rows out at rank 0, which samples."""
 
@@ -125,6 +173,18 @@ def joined_columns(shares: Tensor) -> Tensor:
     """[n, size * width] of the ranks' shares [size, n, width]."""
     size, num_rows, width = shares.shape
     return shares.transpose(0, 1).reshape(num_rows, size * width)
+
+
+def summed(parts: Tensor) -> Tensor:
+    """[...] of the ranks' parts [size, ...]: in float32 from rank 0 on, rounded once at the end.
+
+    Elementwise, so a number does not depend on where it lies: the all-reduce of a library chooses
+    its order by the size of the message, and a token would depend on its batch.
+    """
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part
+    return total.to(parts.dtype)
 
 
 def as_bytes(rows: Tensor) -> Tensor:

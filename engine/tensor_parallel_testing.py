@@ -1,11 +1,11 @@
 """For tests: the ranks of one worker as threads of this process, and their exchange in memory."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,30 +15,46 @@ from engine.kv_pool import KvLayout, KvPool
 from engine.loading import load_model
 from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
+from engine.native.choice import KernelChoice
 from engine.runner import LogitsNotFinite, RankLost
-from engine.tensor_parallel import joined_columns
+from engine.tensor_parallel import Reduce, joined_columns, summed
 from scheduling.step import SequenceStart, StepPlan, StepResult
 
 _PATIENCE_S = 60.0
+_Result = TypeVar("_Result")
 
 
 class ThreadExchange:
     """One of `size` ends, an implementation of `RankExchange`; made by `thread_exchanges`."""
 
-    def __init__(self, rank: int, barrier: threading.Barrier, shares: list[Tensor | None]) -> None:
+    def __init__(
+        self,
+        rank: int,
+        barrier: threading.Barrier,
+        shares: list[Tensor | None],
+        reduce: Reduce = "gather",
+    ) -> None:
         self.rank = rank
         self.size = len(shares)
+        self.reduce: Reduce = reduce
         self._barrier = barrier
         self._shares = shares
 
     def all_gather(self, rows: Tensor) -> Tensor:
         """See `RankExchange`. Raises: RankLost when another thread gave up."""
+        return joined_columns(self._of_all(rows))
+
+    def all_sum(self, rows: Tensor) -> Tensor:
+        """See `RankExchange`. Raises: RankLost when another thread gave up."""
+        return summed(self._of_all(rows))
+
+    def _of_all(self, rows: Tensor) -> Tensor:
         self._shares[self.rank] = rows
         self._wait()
-        whole = joined_columns(torch.stack(cast(list[Tensor], self._shares)))
+        shares = torch.stack(cast(list[Tensor], self._shares))
         # Nobody writes the next rows before all have read these.
         self._wait()
-        return whole
+        return shares
 
     def gather(self, rows: Tensor) -> Tensor | None:
         """See `RankExchange`. Raises: RankLost when another thread gave up."""
@@ -56,10 +72,10 @@ class ThreadExchange:
             raise RankLost("another thread gave up") from error
 
 
-def thread_exchanges(size: int) -> list[ThreadExchange]:
+def thread_exchanges(size: int, reduce: Reduce = "gather") -> list[ThreadExchange]:
     """The ends of all ranks."""
     barrier, shares = threading.Barrier(size), cast(list[Tensor | None], [None] * size)
-    return [ThreadExchange(rank, barrier, shares) for rank in range(size)]
+    return [ThreadExchange(rank, barrier, shares, reduce) for rank in range(size)]
 
 
 class RankThreads:
@@ -73,15 +89,23 @@ class RankThreads:
         block_size: int,
         num_blocks: int,
         attention: AttentionName = "auto",
+        reduce: Reduce = "gather",
+        kernels: KernelChoice = "auto",
     ) -> None:
-        self._exchanges = thread_exchanges(size)
-        self.ranks = [
-            rank_runner(load_model(folder, dtype, exchange=end), block_size, num_blocks, attention)
-            for end in self._exchanges
+        self._exchanges = thread_exchanges(size, reduce)
+        models = [
+            load_model(folder, dtype, kernels=kernels, exchange=end) for end in self._exchanges
         ]
+        self.ranks = [rank_runner(model, block_size, num_blocks, attention) for model in models]
         self._threads = ThreadPoolExecutor(
             size - 1, "rank", partial(torch.set_num_threads, torch.get_num_threads())
         )
+
+    def on_all(self, call: Callable[[ModelRunner, int], _Result]) -> list[_Result]:
+        """What each rank gives, made at once: the ranks may exchange in it."""
+        with ThreadPoolExecutor(len(self.ranks)) as threads:
+            numbers = range(len(self.ranks))
+            return list(threads.map(call, self.ranks, numbers, timeout=_PATIENCE_S))
 
     @property
     def arithmetic(self) -> str:

@@ -44,6 +44,18 @@ _SPECIAL_NAMES = (
 )
 
 
+def read_backend(file: Path) -> tokenizers.Tokenizer:
+    """What the library makes of tokenizer.json.
+
+    Raises: ModelFolderMissing, ModelFileMissing, InvalidTokenizer.
+    """
+    content = read_file(file, TOKENIZER_HINT)
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except ValueError as error:
+        raise InvalidTokenizer(file, f"is not a tokenizer ({error})") from None
+
+
 class Tokenizer:
     """One model's tokenizer. Immutable after loading, so any thread may call it at any time.
 
@@ -85,11 +97,7 @@ class Tokenizer:
         """
         folder = Path(path)
         file = folder / TOKENIZER_FILE
-        content = read_file(file, TOKENIZER_HINT)
-        try:
-            backend = tokenizers.Tokenizer.from_buffer(content)
-        except ValueError as error:
-            raise InvalidTokenizer(file, f"is not a tokenizer ({error})") from None
+        backend = read_backend(file)
         special_token_by_name = _special_tokens(folder)
         try:
             return cls(backend, special_token_by_name, max_chars=max_chars)

@@ -6,8 +6,8 @@ looked up by name and shape before any is copied: a wrong folder fails in millis
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,12 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.linear import Linear, side_by_side
+from engine.loading_progress import UNWATCHED, LoadingProgress
 from engine.model_config import ModelConfig
-from engine.model_folder_errors import (
-    InvalidWeightFile,
-    ModelFolderError,
-    UnsupportedModelOption,
-)
+from engine.model_folder_errors import InvalidWeightFile
 from engine.models.decoder_weights import DecoderWeights, LayerWeights
 from engine.models.mlp import DenseMlp, MixtureMlp, Mlp
 from engine.models.norm import RmsNorm
@@ -29,44 +26,19 @@ from engine.models.tensor_layout import (
     MixtureTensors,
     MlpTensors,
     StackedTensors,
-    canonical_name,
     expected_shapes,
     layer_tensors,
 )
 from engine.native.library import KernelLibrary
-from engine.tensor_parallel import GatheringLinear, HeadLinear, RankExchange, share_of
-
-# As safetensors spells them; numbers of any other type are a quantised model's.
-_PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
-_UNQUANTISED_HINT = "use the unquantised weights of the model"
-
-
-class TensorMissing(ModelFolderError):
-    """No weight file of the folder holds a tensor that the configuration asks for."""
-
-    code = "model_tensor_missing"
-
-    def __init__(self, folder: Path, tensor: str) -> None:
-        super().__init__(
-            folder, f"no weight file holds {tensor}; fetch all shards, or correct config.json"
-        )
-        self.tensor = tensor
-
-
-class TensorShapeMismatch(ModelFolderError):
-    """A tensor has not the shape that config.json implies."""
-
-    code = "model_tensor_shape"
-
-    def __init__(
-        self, path: Path, tensor: str, expected: tuple[int, ...], actual: tuple[int, ...]
-    ) -> None:
-        super().__init__(
-            path,
-            f"{tensor} has shape {list(actual)}, config.json implies {list(expected)}; "
-            "config.json and the weights are from different models",
-        )
-        self.tensor, self.expected, self.actual = tensor, expected, actual
+from engine.outside_exchange import OutsideExchange
+from engine.tensor_parallel import (
+    GatheringLinear,
+    HeadLinear,
+    RankExchange,
+    SummingLinear,
+    share_of,
+)
+from engine.weight_check import Located, located_tensors
 
 
 class TensorSource(Protocol):
@@ -77,7 +49,8 @@ class TensorSource(Protocol):
     def get_tensor(self, name: str) -> Tensor: ...
 
     def get_slice(self, name: str) -> Any:
-        """What tells `get_shape()` and `get_dtype()`, and gives rows by `[start:end]`."""
+        """What tells `get_shape()` and `get_dtype()`, and gives rows by `[start:end]`, columns by
+        `[:, start:end]`."""
         ...
 
 
@@ -88,6 +61,7 @@ def load_decoder_weights(
     device: torch.device,
     kernels: KernelLibrary | None = None,
     exchange: RankExchange | None = None,
+    progress: LoadingProgress = UNWATCHED,
 ) -> DecoderWeights:
     """Load and fuse all weights. Tensors that the model does not use are ignored.
 
@@ -98,7 +72,7 @@ def load_decoder_weights(
     """
     with ExitStack() as stack:
         sources = {path: _open(stack, path) for path in weight_files}
-        return read_decoder_weights(config, sources, dtype, device, kernels, exchange)
+        return read_decoder_weights(config, sources, dtype, device, kernels, exchange, progress)
 
 
 def read_decoder_weights(
@@ -108,27 +82,12 @@ def read_decoder_weights(
     device: torch.device,
     kernels: KernelLibrary | None = None,
     exchange: RankExchange | None = None,
+    progress: LoadingProgress = UNWATCHED,
 ) -> DecoderWeights:
     """As `load_decoder_weights`, from sources by the path that errors name."""
-    located = {
-        canonical_name(name): _Located(path, source, name)
-        for path, source in sources.items()
-        for name in source.keys()  # noqa: SIM118 -- not a mapping
-    }
-    folder = next(iter(sources)).parent
-    for name, shape in expected_shapes(config).items():
-        _check(name, shape, located, folder)
-    return _Reader(config, located, dtype, device, kernels, exchange).decoder()
-
-
-@dataclass(frozen=True, slots=True)
-class _Located:
-    """An open weight file that holds a tensor."""
-
-    path: Path
-    handle: TensorSource
-    # The tensor's name in this file.
-    name: str
+    located = located_tensors(config, sources)
+    counted = _Counted(config, progress)
+    return _Reader(config, located, dtype, device, kernels, exchange, counted).decoder()
 
 
 def _open(stack: ExitStack, path: Path) -> TensorSource:
@@ -140,25 +99,19 @@ def _open(stack: ExitStack, path: Path) -> TensorSource:
     return source
 
 
-def _check(
-    name: str, shape: tuple[int, ...], located: Mapping[str, _Located], folder: Path
-) -> None:
-    found = located.get(name)
-    if found is None:
-        stem = name.removesuffix("weight")
-        packed = next((n for n in located if stem and n != name and n.startswith(stem)), None)
-        if packed and packed != stem + "bias":
-            raise UnsupportedModelOption(
-                folder, f"the quantised tensor {packed}", _UNQUANTISED_HINT
-            )
-        raise TensorMissing(folder, name)
-    entry = found.handle.get_slice(found.name)
-    actual = tuple(entry.get_shape())
-    if actual != shape:
-        raise TensorShapeMismatch(found.path, name, shape, actual)
-    if entry.get_dtype() not in _PLAIN_DTYPES:
-        option = f"the type {entry.get_dtype()} of the tensor {name}"
-        raise UnsupportedModelOption(found.path, option, _UNQUANTISED_HINT)
+class _Counted:
+    """Tells how much of the model has been read."""
+
+    def __init__(self, config: ModelConfig, progress: LoadingProgress) -> None:
+        self._progress = progress
+        self._size_by_name = {name: prod(shape) for name, shape in expected_shapes(config).items()}
+        self._num_total = sum(self._size_by_name.values())
+        self._num_read = 0
+
+    def was_read(self, name: str) -> None:
+        """A whole tensor, or all that a rank needs of it."""
+        self._num_read += self._size_by_name[name]
+        self._progress.advanced(self._num_read, self._num_total)
 
 
 class _Reader:
@@ -167,14 +120,16 @@ class _Reader:
     def __init__(
         self,
         config: ModelConfig,
-        located: Mapping[str, _Located],
+        located: Mapping[str, Located[TensorSource]],
         dtype: torch.dtype,
         device: torch.device,
         kernels: KernelLibrary | None,
         exchange: RankExchange | None,
+        counted: _Counted,
     ) -> None:
+        self._counted = counted
         self._kernels = kernels
-        self._exchange = exchange
+        self._exchange = None if exchange is None else OutsideExchange(exchange)
         self._share = share_of(exchange)
         self._config = config
         self._located = located
@@ -190,6 +145,7 @@ class _Reader:
             final_norm=self._norm("model.norm.weight"),
             lm_head=self._head(embedding),
             kernels=self._kernels,
+            exchange=self._exchange,
         )
 
     def _head(self, embedding: Tensor) -> Linear:
@@ -239,8 +195,14 @@ class _Reader:
         return Linear(self._converted(f"{name}.weight"), kernels=self._kernels)
 
     def _expert(self, names: MlpTensors) -> DenseMlp:
-        """The mixture gathers, once for all experts."""
-        gate_up, down = self._linear(names.gate_up), self._linear(names.down)
+        """The mixture exchanges, once for all experts."""
+        gate_up = self._linear(names.gate_up)
+        if self._is_summing:
+            weight, bias = self._part(names.down)
+            # Of all the parts that are added up, one has the bias.
+            down = Linear(weight, bias if self._share.rank == 0 else None, self._kernels)
+        else:
+            down = self._linear(names.down)
         return DenseMlp(gate_up, down, self._config.activation, self._kernels)
 
     def _linear(self, stacked: StackedTensors) -> Linear:
@@ -252,9 +214,28 @@ class _Reader:
         """A matrix that takes what the ranks made each, and gives all of them whole rows."""
         if self._exchange is None:
             return self._linear(stacked)
+        if self._is_summing:
+            return SummingLinear(*self._part(stacked), self._kernels, self._exchange)
         weights, biases = self._cut_all(stacked)
         bias = None if biases is None else torch.cat(biases)
         return GatheringLinear(side_by_side(weights), bias, self._kernels, self._exchange)
+
+    @property
+    def _is_summing(self) -> bool:
+        return self._exchange is not None and self._exchange.reduce == "sum"
+
+    def _part(self, stacked: StackedTensors) -> tuple[Tensor, Tensor | None]:
+        """All outputs of this rank's inputs, and the bias of all outputs where there is one."""
+        ((name, _),) = stacked.projections
+        found = self._located[f"{name}.weight"]
+        first, end = self._share.range_of(stacked.num_inputs)
+        try:
+            columns = found.handle.get_slice(found.name)[:, first:end]
+        except (SafetensorError, OSError) as error:
+            raise InvalidWeightFile(found.path, f"{name} cannot be read ({error})") from None
+        self._counted.was_read(f"{name}.weight")
+        bias = self._converted(f"{name}.bias") if stacked.has_bias else None
+        return columns.to(self._device, self._dtype).contiguous(), bias
 
     def _cut_all(self, stacked: StackedTensors) -> tuple[list[Tensor], list[Tensor] | None]:
         """Weights and, where there are any, biases of this rank."""
@@ -276,6 +257,7 @@ class _Reader:
                 pieces.append(rows[start + first : start + end].to(self._device, self._dtype))
         except (SafetensorError, OSError) as error:
             raise InvalidWeightFile(found.path, f"{name} cannot be read ({error})") from None
+        self._counted.was_read(name)
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def _norm(self, name: str) -> RmsNorm:
@@ -307,4 +289,5 @@ class _Reader:
             tensor: Tensor = found.handle.get_tensor(found.name)
         except (SafetensorError, OSError) as error:
             raise InvalidWeightFile(found.path, f"{name} cannot be read ({error})") from None
+        self._counted.was_read(name)
         return tensor

@@ -13,6 +13,7 @@ from kvtransfer.errors import (
     PeerGone,
     TransferError,
     WrongHost,
+    WrongVersion,
 )
 from kvtransfer.host import is_of_this_machine
 from kvtransfer.protocol import KvSender, Transport
@@ -27,6 +28,7 @@ _CLOSED: Final = (
     PeerGone,
     ExportUnavailable,
     WrongHost,
+    WrongVersion,
     LinkBroken,
     PathTooSlow,
     DeviceFailed,
@@ -44,6 +46,9 @@ class ChosenPath:
     lost_ways: tuple[str, ...] = ()
     # None where the pool cannot be measured.
     bytes_per_s: float | None = None
+    # Ways that only the sender was told to use, and those that only the owner of the pool was.
+    not_offered: tuple[str, ...] = ()
+    not_tried: tuple[str, ...] = ()
 
 
 def unmeasured(sender: KvSender, export: KvExport) -> float | None:
@@ -64,7 +69,8 @@ def connect_best(
     A way that does not work is passed over, also one on which the peer does not answer: a firewall
     closes one port and not the next. Raises: StaleIncarnation, LayoutMismatch of the peer, at once;
     PeerGone where every way that was tried says so; PathTooSlow where `measure` refused one;
-    ExportUnavailable, WrongHost, LinkBroken; LayoutMismatch where there was none to try.
+    ExportUnavailable, WrongHost, WrongVersion, LinkBroken; LayoutMismatch where there was none to
+    try.
     """
     ways = export.by_transport()
     passed_over: list[str] = []
@@ -88,7 +94,15 @@ def connect_best(
             lost_ways.append(passed_over[-1])
             continue
         reason = "; ".join(passed_over) or "first choice"
-        return ChosenPath(name, sender, reason, tuple(lost_ways), bytes_per_s)
+        return ChosenPath(
+            name,
+            sender,
+            reason,
+            tuple(lost_ways),
+            bytes_per_s,
+            not_offered=tuple(own for own in transports if own not in ways),
+            not_tried=tuple(offered for offered in ways if offered not in transports),
+        )
     if failures:
         raise _what_it_means(export, failures, passed_over)
     raise LayoutMismatch(

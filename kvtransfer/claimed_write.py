@@ -23,7 +23,7 @@ class ClaimedWriter:
         """Have `fill` write the bytes, and publish them if the grant still holds afterwards.
 
         Raises: StaleGeneration, before `fill` is called or after it; whatever `fill` raises.
-        After CopyStuck the claim stays: something may write for as long as this process lives.
+        After CopyStuck the claim stays, until `release`: something may write meanwhile.
         """
         is_over = True
         # One word announces the span from the lowest to the highest block. It may cover blocks
@@ -47,8 +47,12 @@ class ClaimedWriter:
             raise
         finally:
             if is_over:
-                full_fence()
-                self._slot[SLOT_CLAIM] = np.uint64(0)
+                self.release()
+
+    def release(self) -> None:
+        """Drop the claim that CopyStuck has left: its copy has ended after all."""
+        full_fence()
+        self._slot[SLOT_CLAIM] = np.uint64(0)
 
     def _require_granted(self, blocks: TaggedBlocks) -> None:
         is_stale = self._views.expected[blocks.dst] != blocks.tags

@@ -196,7 +196,7 @@ class CudaStream:
     """See `CopyStream`. Any of its copies may go between devices or to and from the host."""
 
     def __init__(self, runtime: CudaRuntime, device_index: int, engine_stream: int) -> None:
-        self._runtime = runtime
+        self.runtime = runtime
         self._device_index = device_index
         self._engine_stream = engine_stream
         self._stream = runtime.new_stream()
@@ -208,14 +208,16 @@ class CudaStream:
         self._is_closed = False
 
     def begin(self, target: KvSource, source: KvSource, runs: Sequence[ByteRun]) -> None:
-        runtime, stream = self._runtime, self._stream
+        runtime, stream = self.runtime, self._stream
         runtime.record(self._before, self._engine_stream)
         runtime.wait_in(stream, self._before)
         to, of = _address_of(target), _address_of(source)
         self._is_end_known = False
         try:
-            for src, dst, num_bytes in runs:
-                runtime.copy(to + dst, of + src, num_bytes, stream)
+            if runs:
+                src, dst, num_bytes = np.array(runs, np.uint64).T
+                copies = np.stack([np.uint64(to) + dst, np.uint64(of) + src, num_bytes], axis=1)
+                runtime.copy_all(copies, stream)
         finally:
             runtime.record(self._end, stream)
             self._is_end_known = True
@@ -226,7 +228,7 @@ class CudaStream:
             raise DeviceFailed(
                 "cudaEventRecord", "nothing tells when these copies end", "restart this worker"
             )
-        return self._runtime.has_happened(self._end)
+        return self.runtime.has_happened(self._end)
 
     def checksums(
         self, pool: DevicePool, block_bytes: int, block_ids: Sequence[int]
@@ -234,8 +236,8 @@ class CudaStream:
         # Torch waits here without a bound. On a receiver that is the engine's thread, and its
         # watchdog the bound; on a sender a lane's, whose GPU is the one that its engine waits for.
         assert isinstance(pool, CudaPool)
-        self._runtime.record(self._before, self._engine_stream)
-        self._runtime.wait_in(self._stream, self._before)
+        self.runtime.record(self._before, self._engine_stream)
+        self.runtime.wait_in(self._stream, self._before)
         device = torch.device("cuda", self._device_index)
         stream = torch.cuda.ExternalStream(self._stream, device)  # type: ignore[no-untyped-call]
         try:
@@ -253,11 +255,11 @@ class CudaStream:
         problems: list[str] = []
         for event in (self._before, self._end):
             try:
-                self._runtime.destroy_event(event)
+                self.runtime.destroy_event(event)
             except DeviceFailed as error:
                 problems.append(str(error))
         try:
-            self._runtime.destroy_stream(self._stream)
+            self.runtime.destroy_stream(self._stream)
         except DeviceFailed as error:
             problems.append(str(error))
         if problems:

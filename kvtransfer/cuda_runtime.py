@@ -7,15 +7,25 @@ let go of the interpreter lock. Every call names the device first: each thread h
 import ctypes
 from ctypes import c_int, c_size_t, c_uint, c_void_p
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from kvtransfer.device import HANDLE_BYTES
 from kvtransfer.errors import DeviceFailed, ExportUnavailable
+from runtime.logging import get_logger
+
+log = get_logger()
+
+Runs: TypeAlias = npt.NDArray[np.uint64]
 
 _MAPPINGS: Final = Path("/proc/self/maps")
 # cudaError_t
 _SUCCESS: Final = 0
+_INVALID_VALUE: Final = 1
 _OUT_OF_MEMORY: Final = 2
+_NEEDS_NEWER_DRIVER: Final = 36
 _PEER_ACCESS_UNSUPPORTED: Final = 217
 _NOT_READY: Final = 600
 _NOT_SUPPORTED: Final = 801
@@ -24,6 +34,17 @@ _LAZY_PEER_ACCESS: Final = 1
 _MEMCPY_DEFAULT: Final = 4
 _STREAM_NON_BLOCKING: Final = 1
 _EVENT_WITHOUT_TIMING: Final = 2
+_SOURCE_IN_STREAM_ORDER: Final = 1
+_OVERLAP_WITH_COMPUTE: Final = 1
+# Codes by which a runtime, a driver or memory that batches do not take is told from a failure.
+_NO_BATCHES: Final = frozenset({_INVALID_VALUE, _NEEDS_NEWER_DRIVER, _NOT_SUPPORTED})
+# Runtimes of this version or later have batches; the next one says otherwise which copy failed;
+# what one later than the last would want is not known.
+_FIRST_WITH_BATCHES: Final = 12_080
+_FIRST_WITHOUT_FAIL_INDEX: Final = 13_000
+_LAST_WITH_KNOWN_BATCHES: Final = 13_999
+# One copy is one call, either way.
+_LEAST_BATCH: Final = 2
 
 _FIX_BY_CODE: Final = {
     _OUT_OF_MEMORY: "lower kv_cache_mib, or end what else uses this GPU (nvidia-smi)",
@@ -37,6 +58,23 @@ class IpcHandle(ctypes.Structure):
     """cudaIpcMemHandle_t; passed by value."""
 
     _fields_ = (("reserved", ctypes.c_char * HANDLE_BYTES),)
+
+
+class MemoryLocation(ctypes.Structure):
+    """cudaMemLocation."""
+
+    _fields_ = (("kind", c_int), ("id", c_int))
+
+
+class CopyAttributes(ctypes.Structure):
+    """cudaMemcpyAttributes; the places are hints, for memory that moves by itself."""
+
+    _fields_ = (
+        ("source_order", c_int),
+        ("source_hint", MemoryLocation),
+        ("target_hint", MemoryLocation),
+        ("flags", c_uint),
+    )
 
 
 # Of their arguments; all return cudaError_t.
@@ -61,7 +99,13 @@ _ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {
     "cudaEventQuery": (c_void_p,),
     "cudaEventDestroy": (c_void_p,),
     "cudaMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),
+    "cudaRuntimeGetVersion": (c_void_p,),
 }
+# Targets, sources, sizes, how many; attributes, from which copy on each holds, how many.
+_BATCH_ARGUMENTS: Final = (
+    *(c_void_p, c_void_p, c_void_p, c_size_t),
+    *(c_void_p, c_void_p, c_size_t),
+)
 
 
 class CudaRuntime:
@@ -75,6 +119,8 @@ class CudaRuntime:
             function.argtypes, function.restype = arguments, c_int
         library.cudaGetErrorString.argtypes = (c_int,)
         library.cudaGetErrorString.restype = ctypes.c_char_p
+        # Where a batch has been refused once, nobody asks again.
+        self.takes_batches = self._has_batches()
 
     def allocate(self, num_bytes: int) -> int:
         """The address of cleared memory. Raises: DeviceFailed."""
@@ -158,11 +204,68 @@ class CudaRuntime:
         """Give a stream a copy between any two addresses. Raises: DeviceFailed."""
         self._call("cudaMemcpyAsync", target, source, num_bytes, _MEMCPY_DEFAULT, stream)
 
+    def copy_all(self, runs: Runs, stream: int) -> None:
+        """Give a stream many copies, in no order among themselves. Raises: DeviceFailed.
+
+        `runs`: [num_copies, 3] of target and source addresses and numbers of bytes.
+        """
+        if self.takes_batches and len(runs) >= _LEAST_BATCH:
+            self.takes_batches = self._copy_batch(runs, stream)
+            if self.takes_batches:
+                return
+        for target, source, num_bytes in runs.tolist():
+            self.copy(target, source, num_bytes, stream)
+
+    def _copy_batch(self, runs: Runs, stream: int) -> bool:
+        """In one call. False where that is refused; some may be under way then, and may be again.
+
+        Raises: DeviceFailed.
+        """
+        # [3, num_copies]: each row is an array of its own to the library.
+        columns = np.ascontiguousarray(runs.T)
+        attributes = CopyAttributes(
+            source_order=_SOURCE_IN_STREAM_ORDER, flags=_OVERLAP_WITH_COMPUTE
+        )
+        first, failed = c_size_t(0), c_size_t(0)
+        rows = (columns[at].ctypes.data for at in range(3))
+        # The library wants an address that is not null wherever it has such an argument.
+        where = (ctypes.byref(failed),) if self._tells_which_failed else ()
+        code = self._code_of(
+            "cudaMemcpyBatchAsync",
+            *rows,
+            len(runs),
+            ctypes.byref(attributes),
+            ctypes.byref(first),
+            1,
+            *where,
+            stream,
+            answers=_NO_BATCHES,
+        )
+        if code != _SUCCESS:
+            log.info("kv_batched_copies_refused", code=code, num_copies=len(runs))
+        return code == _SUCCESS
+
+    def _has_batches(self) -> bool:
+        version = c_int()
+        self._library.cudaRuntimeGetVersion(ctypes.byref(version))
+        self._tells_which_failed = version.value < _FIRST_WITHOUT_FAIL_INDEX
+        if not _FIRST_WITH_BATCHES <= version.value <= _LAST_WITH_KNOWN_BATCHES:
+            return False
+        function = getattr(self._library, "cudaMemcpyBatchAsync", None)
+        if function is None:
+            return False
+        where = (c_void_p,) if self._tells_which_failed else ()
+        function.argtypes, function.restype = (*_BATCH_ARGUMENTS, *where, c_void_p), c_int
+        return True
+
     def _call(self, name: str, *arguments: object) -> None:
         self._code_of(name, *arguments)
 
-    def _code_of(self, name: str, *arguments: object) -> int:
-        """Success, or that something is not ready yet. Raises: DeviceFailed for all else."""
+    def _code_of(self, name: str, *arguments: object, answers: frozenset[int] = frozenset()) -> int:
+        """Success, that something is not ready yet, or one of `answers`.
+
+        Raises: DeviceFailed for all else.
+        """
         library = self._library
         code = library.cudaSetDevice(self._device_index)
         if code == _SUCCESS:
@@ -171,7 +274,7 @@ class CudaRuntime:
             return int(code)
         # The runtime remembers it for this thread, and torch would take it for its own.
         library.cudaGetLastError()
-        if code == _NOT_READY:
+        if code == _NOT_READY or code in answers:
             return int(code)
         text = library.cudaGetErrorString(code)
         problem = f"CUDA error {code}: {text.decode() if text else 'unknown'}"

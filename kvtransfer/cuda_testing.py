@@ -7,6 +7,7 @@ import numpy as np
 
 _DEVICES: Final = 2
 NOT_READY: Final = 600
+_STREAM_ORDER: Final = 1
 
 
 class _Function:
@@ -25,7 +26,9 @@ class _Function:
 class FakeCudart:
     """The functions that `CudaRuntime` calls. `failures` maps a call to the code of its next."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int = 13_000) -> None:
+        """`version`: as the runtime says it; 12 080 is CUDA 12.8."""
+        self.version = version
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.failures: dict[str, int] = {}
         # The same of a later one: how many go well before it, and its code.
@@ -38,7 +41,8 @@ class FakeCudart:
         self._next = 1
 
     def __getattr__(self, name: str) -> _Function:
-        if not name.startswith("cuda"):
+        is_too_new = name == "cudaMemcpyBatchAsync" and self.version < 12_080
+        if is_too_new or not name.startswith("cuda"):
             raise AttributeError(name)
         return self._functions.setdefault(name, _Function(self, name))
 
@@ -50,6 +54,9 @@ class FakeCudart:
         """One call into the library."""
         if name == "cudaGetErrorString":
             return b"a failure of the test"
+        if name == "cudaRuntimeGetVersion":
+            arguments[0]._obj.value = self.version
+            return 0
         self.calls.append((name, arguments))
         if name in self.failures:
             return self.failures.pop(name)
@@ -73,6 +80,8 @@ class FakeCudart:
                 ctypes.memset(arguments[0], arguments[1], arguments[2])
             case "cudaMemcpyAsync":
                 ctypes.memmove(arguments[0], arguments[1], arguments[2])
+            case "cudaMemcpyBatchAsync":
+                self._copy_batch(arguments)
             case "cudaIpcGetMemHandle":
                 handle = np.uint64(arguments[1]).tobytes()
                 ctypes.memmove(arguments[0], handle, len(handle))
@@ -90,6 +99,24 @@ class FakeCudart:
                 self.num_not_ready -= 1
                 return NOT_READY
         return 0
+
+    def _copy_batch(self, arguments: tuple[Any, ...]) -> None:
+        """Its arguments are those of this version, or the test fails here."""
+        has_fail_index = self.version < 13_000
+        targets, sources, sizes, count, attributes, firsts, num_attributes = arguments[:7]
+        assert len(arguments) == 8 + has_fail_index, "as many as this version has"
+        assert arguments[-1], "the legacy default stream takes no batches"
+        assert (num_attributes, firsts._obj.value) == (1, 0), "one for all, from the first on"
+        assert attributes._obj.source_order == _STREAM_ORDER
+        assert ctypes.sizeof(attributes._obj) == 24, "as in the headers of CUDA 12.8 and 13.0"
+        if has_fail_index:
+            assert isinstance(arguments[7]._obj, ctypes.c_size_t)
+        columns = [
+            (ctypes.c_size_t * count).from_address(each) for each in (targets, sources, sizes)
+        ]
+        # In no promised order.
+        for target, source, num_bytes in reversed(list(zip(*columns, strict=True))):
+            ctypes.memmove(target, source, num_bytes)
 
 
 def _put(reference: Any, value: int) -> None:

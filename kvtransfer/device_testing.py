@@ -71,8 +71,11 @@ class FakePool:
 class FakeStream:
     """See `CopyStream`. Each look does one copy; of a manual one, only `advance` does any."""
 
-    def __init__(self, copy_bytes: CopyBytes, *, is_manual: bool) -> None:
+    def __init__(
+        self, copy_bytes: CopyBytes, *, is_manual: bool, strikes_leaving: bool = False
+    ) -> None:
         self._copy_bytes = copy_bytes
+        self._strikes_leaving = strikes_leaving
         self._is_manual = is_manual
         self._changed = threading.Condition()
         self._queue: deque[tuple[CopyBytes, _Bytes, _Bytes]] = deque()
@@ -84,8 +87,10 @@ class FakeStream:
     def begin(self, target: KvSource, source: KvSource, runs: Sequence[ByteRun]) -> None:
         self._fail_if_told("begin")
         to, of = _bytes_of(target), _bytes_of(source)
-        # What is injected strikes where blocks arrive, as with other transports.
-        copy_bytes = plain_copy if isinstance(target, memoryview) else self._copy_bytes
+        # What is injected strikes where blocks arrive, as with other transports, or where they
+        # leave.
+        is_struck = isinstance(target, memoryview) is self._strikes_leaving
+        copy_bytes = self._copy_bytes if is_struck else plain_copy
         with self._changed:
             for src, dst, num_bytes in runs:
                 ends = to[dst : dst + num_bytes], of[src : src + num_bytes]
@@ -165,11 +170,14 @@ class FakeDevice:
         copy_bytes: CopyBytes = plain_copy,
         *,
         is_manual: bool = False,
+        strikes_leaving: bool = False,
         peers: Sequence[str] = (),
     ) -> None:
+        """`strikes_leaving`: `copy_bytes` is for copies to the host instead of those from it."""
         self.device_id = device_id
         self._copy_bytes = copy_bytes
         self._is_manual = is_manual
+        self._strikes_leaving = strikes_leaving
         self._peers = peers
         # What was made here, in order.
         self.streams: list[FakeStream] = []
@@ -198,7 +206,10 @@ class FakeDevice:
         return f"no peer access between {self.device_id} and {device_id}"
 
     def new_stream(self) -> CopyStream:
-        self.streams.append(FakeStream(self._copy_bytes, is_manual=self._is_manual))
+        stream = FakeStream(
+            self._copy_bytes, is_manual=self._is_manual, strikes_leaving=self._strikes_leaving
+        )
+        self.streams.append(stream)
         return self.streams[-1]
 
     def pin(self, num_bytes: int) -> PinnedBytes:

@@ -1,10 +1,10 @@
 """The sender's half of a pool in device memory: copies on a stream, published once they ended."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +27,18 @@ from kvtransfer.protocol import BlockMoves, PushReceipt
 from kvtransfer.sending import PushRun
 from kvtransfer.word_checksum import word_checksum
 from runtime.clock import Clock
+from runtime.logging import get_logger
+
+log = get_logger()
 
 # Looks at a stream without a pause, which is longer than small batches take; then the pause.
 _NUM_EAGER_LOOKS: Final = 100
 _PAUSE_S: Final = 50e-6
 # A copy cannot be called back, so even a late one is waited for; this long, and then it is stuck.
 END_TIMEOUT_S: Final = 10.0
-# By identity, both ends of copies that are stuck. What is unmapped or freed under a copy may be
-# somebody else's by the time it is written. Bounded by the connections, each of which holds a
-# slot of its peer or is of no more use.
+# By identity, both ends of copies that are or were stuck. What is unmapped or freed under a copy
+# may be somebody else's by the time it is written. Bounded by the connections; what is closed after
+# its copies have ended holds nothing of the device.
 _kept_by_id: Final[dict[int, object]] = {}
 
 
@@ -49,13 +52,18 @@ class MappedTarget:
     pool: DevicePool
 
 
+def keep(*ends: object) -> None:
+    """Something may go on for ever with these: they stay for as long as the process lives."""
+    _kept_by_id.update({id(end): end for end in ends})
+
+
 @contextmanager
 def kept_if_stuck(*ends: object) -> Iterator[None]:
     """Keep these for as long as the process lives if CopyStuck is raised within."""
     try:
         yield
     except CopyStuck:
-        _kept_by_id.update({id(end): end for end in ends})
+        keep(*ends)
         raise
 
 
@@ -82,6 +90,58 @@ def wait_for_copies(
             raise CopyStuck(transfer_id, END_TIMEOUT_S)
 
 
+class Ending(Protocol):
+    """What is asked whether all that was begun there has ended; raises DeviceFailed."""
+
+    def is_done(self) -> bool: ...
+
+
+def _nothing() -> None:
+    """Nobody has to hear of it."""
+
+
+class StuckCopies:
+    """Remembers a copy that is stuck, and refuses what would wait behind it. Used by one thread.
+
+    A device that answers again is asked again: a stuck copy that has ended is as good as any other.
+    """
+
+    def __init__(self) -> None:
+        self._error: CopyStuck | None = None
+        self._streams: Sequence[Ending] = ()
+        self._on_end: Callable[[], None] = _nothing
+
+    def begin(
+        self,
+        error: CopyStuck,
+        streams: Sequence[Ending],
+        on_end: Callable[[], None] = _nothing,
+    ) -> None:
+        """Copies of these streams do not end; `on_end` is called when they turn out to have."""
+        log.error("kv_copy_stuck", transfer_id=error.transfer_id, error=str(error))
+        self._error, self._streams, self._on_end = error, tuple(streams), on_end
+
+    def is_over(self) -> bool:
+        """Whether nothing is stuck (any more); never waits."""
+        if self._error is None:
+            return True
+        try:
+            has_ended = all(stream.is_done() for stream in self._streams)
+        except DeviceFailed:
+            return False
+        if has_ended:
+            log.warning("kv_copy_ended_late", transfer_id=self._error.transfer_id)
+            self._error, self._streams = None, ()
+            self._on_end()
+        return has_ended
+
+    def require_over(self, transfer_id: str) -> None:
+        """Raises: CopyStuck, at once."""
+        if not self.is_over():
+            assert self._error is not None, "something is stuck"
+            raise self._error.refusal_of(transfer_id)
+
+
 def _is_done(stream: CopyStream, transfer_id: str) -> bool:
     try:
         return stream.is_done()
@@ -100,8 +160,8 @@ class DeviceBlockWriter:
         self._stream = stream
         self._settings = settings
         self._clock = clock
-        # Set once a copy may go on for ever: its claim must stay, and there is one for each slot.
-        self._stuck: CopyStuck | None = None
+        # A copy that may go on for ever: its claim must stay, and there is one for each slot.
+        self._stuck = StuckCopies()
 
     def push(
         self,
@@ -112,8 +172,8 @@ class DeviceBlockWriter:
         should_stop: Callable[[], bool],
         check_peer: Callable[[], None],
     ) -> PushReceipt:
-        if self._stuck is not None:
-            raise CopyStuck(moves.transfer_id, self._stuck.waited_s)
+        self.look_again()
+        self._stuck.require_over(moves.transfer_id)
         layout, clock = self._target.layout, self._clock
         size = layout.block_bytes
         target = TargetPool(layout.num_blocks, size)
@@ -132,11 +192,14 @@ class DeviceBlockWriter:
             with kept_if_stuck(self._target, self._stream, source):
                 return run.run(batches, write)
         except CopyStuck as error:
-            self._stuck = error
+            self._stuck.begin(error, [self._stream], self._writer.release)
             raise
 
+    def look_again(self) -> None:
+        self._stuck.is_over()
+
     def close(self) -> bool:
-        if self._stuck is not None:
+        if not self._stuck.is_over():
             return False
         self._stream.close()
         self._target.pool.close()

@@ -10,6 +10,7 @@ TransferError
 ├── TransferTimeout     the copy did not finish in the time given
 ├── TransferCancelled   the sender's own side cancelled it
 ├── LayoutMismatch      the two pools do not describe the same blocks
+├── WrongVersion        the peer's release speaks KV over the network otherwise
 ├── WrongHost           shared memory of another host or container
 ├── BacklogFull         the bounded queue of this peer is full; try again later
 ├── LinkBroken          the connection broke, the receiver lives; place the request anew
@@ -132,6 +133,19 @@ class LayoutMismatch(TransferError):
         self.problem = problem
 
 
+class WrongVersion(TransferError):
+    """The receiver speaks another version of KV over a network."""
+
+    code = "kv_wrong_version"
+
+    def __init__(self, worker_id: str, theirs: int, ours: int) -> None:
+        super().__init__(
+            f"worker {worker_id} speaks version {theirs} of KV over a network, this worker {ours}; "
+            f"run one release of Tandem on both, or share /dev/shm between them"
+        )
+        self.worker_id, self.theirs, self.ours = worker_id, theirs, ours
+
+
 class WrongHost(TransferError):
     """The export is shared memory that this process cannot see."""
 
@@ -233,12 +247,19 @@ class CopyStuck(TransferError):
 
     code = "kv_copy_stuck"
 
-    def __init__(self, transfer_id: str, waited_s: float) -> None:
+    def __init__(self, transfer_id: str, waited_s: float, begun_by: str | None = None) -> None:
+        """`begun_by`: another transfer, whose copy it is; this one was not begun."""
+        whose = f"{begun_by}, begun before this one," if begun_by else "it"
         super().__init__(
-            f"transfer {transfer_id}: a copy on the GPU has not ended {waited_s:.3g} s after it "
-            f"should have; restart this worker, and look for Xid lines in the kernel log"
+            f"transfer {transfer_id}: a copy on the GPU has not ended {waited_s:.3g} s after "
+            f"{whose} should have; if this is said again and again, restart this worker, and look "
+            f"for Xid lines in the kernel log"
         )
-        self.transfer_id, self.waited_s = transfer_id, waited_s
+        self.transfer_id, self.waited_s, self.begun_by = transfer_id, waited_s, begun_by
+
+    def refusal_of(self, transfer_id: str) -> "CopyStuck":
+        """What a transfer is told that comes while this copy is still stuck."""
+        return CopyStuck(transfer_id, self.waited_s, self.begun_by or self.transfer_id)
 
 
 class PushFailed(TransferError):

@@ -13,9 +13,10 @@ from kvtransfer.batches import TaggedBlocks
 from kvtransfer.device import KvSource
 from kvtransfer.doors import ServedPool
 from kvtransfer.group_meeting import new_meeting, receive_group
-from kvtransfer.process_group import GroupKind, Moving, PairGroup
+from kvtransfer.group_rooms import GroupRooms
+from kvtransfer.process_group import GroupKind, Moving
 from kvtransfer.protocol import CopyBytes
-from kvtransfer.staging import NUM_ROOMS, Staging
+from kvtransfer.staging import NUM_ROOMS
 from kvtransfer.tcp_door import DoorKind
 from kvtransfer.tcp_frames import BatchHead, FrameError, pack_meeting
 from kvtransfer.tcp_link import Arrivals, MarkDoor, TcpLink
@@ -50,8 +51,8 @@ class GroupArrivals:
         # A block is never cut.
         self._max_batch_bytes = max(max_batch_bytes, self._block_bytes)
         self._meeting = new_meeting(self._max_batch_bytes)
-        self._staging = Staging(self._max_batch_bytes, kind.device)
-        self._group: PairGroup | None = None
+        self._staging = kind.new_staging(self._max_batch_bytes)
+        self._rooms: GroupRooms | None = None
         # What `take` puts into its place.
         self._received: torch.Tensor | None = None
 
@@ -61,17 +62,18 @@ class GroupArrivals:
     def meet(self) -> None:
         """Wait for the sender, who was greeted, to join. Raises: ConnectionLost, FrameError."""
         with self._staging.stream():
-            self._group = receive_group(self._kind, self._meeting, self._stream)
+            group = receive_group(self._kind, self._meeting, self._stream)
+        self._rooms = GroupRooms(group, self._staging)
 
     def begin(self, head: BatchHead) -> tuple[Moving, torch.Tensor]:
         """Let the bytes of an announced batch come in. Raises: FrameError, GroupFailed."""
         num_bytes = head.num_blocks * self._block_bytes
         if num_bytes > self._max_batch_bytes:
             raise FrameError(f"a batch of {num_bytes} bytes, not {self._max_batch_bytes} at most")
-        assert self._group is not None, "the link meets first"
+        assert self._rooms is not None, "the link meets first"
         room = self._staging.next_room(num_bytes)
         with self._staging.stream():
-            return self._group.begin_receive(room), room
+            return self._rooms.begin_receive(room), room
 
     def complete(self, moving: Moving, room: torch.Tensor, timeout_s: float) -> None:
         """Wait for the bytes; `take` is for these. Raises: GroupFailed."""
@@ -89,10 +91,8 @@ class GroupArrivals:
 
     def close(self) -> None:
         self._received = None
-        group, self._group = self._group, None
-        if group is not None:
-            group.close()
-        self._staging.close()
+        if self._rooms is not None:
+            self._rooms.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """The sender's side of gloo and NCCL: gather a batch, announce it, send it, hear of it later."""
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kvtransfer.batches import (
@@ -16,9 +15,11 @@ from kvtransfer.batches import (
     source_blocks,
 )
 from kvtransfer.device import KvSource
-from kvtransfer.errors import ExportUnavailable, PeerGone
+from kvtransfer.device_writing import StuckCopies, keep
+from kvtransfer.errors import CopyStuck, ExportUnavailable, PeerGone
 from kvtransfer.group_meeting import JOIN_TIMEOUT_S, send_group
-from kvtransfer.process_group import GroupFailed, GroupKind, Moving, PairGroup
+from kvtransfer.group_rooms import GroupRooms
+from kvtransfer.process_group import GroupFailed, GroupKind
 from kvtransfer.protocol import BlockMoves, PushReceipt, never
 from kvtransfer.staging import NUM_ROOMS, Staging
 from kvtransfer.tcp_connect import dial, patience_of
@@ -38,16 +39,16 @@ class GroupLine:
     """One connection, and the pair's process group beside it."""
 
     stream: Stream
-    group: PairGroup
-    staging: Staging
+    rooms: GroupRooms
     max_batch_bytes: int
-    # The newest sends; an older one was answered.
-    moving: deque[Moving] = field(default_factory=lambda: deque(maxlen=NUM_ROOMS))
+
+    @property
+    def staging(self) -> Staging:
+        """Where batches are gathered."""
+        return self.rooms.staging
 
     def close(self) -> None:
-        self.moving.clear()
-        self.group.close()
-        self.staging.close()
+        self.rooms.close()
 
 
 def _dial(kind: GroupKind, export: KvExport, sender_id: str, max_batch_bytes: int) -> GroupLine:
@@ -57,7 +58,7 @@ def _dial(kind: GroupKind, export: KvExport, sender_id: str, max_batch_bytes: in
         meeting = read_meeting(stream.receive(MEETING_BYTES, patience))
         # A block is never cut, and the receiver has room for one at least.
         most = min(max(max_batch_bytes, export.block_bytes), meeting.max_batch_bytes)
-        staging = Staging(most, kind.device)
+        staging = kind.new_staging(most)
         with staging.stream():
             group = send_group(kind, meeting, stream)
     except GroupFailed as error:
@@ -75,7 +76,7 @@ def _dial(kind: GroupKind, export: KvExport, sender_id: str, max_batch_bytes: in
     except BaseException:
         stream.reset()
         raise
-    return GroupLine(stream, group, staging, most)
+    return GroupLine(stream, GroupRooms(group, staging), most)
 
 
 class GroupSender:
@@ -93,6 +94,8 @@ class GroupSender:
         self._export = export
         self._settings = settings
         self._clock = clock
+        # Blocks that are gathered from the source for ever.
+        self._stuck = StuckCopies()
         most = settings.max_batch_bytes
         self._connection = Connection(export, lambda: _dial(kind, export, sender_id, most))
 
@@ -104,6 +107,7 @@ class GroupSender:
         timeout_s: float,
         should_stop: Callable[[], bool] = never,
     ) -> PushReceipt:
+        self._stuck.require_over(moves.transfer_id)
         self._connection.check()
         block_bytes = self._export.block_bytes
         line = self._connection.line()
@@ -116,7 +120,7 @@ class GroupSender:
             with line.staging.stream():
                 room = line.staging.gather(source, batch.runs, block_bytes)
                 line.stream.send([frame], patience)
-                line.moving.append(line.group.begin_send(room))
+                line.rooms.begin_send(room)
 
         push = AnsweredPush(
             line.stream, moves, ship, self._clock, timeout_s, should_stop, NUM_ROOMS
@@ -124,20 +128,31 @@ class GroupSender:
         try:
             return push.run(batches, block_bytes)
         except (ConnectionLost, FrameError) as error:
-            line.staging.wait_until_idle(moves.transfer_id)
+            self._let_source_go(line, source, moves.transfer_id)
             raise self._connection.loss(error.problem) from error
         except BaseException:
             # What was gathered in time may be read by the group for longer, the source may not.
-            line.staging.wait_until_idle(moves.transfer_id)
+            self._let_source_go(line, source, moves.transfer_id)
             if push.is_out_of_step or push.ahead:
                 self._connection.drop()
             raise
 
     def check(self) -> None:
+        self._stuck.is_over()
         self._connection.check()
 
     def close(self) -> None:
         self._connection.close()
+
+    def _let_source_go(self, line: GroupLine, source: KvSource, transfer_id: str) -> None:
+        """Wait until nothing reads the source. Raises: CopyStuck; this line is given up then."""
+        try:
+            line.staging.wait_until_idle(transfer_id)
+        except CopyStuck as error:
+            keep(line, source)
+            self._stuck.begin(error, [line.staging], line.staging.close)
+            self._connection.drop()
+            raise
 
     def _checksums_of(self, source: KvSource, moves: BlockMoves, staging: Staging) -> ChecksumsOf:
         block_bytes = self._export.block_bytes

@@ -1,6 +1,7 @@
 """For tests: senders led by hand, and gloo under the interface of NCCL, to run without a GPU."""
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, Self
 
@@ -9,8 +10,9 @@ import torch.distributed as dist
 
 from kvtransfer.batches import PushSettings, TargetPool, cut_batches, source_blocks
 from kvtransfer.group_meeting import send_group
-from kvtransfer.process_group import GroupKind, PairGroup
+from kvtransfer.process_group import GroupKind, Nccl, PairGroup
 from kvtransfer.protocol import BlockMoves
+from kvtransfer.staging import Staging
 from kvtransfer.tcp_connect import dial
 from kvtransfer.tcp_frames import MEETING_BYTES, pack_batch, read_meeting
 from kvtransfer.tcp_stream import Stream
@@ -58,6 +60,51 @@ class GlooAsNccl:
         group = _Group(store, rank, size, options.timeout)
         self.groups.append(group)
         return group
+
+
+class FakeSideStream:
+    """See `SideStream`: of a device that does all at once, or has failed."""
+
+    def __init__(self) -> None:
+        # Why it can tell nothing.
+        self.problem: str | None = None
+
+    def current(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def wait_for_engine(self) -> None:
+        """There is none."""
+
+    def is_idle(self) -> bool:
+        if self.problem is not None:
+            raise RuntimeError(self.problem)
+        return True
+
+
+class NcclOnADevice(Nccl):
+    """Over gloo, between pools of a fake device, with a stream that tests speak for."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu", GlooAsNccl())
+        # Of every staging, oldest first.
+        self.streams: list[FakeSideStream] = []
+
+    def new_staging(self, max_batch_bytes: int) -> Staging:
+        """See `GroupKind.new_staging`."""
+        self.streams.append(FakeSideStream())
+        return Staging(max_batch_bytes, "cpu", self.streams[-1])
+
+
+class GroupThatIsNotEnded:
+    """Stands for a group of NCCL that waits for itself when it is aborted."""
+
+    def __init__(self) -> None:
+        self.is_asked = threading.Event()
+        self.may_end = threading.Event()
+
+    def abort(self) -> None:
+        self.is_asked.set()
+        self.may_end.wait(PATIENCE_S)
 
 
 class NcclThatNeverConnects:
@@ -116,6 +163,9 @@ class _Work:
 
     def wait(self, timeout: timedelta) -> bool:
         return self._is_done.wait(timeout.total_seconds())
+
+    def synchronize(self) -> None:
+        """Nothing here has a stream."""
 
     def _finish(self) -> None:
         try:

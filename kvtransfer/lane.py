@@ -20,7 +20,8 @@ from kvtransfer.errors import (
 )
 from kvtransfer.probe import measure_path
 from kvtransfer.protocol import BlockMoves, KvSender, PushReceipt, Transport
-from runtime.clock import Clock
+from kvtransfer.slices import is_first_rank
+from runtime.clock import Clock, thread_cpu_s
 from runtime.logging import get_logger
 from scheduling.kv_export import KvExport
 
@@ -115,6 +116,8 @@ class PeerLane:
         self._used_at_s = clock.now()
         # The life of the peer, and the transport, that the log has heard of.
         self._logged: tuple[int, str] | None = None
+        # What of our transports that life did not have, as the log has heard.
+        self._not_offered: tuple[str, ...] = ()
         self._thread = threading.Thread(target=self._run, name=f"kv-push-{worker_id}", daemon=True)
         self._thread.start()
 
@@ -227,13 +230,15 @@ class PeerLane:
             left_s = item.deadline_at_s - self._clock.now()
             if left_s <= 0:
                 raise TransferTimeout(moves.transfer_id, 0, moves.num_blocks)
+            before_s = thread_cpu_s()
             receipt = path.sender.push(
                 self._source,
                 moves,
                 timeout_s=left_s,
                 should_stop=lambda: item.is_cancelled or self._must_cancel,
             )
-            return replace(receipt, transport=path.transport)
+            cpu_s = thread_cpu_s() - before_s
+            return replace(receipt, transport=path.transport, cpu_s=cpu_s)
         except TransferError as error:
             return error
         except Exception as error:
@@ -293,7 +298,10 @@ class PeerLane:
             transport=path.transport,
             reason=path.reason,
             bytes_per_s=None if path.bytes_per_s is None else round(path.bytes_per_s),
+            not_offered=", ".join(path.not_offered) or None,
+            not_tried=", ".join(path.not_tried) or None,
         )
+        self._warn_of_ways_not_offered(export, path)
         if path.lost_ways:
             log.warning(
                 "kv_path_slower_than_offered",
@@ -303,6 +311,24 @@ class PeerLane:
                 hint="KV goes a slower way than this pool offers; mend it, or leave it out of "
                 "transports",
             )
+
+    def _warn_of_ways_not_offered(self, export: KvExport, path: ChosenPath) -> None:
+        """Somebody set them on one side only. Once for each pair of workers."""
+        is_known = path.not_offered == self._not_offered
+        self._not_offered = path.not_offered
+        is_of_first_ranks = is_first_rank(export.worker_id) and is_first_rank(
+            self._settings.sender_id
+        )
+        if is_known or not path.not_offered or not is_of_first_ranks:
+            return
+        names = " and ".join(path.not_offered)
+        log.warning(
+            "kv_transports_not_offered",
+            worker_id=export.worker_id,
+            transports=", ".join(path.not_offered),
+            hint=f"{export.worker_id} does not offer {names}: set transports of decode workers as "
+            "well (tandem up: --decode-worker.transports, or --transports for all workers)",
+        )
 
     def _connect_ahead(self, export: KvExport) -> None:
         try:

@@ -18,7 +18,7 @@ from kvtransfer.device import (
     PinnedBytes,
     num_bytes_of,
 )
-from kvtransfer.device_writing import kept_if_stuck, wait_for_copies
+from kvtransfer.device_writing import StuckCopies, kept_if_stuck, wait_for_copies
 from kvtransfer.doors import OnDevice
 from kvtransfer.errors import CopyStuck, TransferCancelled, TransferTimeout
 from kvtransfer.plan import merge_runs
@@ -40,8 +40,8 @@ class Rooms:
         self._room_bytes = room_bytes
         self._clock = clock
         self._rooms: list[tuple[PinnedBytes, CopyStream]] = []
-        # A copy into or out of a room may go on for ever.
-        self._is_stuck = False
+        # A copy into or out of a room that may go on for ever.
+        self._stuck = StuckCopies()
 
     def room(self, number: int) -> tuple[memoryview, CopyStream]:
         """Where the piece of this number goes, and the stream for its copies.
@@ -64,9 +64,17 @@ class Rooms:
         try:
             with kept_if_stuck(self):
                 wait_for_copies(stream, transfer_id, must_end, self._clock)
-        except CopyStuck:
-            self._is_stuck = True
+        except CopyStuck as error:
+            self._stuck.begin(error, [stream for _, stream in self._rooms])
             raise
+
+    def require_usable(self, transfer_id: str) -> None:
+        """Raises: CopyStuck, at once, while a copy of an earlier transfer is."""
+        self._stuck.require_over(transfer_id)
+
+    def look_again(self) -> None:
+        """Whether a stuck copy has ended meanwhile."""
+        self._stuck.is_over()
 
     def wait_for_all(self, transfer_id: str) -> None:
         """Until no copy uses a room. Raises: CopyStuck."""
@@ -75,7 +83,7 @@ class Rooms:
 
     def close(self) -> None:
         """Let go of them. Twice is fine. Those that a stuck copy uses stay with the process."""
-        if self._is_stuck:
+        if not self._stuck.is_over():
             return
         for pinned, stream in self._rooms:
             stream.close()
@@ -111,6 +119,7 @@ class StagedSender:
         if isinstance(source, memoryview):
             return self._inner.push(source, moves, timeout_s=timeout_s, should_stop=should_stop)
         num_source_blocks(num_bytes_of(source), moves, self._block_bytes)
+        self._rooms.require_usable(moves.transfer_id)
         self._inner.check()
         push = _StagedPush(
             self._inner, self._rooms, source, self._block_bytes, self._clock, should_stop
@@ -128,6 +137,7 @@ class StagedSender:
 
     def check(self) -> None:
         self._inner.check()
+        self._rooms.look_again()
 
     def close(self) -> None:
         self._rooms.close()

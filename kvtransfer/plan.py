@@ -1,4 +1,4 @@
-"""Which blocks to move and in how few copies. Pure: standard library only, no memory is touched.
+"""Which blocks to move and in how few copies. Pure: no memory of a pool is touched.
 
 The prefill worker asks it after every chunk which blocks are ready; the sender asks it how to
 turn block pairs into few large copies and which of them carry a checksum.
@@ -7,6 +7,8 @@ turn block pairs into few large copies and which of them carry a checksum.
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 _WORD = 1 << 64
 # 2**64 divided by the golden ratio: multiples of it, modulo 2**64, fill the range evenly.
@@ -33,6 +35,8 @@ def merge_runs(src_block_ids: Sequence[int], dst_block_ids: Sequence[int]) -> tu
         raise ValueError(f"{len(src_block_ids)} source and {len(dst_block_ids)} target blocks")
     if not src_block_ids:
         return ()
+    # In Python: with numpy, tuples of up to a thousand blocks take longer, and so do scattered ones
+    # of any length, of which every block is a run of its own.
     runs: list[CopyRun] = []
     src_start, dst_start, length = src_block_ids[0], dst_block_ids[0], 0
     for src, dst in zip(src_block_ids, dst_block_ids, strict=True):
@@ -100,11 +104,13 @@ def sampled_indices(
     """
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"checksum fraction {fraction} is not in [0, 1]")
-    indices = range(first_index, first_index + num_blocks)
     if fraction == 0.0:
         return ()
     if fraction == 1.0:
-        return tuple(indices)
+        return tuple(range(first_index, first_index + num_blocks))
     digest = hashlib.blake2b(transfer_id.encode(), digest_size=8).digest()
     start, threshold = int.from_bytes(digest, "little"), int(fraction * _WORD)
-    return tuple(i for i in indices if (start + i * _GOLDEN_STEP) % _WORD < threshold)
+    # Modulo 2**64, as unsigned numbers wrap around.
+    indices = np.arange(first_index, first_index + num_blocks, dtype=np.uint64)
+    is_sampled = indices * np.uint64(_GOLDEN_STEP) + np.uint64(start) < np.uint64(threshold)
+    return tuple(indices[is_sampled].tolist())

@@ -4,7 +4,6 @@ Made, used and ended by the thread of that pair, so that a peer that hangs holds
 Importing this imports torch.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import torch
 import torch.distributed as dist
 
+from kvtransfer import nccl_settings
 from kvtransfer.errors import ExportUnavailable
+from kvtransfer.staging import Staging
 from kvtransfer.tcp_stream import ConnectionLost
 from runtime.clock import MonotonicClock
 
@@ -31,6 +32,10 @@ _LAST_WORDS_S: Final = 0.5
 _PAUSE_S: Final = 50e-6
 # Tags repeat after so many batches; two are on their way at most.
 _NUM_TAGS: Final = 1 << 16
+# After this NCCL takes a transfer for failed; every wait of ours is shorter.
+_OPERATION_TIMEOUT_S: Final = 600.0
+# To take a group of NCCL apart, which is a matter of milliseconds.
+END_GROUP_S: Final = 5.0
 
 
 class GroupFailed(ConnectionLost):
@@ -56,6 +61,7 @@ class PairGroup:
         # Kept: the library may ask it as long as the group lives.
         self._store = store
         self._is_polled = is_polled
+        self._has_ended = True
         self._peer = SENDER if own_rank == RECEIVER else RECEIVER
         self._num_sent = self._num_received = 0
 
@@ -73,13 +79,21 @@ class PairGroup:
             work = self._group.recv([room], self._peer, self._num_received % _NUM_TAGS)
         return Moving(work, room, self._is_polled)
 
-    def close(self) -> None:
-        """Break off what is under way and let go of connections and threads. Twice is fine."""
-        group, self._group = self._group, None
-        if group is None:
-            return
-        # NCCL: ends kernels that wait for the peer. Gloo ends with its last reference.
-        _abort(group)
+    def close(self, timeout_s: float = END_GROUP_S) -> bool:
+        """Break off what is under way and let go of connections and threads. Twice is fine.
+
+        False where the library has not ended it in that time; what moves may then go on.
+        """
+        held, self._group = [self._group], None
+        if held[0] is None:
+            return self._has_ended
+        if not self._is_polled:
+            # Ends with its last reference.
+            with _quiet():
+                held.pop().abort()
+            return True
+        self._has_ended = _end(held, timeout_s)
+        return self._has_ended
 
 
 class Moving:
@@ -104,6 +118,11 @@ class Moving:
             left_s = max(until_s - MonotonicClock().now(), _LEAST_WAIT_S)
             if not self._work.wait(timedelta(seconds=left_s)):
                 raise GroupFailed("a transfer was given up")
+
+    def hold_stream(self) -> None:
+        """What the current stream is given from now on runs after these bytes have moved."""
+        if self._is_polled:
+            self._work.synchronize()
 
     def _wait_until_done(self, until_s: float, has_ended: Callable[[], bool]) -> None:
         pause, clock = threading.Event(), MonotonicClock()
@@ -139,6 +158,10 @@ class GroupKind(Protocol):
         """Meet the other side in the store. Raises: GroupFailed, after that time at the latest."""
         ...
 
+    def new_staging(self, max_batch_bytes: int) -> Staging:
+        """Rooms where what it moves must lie."""
+        ...
+
 
 def require(kind: GroupKind) -> None:
     """Raises: ExportUnavailable where something is missing."""
@@ -162,7 +185,12 @@ class Gloo:
             return None
         return "this build of torch has no gloo"
 
+    def new_staging(self, max_batch_bytes: int) -> Staging:
+        """See `GroupKind.new_staging`."""
+        return Staging(max_batch_bytes, self.device)
+
     def join(self, store: "Store", rank: int, own_host: str, timeout_s: float) -> PairGroup:
+        """See `GroupKind.join`."""
         api: Any = dist.ProcessGroupGloo
         with _library_errors("meeting the other side"):
             options = api._Options()
@@ -175,10 +203,7 @@ class Gloo:
 
 
 class Nccl:
-    """Device memory, by whatever way NCCL finds.
-
-    Made before threads start: it changes the environment of the process.
-    """
+    """Device memory, by whatever way NCCL finds. The process was prepared (`nccl_settings.py`)."""
 
     name: Final = "nccl"
     takes_device_pools: Final = True
@@ -188,9 +213,6 @@ class Nccl:
         self.device = device
         # In place of the library's, for tests.
         self._group_class = group_class
-        # By default the library ends the whole process when a peer is lost; every wait here has a
-        # deadline of its own, and what is lost then is one pair. Read when a group is made.
-        os.putenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 
     def problem(self) -> str | None:
         if self._group_class is not None:
@@ -199,7 +221,15 @@ class Nccl:
             return "it needs a CUDA device"
         if not (dist.is_available() and dist.is_nccl_available()):
             return "this build of torch has no NCCL"
+        missing = nccl_settings.missing()
+        if missing:
+            # Else the library would end the whole process when a peer is lost.
+            return f"this process was started without {' '.join(missing)}"
         return None
+
+    def new_staging(self, max_batch_bytes: int) -> Staging:
+        """See `GroupKind.new_staging`."""
+        return Staging(max_batch_bytes, self.device)
 
     def join(self, store: "Store", rank: int, own_host: str, timeout_s: float) -> PairGroup:
         """See `GroupKind.join`.
@@ -213,7 +243,8 @@ class Nccl:
 
         def connect() -> None:
             options = api.Options()
-            options._timeout = timedelta(seconds=timeout_s)
+            # Of transfers: above every deadline here, so that the library calls none late.
+            options._timeout = timedelta(seconds=_OPERATION_TIMEOUT_S)
             made.append(api(store, rank, 2, options))
             # One communicator for the pair, made now and not at the first batch.
             made[0].eager_connect_single_device(torch.device(self.device))
@@ -222,9 +253,8 @@ class Nccl:
             try:
                 _in_time(connect, timeout_s + _LAST_WORDS_S)
             except BaseException:
-                for group in made:
-                    # It may wait for the one that connects.
-                    threading.Thread(target=_abort, args=(group,), daemon=True).start()
+                # It may wait for the one that connects.
+                _end(made, 0.0)
                 raise
             return PairGroup(made[0], rank, store, is_polled=True)
 
@@ -248,9 +278,23 @@ def _in_time(act: Callable[[], None], timeout_s: float) -> None:
         raise errors[0]
 
 
-def _abort(group: Any) -> None:
-    with _quiet():
-        group.abort()
+def _end(held: list[Any], timeout_s: float) -> bool:
+    """Abort the groups of a list and let go of them; whether that was over in time.
+
+    On a thread of its own. NCCL ends kernels that wait for the peer, and may wait without a bound
+    for its own threads, in `abort` as with the last reference, which is not the caller's for that.
+    """
+    groups, held[:] = list(held), []
+
+    def run() -> None:
+        while groups:
+            with _quiet():
+                groups.pop().abort()
+
+    thread = threading.Thread(target=run, name="kv-group-end", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return not thread.is_alive()
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The sending side's queues: pushes that the engine thread orders and never waits for.
 
 Each peer has a lane: a bounded queue and a thread, so that a slow or dead peer holds up no other.
-The prefill worker submits after every chunk; the outcome comes back by callback on the lane's
-thread, exactly once for every accepted job, and only when its source blocks are no longer read.
+The prefill worker submits when its core wants a push; the outcome comes back by callback on the
+lane's thread, exactly once for every accepted job, and only when its source blocks are no longer
+read.
 """
 
 import threading

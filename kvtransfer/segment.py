@@ -114,7 +114,7 @@ def new_segment(path: Path, num_bytes: int) -> Iterator[int]:
     no longer fits. The open file is the caller's afterwards.
     Raises: ExportUnavailable.
     """
-    _require_room(path.parent, num_bytes)
+    require_room(path.parent, num_bytes)
     try:
         file = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -141,7 +141,8 @@ def populate(memory: mmap.mmap) -> None:
             return  # an older kernel: pages are mapped as they are touched
 
 
-def _require_room(directory: Path, num_bytes: int) -> None:
+def require_room(directory: Path, num_bytes: int) -> None:
+    """Whether that many bytes are free at this moment. Raises: ExportUnavailable."""
     try:
         about = os.statvfs(directory)
     except OSError as error:

@@ -264,10 +264,15 @@ class SegmentSender:
         if self._writer is None:
             raise RuntimeError("this connection is closed")
         return self._writer.push(
-            source, moves, timeout_s=timeout_s, should_stop=should_stop, check_peer=self.check
+            source, moves, timeout_s=timeout_s, should_stop=should_stop, check_peer=self._check_peer
         )
 
     def check(self) -> None:
+        self._check_peer()
+        if self._writer is not None:
+            self._writer.look_again()
+
+    def _check_peer(self) -> None:
         if self._writer is None or not segment.is_locked(self._file, segment.OWNER_LOCK):
             raise self._loss()
 

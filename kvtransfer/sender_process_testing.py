@@ -20,6 +20,7 @@ from kvtransfer.errors import TransferError
 from kvtransfer.nixl import NixlTransport
 from kvtransfer.protocol import BlockMoves, CopyBytes, KvSender, PushReceipt, Transport
 from kvtransfer.shared_memory import SharedMemoryTransport
+from kvtransfer.staged_tcp import StagedTcpTransport
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.testing import PATIENCE_S, DyingCopy, damaging_copy, patterned_pool
 from scheduling.kv_export import KvExport
@@ -43,6 +44,8 @@ class SenderSpec:
     at_copy: int = 1
     checksum_fraction: float = 1.0
     max_batch_bytes: int = 8 << 20
+    # Over TCP: its pool is on a fake device, and faults strike where blocks leave it.
+    is_staged: bool = False
 
 
 class PushRefused(Exception):
@@ -138,7 +141,7 @@ def _serve(spec: SenderSpec, commands: Connection) -> None:
     )
     transport = _transport_of(spec, settings)
     source: KvSource = memoryview(pool)
-    if isinstance(transport, CudaIpcTransport):
+    if isinstance(transport, CudaIpcTransport | StagedTcpTransport):
         source = transport.new_pool(bytes(pool))
     sender: KvSender | None = None
     while True:
@@ -157,6 +160,9 @@ def _serve(spec: SenderSpec, commands: Connection) -> None:
 
 
 def _transport_of(spec: SenderSpec, settings: PushSettings) -> Transport:
+    if spec.is_staged:
+        fake = FakeDevice(copy_bytes=settings.copy_bytes, strikes_leaving=True)
+        return StagedTcpTransport(lambda: fake, settings=settings)
     if spec.export.transport == tcp.NAME:
         return TcpTransport(settings=settings)
     if spec.export.transport == nixl.NAME:

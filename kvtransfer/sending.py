@@ -31,6 +31,10 @@ class PoolWriter(Protocol):
         """See `KvSender.push`; `check_peer` raises where the receiver is gone."""
         ...
 
+    def look_again(self) -> None:
+        """To be called now and then: what was stuck may have ended, and its claim with it."""
+        ...
+
     def close(self) -> bool:
         """Let go of the peer's memory.
 
@@ -99,6 +103,9 @@ class BlockWriter:
         batches = cut_batches(pool, moves, target, self._settings)
         run = PushRun(moves, self._block_bytes, self._clock, timeout_s, should_stop, check_peer)
         return run.run(batches, lambda batch: self._write(pool, batch))
+
+    def look_again(self) -> None:
+        """A memcpy ends."""
 
     def close(self) -> bool:
         # The mapping goes with the last view of it.

@@ -69,6 +69,11 @@ def pool_name(worker_id: str, rank: int) -> str:
     return worker_id if rank == 0 else f"{worker_id}/{rank}"
 
 
+def is_first_rank(name: str) -> bool:
+    """Whether a name that begins with that of a pool is of rank 0."""
+    return "/" not in name
+
+
 def export_of_rank(export: KvExport, slices: PoolSlices) -> KvExport:
     """What the receiver of a rank's pool exports, and which slices are in it."""
     return replace(export, first_slice=slices.first, num_slices=slices.num)

@@ -8,7 +8,7 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,8 @@ import torch
 
 from kvtransfer.cuda_checksum import block_checksums
 from kvtransfer.device import DevicePool, KvSource
-from kvtransfer.device_writing import END_TIMEOUT_S
-from kvtransfer.errors import CopyStuck
+from kvtransfer.device_writing import END_TIMEOUT_S, kept_if_stuck
+from kvtransfer.errors import CopyStuck, DeviceFailed
 from kvtransfer.plan import CopyRun, merge_runs
 from kvtransfer.protocol import CopyBytes
 from runtime.clock import MonotonicClock
@@ -29,24 +29,58 @@ _PAUSE_S: Final = 50e-6
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
+class SideStream(Protocol):
+    """What a device does for the rooms, beside what it does for the engine."""
+
+    def current(self) -> AbstractContextManager[object]:
+        """What torch is asked to do within happens here."""
+        ...
+
+    def wait_for_engine(self) -> None:
+        """What is asked from now on happens after what the engine has asked for."""
+        ...
+
+    def is_idle(self) -> bool:
+        """Never waits. Raises: RuntimeError where the device has failed."""
+        ...
+
+
+class CudaSideStream:
+    """See `SideStream`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def current(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._stream)
+
+    def wait_for_engine(self) -> None:
+        self._stream.wait_stream(torch.cuda.default_stream(self._device))
+
+    def is_idle(self) -> bool:
+        return bool(self._stream.query())
+
+
 class Staging:
     """Rooms for whole batches, taken in turns. Used by one thread.
 
     On a GPU everything that concerns them happens within `stream()`.
     """
 
-    def __init__(self, max_batch_bytes: int, device: str) -> None:
+    def __init__(self, max_batch_bytes: int, device: str, stream: SideStream | None = None) -> None:
         self._max_batch_bytes = max_batch_bytes
         self._device = torch.device(device)
-        self._stream: torch.cuda.Stream | None = None
-        if self._device.type == "cuda":
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        if stream is None and self._device.type == "cuda":
+            stream = CudaSideStream(self._device)
+        # None: nothing is ever under way when a call returns.
+        self._stream = stream
         self._rooms: list[torch.Tensor | None] = [None] * NUM_ROOMS
         self._num_taken = 0
 
     def stream(self) -> AbstractContextManager[object]:
         """A stream of its own, so that nothing here waits for the engine's."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        return nullcontext() if self._stream is None else self._stream.current()
 
     def next_room(self, num_bytes: int) -> torch.Tensor:
         """[num_bytes]; its bytes are overwritten NUM_ROOMS calls later."""
@@ -76,15 +110,15 @@ class Staging:
     def scatter(
         self, room: torch.Tensor, pool: KvSource, ids: npt.NDArray[np.int64], copy_bytes: CopyBytes
     ) -> None:
-        """Copy received blocks to their place; all is there when it returns."""
+        """Copy received blocks to their place; all is there when it returns. Raises: CopyStuck."""
         if isinstance(pool, memoryview):
             _scatter_on_host(room.cpu().numpy(), pool, ids, copy_bytes)
             return
         blocks = room.view(len(ids), -1)
         index = torch.from_numpy(ids).to(room.device)
         self._flat(pool).view(-1, blocks.shape[1]).index_copy_(0, index, blocks)
-        if self._stream is not None:
-            self._stream.synchronize()
+        with kept_if_stuck(self, pool):
+            self.wait_until_idle("that arrived by a process group")
 
     def checksums(
         self, pool: DevicePool, block_bytes: int, block_ids: Sequence[int]
@@ -104,13 +138,22 @@ class Staging:
         pause, clock = threading.Event(), MonotonicClock()
         until_s = clock.now() + END_TIMEOUT_S
         try:
-            while not self._stream.query():
+            while not self._stream.is_idle():
                 if clock.now() >= until_s:
                     raise CopyStuck(transfer_id, END_TIMEOUT_S)
                 pause.wait(_PAUSE_S)
         except RuntimeError as error:
             # The device cannot tell any more.
             raise CopyStuck(transfer_id, 0.0) from error
+
+    def is_done(self) -> bool:
+        """Whether nothing that was begun here is under way; never waits. Raises: DeviceFailed."""
+        if self._stream is None:
+            return True
+        try:
+            return self._stream.is_idle()
+        except RuntimeError as error:
+            raise DeviceFailed("cudaStreamQuery", str(error), "restart this worker") from error
 
     def close(self) -> None:
         """Let go of the memory. Twice is fine."""
@@ -127,7 +170,7 @@ class Staging:
     def _wait_for_engine(self) -> None:
         """What the engine's stream was given until now wrote the blocks that are asked for."""
         if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.default_stream(self._device))
+            self._stream.wait_for_engine()
 
     def _flat(self, pool: DevicePool) -> torch.Tensor:
         """[num_bytes] uint8 over a pool of the device; aliases it."""

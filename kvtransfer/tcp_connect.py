@@ -9,12 +9,15 @@ from kvtransfer.errors import (
     PeerGone,
     StaleIncarnation,
     TransferError,
+    WrongVersion,
 )
 from kvtransfer.tcp_frames import (
     TOKEN_BYTES,
+    VERSION,
     WELCOME_BYTES,
     FrameError,
     Hello,
+    OtherVersion,
     Welcome,
     pack_hello,
     read_welcome,
@@ -47,7 +50,7 @@ def dial(
 ) -> Stream:
     """A connection that was welcomed.
 
-    Raises: PeerGone, StaleIncarnation, LayoutMismatch, ExportUnavailable.
+    Raises: PeerGone, StaleIncarnation, LayoutMismatch, WrongVersion, ExportUnavailable.
     """
     hello = pack_hello(
         Hello(
@@ -70,6 +73,9 @@ def dial(
         patience = patience_of(MonotonicClock(), welcome_timeout_s, export)
         stream.send([memoryview(hello)], patience)
         verdict, incarnation = read_welcome(stream.receive(WELCOME_BYTES, patience))
+    except OtherVersion as error:
+        stream.reset()
+        raise WrongVersion(export.worker_id, error.theirs, VERSION) from error
     except (ConnectionLost, FrameError) as error:
         stream.reset()
         raise PeerGone(export.worker_id, export.incarnation) from error

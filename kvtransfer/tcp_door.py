@@ -1,5 +1,6 @@
 """The receiver's side of TCP: a listening port, and a thread for every sender that was let in."""
 
+import errno
 import hmac
 import secrets
 import socket
@@ -30,6 +31,7 @@ from scheduling.kv_export import KvExport
 log = get_logger()
 
 NAME: Final = "tcp"
+_SET_HOST: Final = "set kv_host to an address of this machine (ip address)"
 _BACKLOG: Final = 128
 _JOIN_TIMEOUT_S: Final = 2.0
 
@@ -236,6 +238,24 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _why_not(host: str, port: int, error: OSError) -> tuple[str, str]:
+    """What is wrong with an address, and what to do."""
+    where = format_address(host, port)
+    if isinstance(error, socket.gaierror):
+        return f"{host!r} is no address or name that this machine knows", _SET_HOST
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is no address of this machine", _SET_HOST
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"another process listens on {where} already",
+            "end it, or set kv_port to a port that is free (0: the system chooses)",
+        )
+    if error.errno == errno.EACCES:
+        return f"this user may not listen on {where}", "set kv_port to 1024 or more"
+    problem = f"{where} cannot be listened on: {error.strerror or error}"
+    return problem, "set kv_host and kv_port to an address of this machine that is free"
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(
@@ -251,9 +271,5 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise ExportUnavailable(
-            f"{format_address(host, port)} cannot be listened on, another process may have it "
-            f"already: {error.strerror or error}",
-            "set kv_host and kv_port to an address of this machine that is free",
-        ) from error
+        raise ExportUnavailable(*_why_not(host, port, error)) from error
     return listener

@@ -38,7 +38,11 @@ import xxhash
 
 from kvtransfer.batches import TaggedBlocks
 
-VERSION: Final = 1
+# Of everything here, and of what gloo and NCCL are asked to do between a meeting and an answer: to
+# be raised with every change that a peer of another version would misread.
+VERSION: Final = 2
+# Who claims a later one is a stranger, and told nothing.
+_MAX_VERSION: Final = 1023
 # One batch's tables take at most 1.6 MB.
 MAX_BATCH_BLOCKS: Final = 1 << 16
 MAX_NAME_BYTES: Final = 1024
@@ -87,6 +91,14 @@ class FrameError(Exception):
         self.problem = problem
 
 
+class OtherVersion(FrameError):
+    """The peer sends what belongs to another version of this file."""
+
+    def __init__(self, theirs: int) -> None:
+        super().__init__(f"the peer speaks version {theirs}, not {VERSION}")
+        self.theirs = theirs
+
+
 class Welcome(enum.IntEnum):
     """What a receiver says to a hello."""
 
@@ -95,6 +107,8 @@ class Welcome(enum.IntEnum):
     OTHER_WORKER = 2
     OTHER_LAYOUT = 3
     FULL = 4
+    # The frame's own version is the receiver's.
+    OTHER_VERSION = 5
 
 
 class Verdict(enum.IntEnum):
@@ -173,14 +187,19 @@ def pack_hello(hello: Hello) -> bytes:
 
 
 def hello_bytes(begin: bytes) -> int:
-    """How long the hello is that begins so. Raises: FrameError as soon as it can be no hello."""
+    """How long the hello is that begins so.
+
+    Raises: FrameError as soon as it can be no hello; OtherVersion.
+    """
     if not _HELLO_MARK.startswith(begin[:8]):
         raise FrameError("what came is no hello")
     if len(begin) < HELLO_HEAD_BYTES:
         return HELLO_HEAD_BYTES
     _, version, num_worker, num_sender, *_ = _HELLO.unpack_from(begin)
     if version != VERSION:
-        raise FrameError(f"the hello has version {version}, not {VERSION}")
+        if version > _MAX_VERSION:
+            raise FrameError("what came is no hello")
+        raise OtherVersion(version)
     if max(num_worker, num_sender) > MAX_NAME_BYTES:
         raise FrameError("a name in the hello is too long")
     return _aligned(_HELLO.size + num_worker + num_sender + _DIGEST.size)
@@ -208,10 +227,12 @@ def pack_welcome(verdict: Welcome, incarnation: int) -> bytes:
 
 
 def read_welcome(frame: bytes) -> tuple[Welcome, int]:
-    """The verdict and the receiver's incarnation. Raises: FrameError."""
+    """The verdict and the receiver's incarnation. Raises: FrameError, OtherVersion."""
     mark, version, verdict, incarnation = _WELCOME.unpack(_opened(frame))
-    if mark != _WELCOME_MARK or version != VERSION or verdict not in list(Welcome):
-        raise FrameError("what came is no welcome of this version")
+    if mark == _WELCOME_MARK and version != VERSION:
+        raise OtherVersion(version)
+    if mark != _WELCOME_MARK or verdict not in list(Welcome):
+        raise FrameError("what came is no welcome")
     return Welcome(verdict), incarnation
 
 

@@ -1,5 +1,6 @@
 """Where connections come in: reads hellos, lets in who knows the token, drops everybody else."""
 
+import contextlib
 import select
 import selectors
 import socket
@@ -7,7 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from kvtransfer.tcp_frames import FrameError, Hello, Welcome, hello_bytes, pack_welcome, read_hello
+from kvtransfer.tcp_frames import (
+    MAX_HELLO_BYTES,
+    FrameError,
+    Hello,
+    OtherVersion,
+    Welcome,
+    hello_bytes,
+    pack_welcome,
+    read_hello,
+)
 from runtime.clock import Clock
 from runtime.logging import get_logger
 
@@ -106,6 +116,13 @@ class Reception:
                 self._answer(pending, read_hello(bytes(pending.begin)))
         except BlockingIOError:
             return
+        except OtherVersion as error:
+            # Without it the sender could not tell another version from a worker that has left.
+            with contextlib.suppress(OSError):
+                # What is closed unread may take along what was sent.
+                pending.connection.recv(MAX_HELLO_BYTES)
+                pending.connection.send(pack_welcome(Welcome.OTHER_VERSION, self._incarnation))
+            self._drop(pending, str(error))
         except (FrameError, OSError) as error:
             self._drop(pending, str(error))
 

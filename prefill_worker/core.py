@@ -2,15 +2,17 @@
 
 Prompts run in the order in which the router sent them, cut into chunks that fill the iteration's
 token budget; at most one prompt is left partly computed. What is cached of a prompt is shared; what
-another prompt computes right now is waited for, and who waits may be passed. Full blocks are pushed
-as soon as they are computed and a target is known. A task lets go of its blocks only when no copy
-reads them any more.
+another prompt computes right now is waited for, and who waits may be passed. When blocks go to a
+known target: `prefill_worker/pushing.py`. A task lets go of its blocks only when no copy reads them
+any more.
 """
 
 from dataclasses import dataclass
 from typing import assert_never
 
 from prefill_worker.prompt_task import PromptTask
+from prefill_worker.pushing import BesidePass, Pushing
+from scheduling.batch_time import shape_of
 from scheduling.block_pool import BlockPool, num_blocks_for
 from scheduling.errors import TandemError
 from scheduling.ids import BlockId, TaskId
@@ -36,6 +38,7 @@ from scheduling.messages import (
 )
 from scheduling.pass_timer import PassTimer, model_of
 from scheduling.prefix_reuse import PrefixReuse
+from scheduling.push_pacing import KvOverlap
 from scheduling.slots import SlotPool
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
 from scheduling.worker_events import (
@@ -46,7 +49,6 @@ from scheduling.worker_events import (
     KvRefused,
     KvSwapped,
     LoadSequence,
-    Push,
     PushFinished,
     QuarantineCleared,
     SampledOutput,
@@ -71,8 +73,12 @@ class PrefillSettings:
     max_num_batched_tokens: int
     # Keep the KV of full blocks for later prompts that begin alike.
     prefix_caching: bool = True
-    # Passes are timed, and a model of them is learnt.
+    # Passes are timed, a model of them is learnt, and how far off it is goes with the load.
     is_learning: bool = False
+    # `AUTO` learns too, and keeps that to itself.
+    kv_overlap: KvOverlap = KvOverlap.CHUNK
+    # Pushes take their CPU time from the passes.
+    are_cores_shared: bool = False
 
 
 class PrefillCore:
@@ -90,7 +96,14 @@ class PrefillCore:
         self._task_by_slot: dict[int, PromptTask] = {}
         self._planned: tuple[ScheduledChunk, ...] = ()
         self._prefixes = PrefixReuse(self.pool, settings.block_size, is_on=settings.prefix_caching)
-        self._timer = PassTimer(model_of(None, is_needed=settings.is_learning))
+        is_learning = settings.is_learning or settings.kv_overlap is KvOverlap.AUTO
+        self._timer = PassTimer(model_of(None, is_needed=is_learning))
+        self._pushing = Pushing(
+            self.pool,
+            settings.block_size,
+            settings.kv_overlap,
+            are_cores_shared=settings.are_cores_shared,
+        )
         # Kept as a sum: the load goes out with every frame.
         self._num_backlog_tokens = 0
 
@@ -103,7 +116,7 @@ class PrefillCore:
             num_waiting=len(self._waiting),
             num_backlog_tokens=self._num_backlog_tokens,
             num_tasks=len(self._task_by_id),
-            pass_time_error=self._timer.error,
+            pass_time_error=self._timer.error if self._settings.is_learning else None,
         )
 
     @property
@@ -145,6 +158,8 @@ class PrefillCore:
             budget -= self._schedule(task, budget, chunks)
         if budget > 0:
             actions += self._start_waiting(budget, chunks)
+        if chunks and self._settings.kv_overlap is KvOverlap.AUTO:
+            actions += self._pace(chunks, now)
         self._planned = tuple(chunks)
         actions += self._prefixes.news()
         if not chunks:
@@ -184,7 +199,7 @@ class PrefillCore:
                     message = "the target's blocks are not those of the sequence; see the versions"
                     return self._fail(task, "transfer_failed", message)
                 task.target = target
-                return self._push_ready(task) + self._finish_if_pushed(task)
+                return self._pushing.at_once(task) + self._finish_if_pushed(task)
             case CancelTask(task_id):
                 if task is None:
                     return [SendReport(session_id, TaskReleased(task_id))]
@@ -245,7 +260,7 @@ class PrefillCore:
         return [
             LoadSequence(start, sequence.stop),
             SendReport(task.session_id, PrefillStarted(task.task_id, task.num_computed_tokens)),
-            *self._push_ready(task),
+            *self._pushing.at_once(task),
         ]
 
     def _schedule(self, task: PromptTask, budget: int, chunks: list[ScheduledChunk]) -> int:
@@ -259,6 +274,21 @@ class PrefillCore:
             chunks.append(chunk)
         return max(0, num_tokens)
 
+    def _pace(self, chunks: list[ScheduledChunk], now: float) -> list[WorkerAction]:
+        """Push what is worth it beside the pass, which may hold less for the sake of that."""
+        model, budget = self._timer.model, self._settings.max_num_batched_tokens
+        assert model is not None, "whoever paces learns what passes take"
+        if len(chunks) == 1 and not self._waiting:
+            # Nobody else would use the room, and nobody waits for a longer way to the end.
+            task = self._task_by_slot[chunks[0].slot]
+            chunks[0] = self._pushing.cut(task, chunks[0], model, now)
+        pass_s = model.seconds(shape_of(chunks))
+        pushes: list[WorkerAction] = []
+        for chunk in chunks:
+            task = self._task_by_slot[chunk.slot]
+            pushes += self._pushing.beside(task, BesidePass(chunk, pass_s, budget, now), model)
+        return pushes
+
     def _step_finished(self, event: StepFinished) -> list[WorkerAction]:
         self._timer.finished()
         actions: list[WorkerAction] = []
@@ -271,7 +301,7 @@ class PrefillCore:
             self._prefixes.computed(task, chunk.num_tokens)
             task.num_computed_tokens += chunk.num_tokens
             self._num_backlog_tokens -= chunk.num_tokens
-            actions += self._push_ready(task)
+            actions += self._pushing.at_once(task)
             if chunk.samples:
                 actions += self._first_token(task, output_by_slot[chunk.slot])
         self._planned = ()
@@ -284,31 +314,10 @@ class PrefillCore:
             return actions + self._end(task)
         return actions + self._leave_engine(task) + self._finish_if_pushed(task)
 
-    def _push_ready(self, task: PromptTask) -> list[WorkerAction]:
-        target = task.target
-        if target is None or task.is_ending:
-            return []
-        if task.is_computed:
-            # The last block may be partly filled; it is complete for this hand-over.
-            num_ready = len(target.block_ids)
-        else:
-            num_full = task.num_computed_tokens // self._settings.block_size
-            num_ready = min(num_full - target.first_block_index, len(target.block_ids))
-        if num_ready <= task.num_submitted_blocks:
-            return []
-        first = target.first_block_index
-        blocks = self.pool.blocks_of(task.task_id)[
-            first + task.num_submitted_blocks : first + num_ready
-        ]
-        push = Push(task.task_id, target, task.num_submitted_blocks, blocks)
-        task.num_submitted_blocks = num_ready
-        task.num_pushes_in_flight += 1
-        return [push]
-
     def _push_finished(self, event: PushFinished) -> list[WorkerAction]:
         task = self._task_by_id.get(event.task_id)
         assert task is not None, "a task is kept until its last copy has ended"
-        task.num_pushes_in_flight -= 1
+        self._pushing.ended(task, event)
         if task.is_ending:
             return self._release_if_idle(task)
         if event.error is not None:

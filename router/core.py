@@ -156,7 +156,7 @@ class RouterCore:
                 f"{state.settings.max_sequence_tokens} of them; shorten the request, or raise "
                 "max_message_bytes of the router and of all workers"
             )
-        state.fleet.check_can_fit(len(spec.prompt_token_ids) + spec.stop.max_tokens)
+        state.fleet.check_can_fit(len(spec.prompt_token_ids) + spec.stop.max_tokens, now)
         room = state.settings.max_prompt_queue - len(state.prompt_queue)
         if spec.num_choices > room:
             raise QueueFull(
@@ -220,7 +220,7 @@ class RouterCore:
         view = state.fleet.get(event.worker_id)
         if view is None or view.hello.incarnation > event.incarnation:
             return []
-        state.fleet.remove(event.worker_id)
+        state.fleet.remove(event.worker_id, now)
         forget_worker(state, event.worker_id)
         actions: list[Action] = []
         for leg in state.legs.on_worker(event.worker_id):

@@ -5,8 +5,10 @@ import math
 from collections.abc import Iterator
 from itertools import count
 
+from router.absences import MENDED_WITHIN_S, SHORTEST_WAIT_S, Absences
 from router.events import DECODE_LEG, PREFILL_LEG, IntroducePeer, Role, Share
 from router.leg import Leg
+from router.pairing_text import closest_difference
 from router.worker_view import WorkerView, free_estimate, may_be_asked
 from scheduling.backlog import BacklogLimit
 from scheduling.errors import CanNeverFit, NoWorkerAvailable
@@ -41,6 +43,7 @@ class Fleet:
         self._round: Iterator[WorkerView] = iter(())
         # (until, worker); it counts where the worker says the same.
         self._pauses: list[tuple[float, WorkerId]] = []
+        self._absences = Absences()
 
     def __len__(self) -> int:
         return len(self._view_by_id)
@@ -71,11 +74,14 @@ class Fleet:
         most = self._backlog.tokens(hello.role, hello.max_num_batched_tokens)
         view = WorkerView(hello, idle, number=number, max_backlog_tokens=most)
         self._view_by_id[hello.worker_id] = view
+        self._absences.came(hello.worker_id)
         self._touched.add(hello.worker_id)
         self._changed()
 
-    def remove(self, worker_id: WorkerId) -> WorkerView | None:
+    def remove(self, worker_id: WorkerId, now: float) -> WorkerView | None:
         """The session ended."""
+        if (view := self._view_by_id.get(worker_id)) is not None:
+            self._absences.went(view.hello, now)
         self._changed()
         self._touched.add(worker_id)
         self._number_with_parked.pop(worker_id, None)
@@ -260,14 +266,23 @@ class Fleet:
         self._general_blocks.clear()
         self._most_in_place = None
 
-    def check_can_fit(self, num_tokens: int) -> None:
+    def retry_after_s(self, now: float) -> float:
+        """For a caller whose answer failed: at once, or when workers that went may be back."""
+        return SHORTEST_WAIT_S if self.max_request_tokens() else self._wait_s(now)
+
+    def _wait_s(self, now: float, ignored_s: float = 0.0) -> float:
+        return self._absences.wait_s({view.hello.role for view in self}, now, ignored_s)
+
+    def check_can_fit(self, num_tokens: int, now: float) -> None:
         """Refuse a request that no pair could hold even when empty.
 
         Raises: NoWorkerAvailable, CanNeverFit.
         """
         most = self.max_request_tokens()
         if most == 0:
-            raise NoWorkerAvailable(self.why_no_pair(), retry_after_s=1.0)
+            # Clients that are told of a long wait give up, so it must be one.
+            wait_s = self._wait_s(now, ignored_s=MENDED_WITHIN_S)
+            raise NoWorkerAvailable(self.why_no_pair(), retry_after_s=wait_s)
         if num_tokens > most:
             raise CanNeverFit(
                 f"prompt and max_tokens need KV for {num_tokens} tokens, the largest pair of "
@@ -282,10 +297,13 @@ class Fleet:
         if any(not view.load.takes_new_tasks for view in (*prefill, *decode)):
             return "an operator cordoned the workers; wait until one is open again"
         if prefill and decode:
+            differs = closest_difference(
+                [view.hello for view in prefill], [view.hello for view in decode]
+            )
             return (
-                "prefill and decode workers are connected, but no two are compatible: they must "
-                "serve one model with one dtype, KV dtype, block size and number of KV slices; see "
-                "`tandem admin workers`"
+                "prefill and decode workers are connected, but no two are compatible: "
+                f"{differs or 'nobody says why'}; they must serve one model with one dtype, KV "
+                "dtype, block size and number of KV slices, see `tandem admin workers`"
             )
         missing = " and ".join(
             role for role, there in (("prefill", prefill), ("decode", decode)) if not there

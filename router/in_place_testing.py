@@ -8,7 +8,7 @@ from router.state import RouterSettings
 from router.testing import CoreUnderTest, commands, hello_of, of_type, spec_of, tokens
 from scheduling.ids import TaskId
 from scheduling.lifecycle import Phase
-from scheduling.messages import AdmitPrompt, PrefillStarted
+from scheduling.messages import AdmitPrompt, PrefillStarted, TaskReleased
 from scheduling.policies import POLICIES
 from scheduling.policy import Policy, Sharing
 
@@ -67,3 +67,10 @@ def running(core: CoreUnderTest, name: str, num_prompt: int, max_tokens: int) ->
     ask(core, name, num_prompt, max_tokens)
     answer(core, compute(core, name))
     assert phase_of(core, name) is Phase.DECODING
+
+
+def end(core: CoreUnderTest, name: str) -> list[Action]:
+    """It is over, and its room comes back."""
+    task = task_of(core, name)
+    num_output = len(core.core.state.sequence_by_task[task].output_token_ids)
+    return core.report(MIXED, tokens(task, num_output, 9, finish="stop"), TaskReleased(task))

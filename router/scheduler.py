@@ -197,7 +197,8 @@ class Scheduler:
             state.counters.num_migrations += 1
         elif sequence.num_failures >= state.settings.max_retries_per_task:
             sequence.move(Change.GAVE_UP, now)
-            error = why if isinstance(why, TandemError) else _gave_up(sequence, why)
+            wait_s = state.fleet.retry_after_s(now)
+            error = why if isinstance(why, TandemError) else _gave_up(sequence, why, wait_s)
             return [*actions, *self.close(sequence.request, error, now)]
         else:
             sequence.num_migrations += 1
@@ -312,9 +313,9 @@ class Scheduler:
         ]
 
 
-def _gave_up(sequence: Sequence, why: str) -> WorkerFailed:
+def _gave_up(sequence: Sequence, why: str, retry_after_s: float) -> WorkerFailed:
     return WorkerFailed(
         f"gave up after {sequence.num_migrations + 1} tries, the last one because {why}; retry "
         "later, and look at `tandem admin workers`",
-        retry_after_s=1.0,
+        retry_after_s=retry_after_s,
     )

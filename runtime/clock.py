@@ -43,6 +43,11 @@ def wall_time_ns() -> int:
     return time.time_ns()
 
 
+def since_boot_s() -> float:
+    """Seconds since this machine was started, by the clock that tells when processes were."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def thread_cpu_s() -> float:
     """CPU time that the calling thread has used: to tell how busy an event loop is."""
     return time.thread_time()

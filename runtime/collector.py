@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 # Containers that come to be, and are not freed at once, between two looks at the youngest ones.
 # 700 is the default: one frame of a worker makes more, and each look finds next to nothing.
-_YOUNG = 50_000
+_RARELY = (50_000, 20, 20)
 
 
 def spare_the_collector() -> None:
@@ -18,16 +18,23 @@ def spare_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG, 20, 20)
+    gc.set_threshold(*_RARELY)
 
 
 @contextmanager
 def spared_collector() -> Iterator[None]:
-    """The same for as long as one computation takes; what it leaves behind is collected later."""
-    thresholds = gc.get_threshold()
-    spare_the_collector()
+    """The same for as long as one computation takes; what it leaves behind is collected later.
+
+    A heap that was taken out before stays out, so that the look at the rest of it costs little.
+    """
+    thresholds, is_out_already = gc.get_threshold(), gc.get_freeze_count() > 0
+    gc.collect()
+    if not is_out_already:
+        gc.freeze()
+    gc.set_threshold(*_RARELY)
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
+        if not is_out_already:
+            gc.unfreeze()

@@ -4,9 +4,10 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -56,3 +57,12 @@ def captured_log(level: str = "info") -> Iterator[CapturedLog]:
         root.handlers = handlers
         root.setLevel(root_level)
         structlog.configure(**configuration)
+
+
+def machine_of(root: Path, files: Mapping[str, str]) -> Path:
+    """A folder with these files, such as "proc/meminfo", by which a process knows its machine."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root

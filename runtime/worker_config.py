@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from runtime.config import WILDCARD_HOSTS, Name, ProcessConfig, Seconds
+from scheduling.push_pacing import KvOverlap
 
 
 class WorkerConfig(ProcessConfig):
@@ -36,6 +37,13 @@ class WorkerConfig(ProcessConfig):
         "auto",
         description="attention kernels; auto: flashinfer on cuda, native where a C compiler is "
         "installed, else torch, which compiles nothing. Workers that exchange KV need the same",
+    )
+    shared_prefix_attention: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="whether KV blocks that several answers begin with are read once for all of "
+        "them; auto: where no number changes by it, which is with native attention; yes: with "
+        "flashinfer as well, where all workers that exchange KV need it then, and a token may "
+        "depend on what is beside it in a batch",
     )
     cuda_graphs: bool = Field(
         True,
@@ -76,6 +84,13 @@ class WorkerConfig(ProcessConfig):
         le=64,
         description="processes among which every layer of the model, its KV and num_threads are "
         "divided; on cuda each has a GPU",
+    )
+    tensor_parallel_reduce: Literal["gather", "sum"] = Field(
+        "gather",
+        description="how these processes come to numbers that need all of them; gather: with the "
+        "bits of one process; sum: they exchange less, and numbers have other bits, which the next "
+        "worker of a request must share: all workers then need this and the same "
+        "tensor_parallel_size",
     )
     shared_cores: Path | None = Field(
         None,
@@ -173,6 +188,12 @@ class PrefillConfig(WorkerConfig):
     process: ClassVar[str] = "prefill"
     worker_id: Name = Field("prefill-0", description="name of this worker, unique in the cluster")
     role: Literal["prefill"] = Field("prefill", description="what the worker computes")
+    kv_overlap: KvOverlap = Field(
+        KvOverlap.AUTO,
+        description="when KV goes to the decode worker; chunk: after every pass of a prompt; "
+        "whole: once all of it is computed; auto: after those passes by which it arrives sooner, "
+        "by what pushes and passes take, and a long pass may be cut for that",
+    )
     min_kv_bytes_per_s: int = Field(
         0,
         ge=0,
@@ -190,6 +211,12 @@ class DecodeConfig(WorkerConfig):
     worker_id: Name = Field("decode-0", description="name of this worker, unique in the cluster")
     role: Literal["decode", "mixed"] = Field(
         "decode", description="what the worker computes; mixed: prompts as well, in place"
+    )
+    plan_ahead: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="while a pass of answers runs, plan and order the next, so that a GPU need not "
+        "wait for the host; auto: on cuda. Not with tensor_parallel_size above 1, nor with a "
+        "policy whose answers take turns",
     )
     preemption: Literal["auto", "cheaper", "first", "swap", "recompute"] = Field(
         "auto",

@@ -79,7 +79,7 @@ class StartPrefill:
 
 @value
 class PushTo:
-    """Send the task's KV there, chunk by chunk as it is computed, or at once if it is."""
+    """Send the task's KV there, while it is computed or afterwards, or at once if it is."""
 
     task_id: TaskId
     target: KvTarget
@@ -372,3 +372,6 @@ class WorkerHello:
     max_num_batched_tokens: int = 0  # in one iteration; 0: it did not say
     policy: str = ""  # the name of the one that it decides by; "": it did not say
     makes_room: bool = False  # it knows MakeRoom, and its answers may wait for prompts
+    num_ranks: int = 1  # processes that share its model
+    start_s: float = 0.0  # from the start of its process until it was ready; 0: it did not say
+    traits: tuple[str, ...] = ()  # NAME=VALUE, of which `compatibility` is made; (): it did not say

@@ -43,7 +43,7 @@ class KvCopies:
     def push(self, worker: SimulatedWorker, push: Push) -> None:
         """Begin to copy blocks to where the decode worker wants them."""
         takes_s = self._timing.push_s(worker.hello, push)
-        self._at(takes_s, partial(self._copy, worker, push))
+        self._at(takes_s, partial(self._copy, worker, push, takes_s))
 
     def expect(self, worker: SimulatedWorker, expected: ExpectKv) -> None:
         """Let these blocks be filled, under these generations and no others."""
@@ -63,7 +63,7 @@ class KvCopies:
         cleared = QuarantineCleared(revoke.task_id)
         self._at(self._timing.clear_s(), partial(self._post, worker, cleared))
 
-    def _copy(self, worker: SimulatedWorker, push: Push) -> None:
+    def _copy(self, worker: SimulatedWorker, push: Push, took_s: float) -> None:
         export = push.target.export
         target = self._worker_by_id.get(export.worker_id)
         if target is None or target.hello.incarnation != export.incarnation:
@@ -71,7 +71,7 @@ class KvCopies:
             target = self._dead_lives[export.worker_id, export.incarnation] if is_mapped else None
         error = "peer gone" if target is None else self._receive(worker, push, target)
         num_blocks = 0 if error else len(push.block_ids)
-        self._post(worker, PushFinished(push.task_id, num_blocks, num_blocks, 0.0, error))
+        self._post(worker, PushFinished(push.task_id, num_blocks, num_blocks, took_s, error))
 
     def _receive(self, worker: SimulatedWorker, push: Push, target: SimulatedWorker) -> str | None:
         """What went wrong; the blocks before it are there."""

@@ -13,6 +13,7 @@ from scheduling.ids import Incarnation, WorkerId
 from scheduling.kv_export import KvExport
 from scheduling.messages import PROTOCOL_VERSION, WorkerHello
 from scheduling.policy import GROWTH_RESERVE, growth_reserve_blocks
+from scheduling.push_pacing import KvOverlap
 from scheduling.victims import CheapestToRecompute, VictimRule
 
 
@@ -33,6 +34,8 @@ class WorkerSpec:
     # Assumed of copies to host memory and back before the first.
     swap_bytes_per_s: float = 4e9
     prefix_caching: bool = True
+    # Of a prefill worker.
+    kv_overlap: KvOverlap = KvOverlap.AUTO
     # None: decode tokens first, prompts up to max_num_batched_tokens.
     batching: BatchingRule | None = None
     victims: VictimRule = CheapestToRecompute()  # noqa: RUF009 - frozen
@@ -92,6 +95,7 @@ class WorkerSpec:
             self.max_num_seqs,
             self.max_num_batched_tokens,
             self.prefix_caching,
+            kv_overlap=self.kv_overlap,
         )
 
     @property

@@ -107,6 +107,9 @@ class WorkerView:
     # By which it decides; other than the router's where the two were started differently, empty
     # where it is not connected or too old to say.
     policy: str = ""
+    # Processes among which its model is divided (--tensor-parallel-size); 0 while it is not
+    # connected.
+    num_ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

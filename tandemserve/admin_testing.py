@@ -117,6 +117,7 @@ def _worker_view() -> admin_pb2.WorkerView:
         pass_error_median=0.031,
         pass_error_p90=0.12,
         policy="fcfs",
+        num_ranks=2,
     )
 
 

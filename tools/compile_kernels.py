@@ -45,10 +45,11 @@ class Kernel:
 
 
 def compile_kernels(kernels: list[Kernel], out: Path) -> None:
-    """Write `out`/NAME/NAME.so of each; takes about a minute each."""
+    """Write `out`/NAME/NAME.so of each, and of what joins two parts; about a minute each."""
     modules = importlib.import_module("flashinfer.jit.attention.modules")
-    for kernel in kernels:
-        spec = _spec_of(modules, kernel)
+    specs = [_spec_of(modules, kernel) for kernel in kernels]
+    specs.append(importlib.import_module("flashinfer.jit.cascade").gen_cascade_module())
+    for spec in specs:
         spec.build(verbose=False)
         target = out / spec.name / f"{spec.name}.so"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,27 +1,20 @@
 """The parts of a worker that differ by role, and the engine under them, put together."""
 
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import blake2b
 
 import torch
 
-from engine.kv_memory import (
-    CudaStatistics,
-    PassLimits,
-    num_blocks_within,
-    usage_of_largest_pass,
-)
-from engine.kv_pool import BLOCK_ORDER, KvLayout, KvPool
+from engine.kv_pool import KvLayout, KvPool
 from engine.loading import weights_fingerprint
 from engine.model_folder import model_fingerprint
 from engine.model_runner import BeforePass, ModelRunner
 from engine.models.decoder import Decoder
 from engine.row_tiles import NoCommonRowCount
-from engine.runner import Runner
+from engine.runner import PipelinedRunner, Runner
 from engine.tokenizer import Tokenizer
 from kvtransfer.errors import DeviceFailed, ExportUnavailable
 from kvtransfer.protocol import Transport
@@ -36,6 +29,7 @@ from scheduling.ids import Incarnation, WorkerId
 from scheduling.kv_export import KvExport
 from scheduling.messages import PROTOCOL_VERSION, WorkerHello
 from scheduling.worker_events import WorkerEvent
+from worker.compatibility import compatibility_of, traits_of
 from worker.core_sharing import Cores, OwnCores, SharedCores
 from worker.engine_loading import (
     Engine,
@@ -45,7 +39,10 @@ from worker.engine_loading import (
     threads_of_rank,
 )
 from worker.engine_loop import Core, EngineLoop, KvSide, ReportSink
+from worker.kv_room import room_of_rank
+from worker.loading_log import LoadingLog
 from worker.output_text import OutputText
+from worker.passes_ahead import PassesAhead, PlansAhead
 from worker.rank_group import RankGroup
 from worker.rank_runner import GroupKv, GroupRunner
 from worker.rank_transfer import RankPlace
@@ -116,6 +113,8 @@ class RoleParts:
     makes_room: bool = False
     # Told the blocks of every pass before it is ordered, where copies run beside passes.
     before_pass: BeforePass | None = None
+    # The core, where passes of its plans are begun ahead.
+    ahead: PlansAhead | None = None
 
 
 BuildRole = Callable[[Workplace], RoleParts]
@@ -135,6 +134,8 @@ class Worker:
     _cores: Cores
     # Its other processes, where it has any.
     ranks: RankGroup | None = None
+    # Core and runner of passes that are begun ahead; None: one after the other.
+    _ahead: tuple[PlansAhead, PipelinedRunner] | None = None
 
     def engine_loop(self, sink: ReportSink) -> EngineLoop:
         """The engine thread over the parts, not started."""
@@ -148,6 +149,7 @@ class Worker:
             sink,
             prepare_thread=partial(torch.set_num_threads, self._num_threads),
             cores=self._cores,
+            passes=None if self._ahead is None else partial(PassesAhead, *self._ahead),
         )
 
 
@@ -163,15 +165,19 @@ def assemble(
     """
     num_threads = threads_of_rank(config)
     torch.set_num_threads(num_threads)
+    progress = LoadingLog(MonotonicClock())
+    progress.phase("starting")
     exchange = None if ranks is None else ranks.begin(incarnation, num_threads)
     with nullcontext() if ranks is None else ranks.losses_end_the_start():
-        engine = load_engine(config, exchange)
+        engine = load_engine(config, exchange, progress)
     layout, attention = engine.layout, engine.attention
+    progress.phase("reading the tokenizer")
     with engine_errors_in_one_line():
         tokenizer = Tokenizer.from_folder(config.model)
         weights = weights_fingerprint(engine.folder)
         fingerprint = model_fingerprint(config.model, engine.folder.config.rope_choice)
-    num_blocks = _num_blocks(config, engine)
+    progress.phase("making room for KV")
+    num_blocks = _num_blocks(config, engine, ranks)
     inbox: Inbox = queue.SimpleQueue()
     workplace = Workplace(
         config,
@@ -183,7 +189,7 @@ def assemble(
         engine.slices,
     )
     if ranks is not None:
-        make = partial(ranks.make_pools, engine.arithmetic, num_blocks)
+        make = partial(ranks.make_pools, num_blocks)
         workplace = replace(workplace, make_other_pools=make)
     parts = _parts_of(build_role, workplace)
     runner = ModelRunner(
@@ -191,6 +197,7 @@ def assemble(
     )
     hello = _hello(workplace, engine, runner, parts, (weights, fingerprint))
     _tell_ready(workplace, engine, hello)
+    progress.phase("trying numbers of threads")
     worker = Worker(
         hello,
         config.model.name,
@@ -202,9 +209,21 @@ def assemble(
         OwnCores() if ranks else _cores(config, runner, layout),
     )
     if ranks is None:
-        return worker
-    parts = replace(parts, kv=GroupKv(parts.kv, ranks))
+        return worker if parts.ahead is None else replace(worker, _ahead=(parts.ahead, runner))
+    parts = _of_all_ranks(parts, ranks, inbox)
     return replace(worker, parts=parts, _runner=GroupRunner(runner, ranks), ranks=ranks)
+
+
+def _of_all_ranks(parts: RoleParts, ranks: RankGroup, inbox: Inbox) -> RoleParts:
+    kv = GroupKv(parts.kv, ranks)
+
+    def prepare_peer(export: KvExport) -> None:
+        parts.prepare_peer(export)
+        kv.introduce(export)
+        # The engine thread may wait for an event; it tells the other ranks when it wakes up.
+        inbox.put(None)
+
+    return replace(parts, kv=kv, prepare_peer=prepare_peer)
 
 
 def _parts_of(build_role: BuildRole, place: Workplace) -> RoleParts:
@@ -226,6 +245,7 @@ def _hello(
 ) -> WorkerHello:
     """What the worker says of itself; `fingerprints` of its weights and of its model."""
     config, (weights, fingerprint) = place.config, fingerprints
+    traits = traits_of(config, engine.layout, weights, runner.arithmetic, engine.dtype)
     return WorkerHello(
         protocol_version=PROTOCOL_VERSION,
         worker_id=WorkerId(config.worker_id),
@@ -234,11 +254,7 @@ def _hello(
         num_blocks=place.num_blocks + (parts.num_host_blocks or 0),
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
-        compatibility=_compatibility(
-            weights,
-            _kv_of_all_ranks(config, engine.layout),
-            _arithmetic(config, runner, engine.dtype),
-        ),
+        compatibility=compatibility_of(traits),
         model_fingerprint=fingerprint,
         export=parts.export,
         max_message_bytes=config.max_message_bytes,
@@ -247,6 +263,8 @@ def _hello(
         max_num_batched_tokens=config.max_num_batched_tokens,
         policy=config.policy_name,
         makes_room=parts.makes_room,
+        num_ranks=config.tensor_parallel_size,
+        traits=traits,
     )
 
 
@@ -263,27 +281,12 @@ def _tell_ready(place: Workplace, engine: Engine, hello: WorkerHello) -> None:
     )
 
 
-def _num_blocks(config: WorkerConfig, engine: Engine) -> int:
-    """As set, or what a GPU has room for beside the largest pass. Raises: StartupError."""
-    if config.num_blocks is not None:
-        return config.num_blocks
-    is_measured = config.device == "cuda" and "kv_cache_mib" not in config.model_fields_set
-    if is_measured and config.tensor_parallel_size == 1:
-        limits = PassLimits(config.max_num_batched_tokens, config.max_num_seqs)
-        statistics = CudaStatistics(engine.model.device)
-        with engine_errors_in_one_line():
-            usage = usage_of_largest_pass(
-                engine.model, engine.attention, engine.layout, limits, statistics
-            )
-            return num_blocks_within(usage, config.kv_memory_fraction, engine.layout.block_bytes)
-    block_bytes = engine.layout.block_bytes * config.tensor_parallel_size
-    num_blocks = config.kv_cache_mib * 2**20 // block_bytes
-    if num_blocks < 1:
-        raise StartupError(
-            f"one KV block takes {block_bytes} bytes, more than kv_cache_mib "
-            f"{config.kv_cache_mib}; raise it, or lower block_size"
-        )
-    return num_blocks
+def _num_blocks(config: WorkerConfig, engine: Engine, ranks: RankGroup | None) -> int:
+    """What every rank has room for. Raises: StartupError."""
+    if ranks is None:
+        return room_of_rank(config, engine)
+    with ranks.losses_end_the_start():
+        return ranks.agree_on_blocks(engine.arithmetic, room_of_rank(config, engine))
 
 
 def _cores(config: WorkerConfig, runner: ModelRunner, layout: KvLayout) -> Cores:
@@ -324,27 +327,3 @@ def _computes_the_same(
     same_rows = (again.row_tiles, again.head_tiles) == (model.row_tiles, model.head_tiles)
     arithmetic = f"{again.arithmetic}-{attention_of(config, model, layout).arithmetic}"
     return same_rows and arithmetic == runner.arithmetic
-
-
-def _arithmetic(config: WorkerConfig, runner: ModelRunner, dtype: str) -> str:
-    """Pools of different kinds exchange no KV: they verify it by different checksums."""
-    return f"{runner.arithmetic} in {dtype} on {config.device}"
-
-
-def _kv_of_all_ranks(config: WorkerConfig, layout: KvLayout) -> tuple[object, ...]:
-    """What blocks are made of and cut into; ranks may divide them as they like."""
-    size = config.tensor_parallel_size
-    whole = replace(
-        layout,
-        num_kv_heads=layout.num_kv_heads * size,
-        head_groups=layout.head_groups * size,
-    )
-    return whole, BLOCK_ORDER, config.num_kv_slices
-
-
-def _compatibility(weights: str, kv: tuple[object, ...], arithmetic: str) -> str:
-    # Arithmetic is part of it: a sequence that moves must go on with the very same bits.
-    # Elementwise kernels round as the build of torch and the processor have them.
-    build = (torch.__version__, torch.backends.cpu.get_cpu_capability())
-    facts: Sequence[object] = (PROTOCOL_VERSION, weights, kv, arithmetic, build)
-    return blake2b(repr(facts).encode(), digest_size=8).hexdigest()

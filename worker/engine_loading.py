@@ -12,6 +12,7 @@ from engine.cuda_capture import CudaCapture
 from engine.kv_memory import TooLittleDeviceMemory
 from engine.kv_pool import KvLayout
 from engine.loading import DeviceUnavailable, load_any_model
+from engine.loading_progress import UNWATCHED, LoadingProgress
 from engine.model_folder import ModelFolder, open_model_folder
 from engine.model_folder_errors import ModelFolderError
 from engine.models.decoder import Decoder
@@ -21,11 +22,11 @@ from engine.parallel_fit import TensorParallelUnfit
 from engine.row_tiles import NoCommonRowCount
 from engine.runner import LogitsNotFinite
 from engine.tensor_parallel import RankExchange
-from kvtransfer.errors import LayoutMismatch
 from kvtransfer.slices import PoolSlices
 from runtime.cores import resolve_num_threads
 from runtime.errors import StartupError
 from runtime.worker_config import WorkerConfig
+from worker.engine_fit import resolve_dtype, resolve_kv_dtype, slices_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,11 @@ def device_of_rank(device: str, rank: int) -> str:
     return f"cuda:{rank}" if device == "cuda" else device
 
 
-def load_engine(config: WorkerConfig, exchange: RankExchange | None = None) -> Engine:
+def load_engine(
+    config: WorkerConfig,
+    exchange: RankExchange | None = None,
+    progress: LoadingProgress = UNWATCHED,
+) -> Engine:
     """Load the model, or a rank's share of it; takes seconds. Raises: StartupError."""
     device = config.device if exchange is None else device_of_rank(config.device, exchange.rank)
     with engine_errors_in_one_line():
@@ -95,33 +100,25 @@ def load_engine(config: WorkerConfig, exchange: RankExchange | None = None) -> E
         dtype = resolve_dtype(config.dtype, folder.config.torch_dtype, config.device)
         # The kernels are for CPUs, FlashInfer is not.
         kernels = "torch" if config.attention == "flashinfer" else config.attention
-        model = load_any_model(folder, dtype, device, kernels, exchange)
+        model = load_any_model(folder, dtype, device, kernels, exchange, progress)
         if config.device == "cuda" and config.cuda_graphs and isinstance(model, Decoder):
+            progress.phase("recording passes")
             # Before memory is measured: graphs keep some.
             model.capture(config.max_num_seqs, CudaCapture(model.device))
         shape = model.config
-        slices = _slices(config, shape.num_kv_heads, exchange)
+        rank = 0 if exchange is None else exchange.rank
+        slices = slices_of(config, shape.num_kv_heads, rank)
         layout = KvLayout(
             shape.num_layers,
             shape.num_kv_heads,
             shape.head_dim,
             config.block_size,
-            dtype if config.kv_dtype == "auto" else config.kv_dtype,
+            resolve_kv_dtype(config, dtype),
             _head_groups(config, shape.num_kv_heads, slices),
         )
+        progress.phase("preparing attention")
         attention = attention_of(config, model, layout)
         return Engine(folder, dtype, model, layout, slices, attention)
-
-
-def _slices(config: WorkerConfig, num_kv_heads: int, exchange: RankExchange | None) -> PoolSlices:
-    """Of a rank with so many heads. Raises: StartupError."""
-    rank = 0 if exchange is None else exchange.rank
-    try:
-        slices = PoolSlices.of_rank(rank, config.tensor_parallel_size, config.num_kv_slices)
-        slices.require_heads(num_kv_heads)
-    except LayoutMismatch as error:
-        raise StartupError(str(error)) from error
-    return slices
 
 
 def _head_groups(config: WorkerConfig, num_kv_heads: int, slices: PoolSlices) -> int:
@@ -135,13 +132,4 @@ def attention_of(config: WorkerConfig, model: Model, layout: KvLayout) -> Attent
     wanted = AttentionShape(
         layout, shape.num_heads, shape.layer_attention, model.device, model.dtype
     )
-    return choose_attention(wanted, config.attention)
-
-
-def resolve_dtype(wanted: str, saved: str, device: str) -> str:
-    """What a model that was `saved` in some dtype is computed in; `wanted` may be "auto"."""
-    if wanted != "auto":
-        return wanted
-    # float16 has no fast path on a CPU; its values fit float32 exactly.
-    is_fast = saved == "bfloat16" or (saved == "float16" and device == "cuda")
-    return saved if is_fast else "float32"
+    return choose_attention(wanted, config.attention, config.shared_prefix_attention)

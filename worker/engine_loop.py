@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
-from engine.runner import InvalidSequence, LogitsNotFinite, RankLost, Runner
+from engine.runner import InvalidSequence, RankLost, Runner
 from runtime.clock import Clock, MonotonicClock
 from runtime.logging import get_logger
 from scheduling.batch_time import shape_of_plan
@@ -31,7 +31,6 @@ from scheduling.worker_events import (
     ReplaceBlocks,
     RevokeKv,
     SendReport,
-    StepFailed,
     StepFinished,
     SwapIn,
     SwapOut,
@@ -42,6 +41,7 @@ from scheduling.worker_events import (
 from worker.core_sharing import Cores, OwnCores
 from worker.engine_pulse import EnginePulse
 from worker.output_text import OutputText
+from worker.passes_ahead import MakePasses, failure, refusal
 
 log = get_logger()
 
@@ -100,7 +100,9 @@ class EngineLoop:
         prepare_thread: Callable[[], None] = lambda: None,
         cores: Cores | None = None,
         clock: Clock | None = None,
+        passes: MakePasses | None = None,
     ) -> None:
+        """`passes`: the next one is begun while one runs; None: one after the other."""
         self._core = core
         # The one by which sessions tell when a command came.
         self._clock = clock or MonotonicClock()
@@ -121,6 +123,7 @@ class EngineLoop:
         self._tells_passes = log.is_enabled_for(logging.DEBUG)
         self._computed: tuple[float, StepPlan] | None = None
         self.pulse = EnginePulse()
+        self._passes = None if passes is None else passes(self, text, self._clock)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         # Set when the thread ended by itself: a defect, the worker cannot go on.
         self.failure: BaseException | None = None
@@ -158,13 +161,15 @@ class EngineLoop:
                 events = self._take_events(has_work)
                 self.pulse.begin()
                 for event in events:
-                    self._perform(self._core.handle(event))
+                    self.perform(self._core.handle(event))
                 for event in self._kv.poll():
-                    self._perform(self._core.handle(event))
+                    self.perform(self._core.handle(event))
                 has_work = self._take_turn()
-                self._flush()
+                self.flush()
                 self._tell_pass(follows_at_once)
                 self.pulse.end()
+            if self._passes is not None:
+                self._passes.close()
         except RankLost as error:
             self.failure = error
             log.error("ranks_lost", error=str(error))
@@ -197,13 +202,14 @@ class EngineLoop:
     def _take_turn(self) -> bool:
         # The cores come first, so that the plan holds all that arrived while they were awaited.
         # Others compute while tasks here only wait for KV, or for its way to its end.
-        needs_cores = self._core.can_compute
+        passes = self._passes
+        needs_cores = self._core.can_compute or (passes is not None and passes.is_running)
         self._waits_for_cores = needs_cores and not self._cores.begin()
         if self._waits_for_cores:
             return False
         has_work = False
         try:
-            has_work = self._iterate()
+            has_work = self._iterate() if passes is None else passes.turn()
         finally:
             if needs_cores:
                 self._cores.end(has_computed=has_work)
@@ -212,30 +218,30 @@ class EngineLoop:
     def _iterate(self) -> bool:
         began_at_s = self._clock.now()
         actions, plan = self._core.plan(began_at_s)
-        self._perform(actions)
+        self.perform(actions)
         if self._refused:
-            message = "a token id or a block is none of this model's; see the worker's log"
-            self._perform(self._core.handle(StepFailed(message, tuple(self._refused))))
+            self.perform(self._core.handle(refusal(self.refused)))
             return True
         if plan is None:
             return False
-        self._flush()  # what is known before the step need not wait for it
+        self.flush()  # what is known before the step need not wait for it
         self.pulse.begin(plan.num_tokens)
         try:
             result = self._runner.step(plan)
             outputs = self._text.process(result)
         except RankLost:
             raise  # no step can follow
-        except Exception as error:  # the one place where a failing step becomes failed tasks
-            log.exception("engine_step_failed", num_tokens=plan.num_tokens)
-            message = f"the engine failed ({type(error).__name__}); see the worker's log"
-            slots = error.slots if isinstance(error, LogitsNotFinite) else None
-            self._perform(self._core.handle(StepFailed(message, slots)))
+        except Exception as error:
+            self.perform(self._core.handle(failure(error, plan)))
             return True
-        self._perform(self._core.handle(StepFinished(outputs, result.prompt_logprobs)))
+        self.perform(self._core.handle(StepFinished(outputs, result.prompt_logprobs)))
+        self.computed(began_at_s, plan)
+        return True
+
+    def computed(self, began_at_s: float, plan: StepPlan) -> None:
+        """A pass ended well."""
         if self._tells_passes:
             self._computed = began_at_s, plan
-        return True
 
     def _tell_pass(self, follows_at_once: bool) -> None:
         """`follows_at_once`: the engine did not wait for anything since the pass before."""
@@ -254,7 +260,13 @@ class EngineLoop:
             prompt_attention=shape.prompt_attention,
         )
 
-    def _perform(self, actions: list[WorkerAction]) -> None:
+    @property
+    def refused(self) -> tuple[int, ...]:
+        """Slots of sequences that the engine did not take."""
+        return tuple(self._refused)
+
+    def perform(self, actions: list[WorkerAction]) -> None:
+        """What the core wants; on the engine thread only."""
         for action in actions:
             match action:
                 case SendReport():
@@ -296,7 +308,8 @@ class EngineLoop:
             return
         self._text.load(start, stop)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send the reports so far; on the engine thread only."""
         if self._reports:
             reports, self._reports = self._reports, []
             self._sink(reports, self._core.load)

@@ -66,6 +66,7 @@ class _OpenPush:
             self._num_bytes,
             slowest.elapsed_s,
             transport=slowest.transport,
+            cpu_s=slowest.cpu_s,
         )
 
 

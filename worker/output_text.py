@@ -15,7 +15,14 @@ from scheduling.worker_events import SampledOutput
 class _SequenceText:
     """Detokenisation and stop conditions of one sequence."""
 
-    __slots__ = ("_detokenizer", "_matcher", "_num_early", "_num_left", "_stop_token_ids")
+    __slots__ = (
+        "_detokenizer",
+        "_matcher",
+        "_num_early",
+        "_num_left",
+        "_stop_token_ids",
+        "is_over",
+    )
 
     def __init__(self, tokenizer: Tokenizer, start: SequenceStart, stop: StopParams) -> None:
         prompt = start.token_ids[: start.num_prompt_tokens]
@@ -26,6 +33,8 @@ class _SequenceText:
         self._num_left = stop.max_tokens
         # Tokens still to come that end nothing; what they say is no part of a stop string.
         self._num_early = start.sampling.min_tokens
+        # Its last token was taken in: what the engine computed beyond it counts for nothing.
+        self.is_over = False
         for token_id in output:
             self.advance(-1, token_id, None)
 
@@ -87,12 +96,16 @@ class OutputText:
         del self._text_by_slot[slot]
 
     def process(self, result: StepResult) -> tuple[SampledOutput, ...]:
-        """Text and stop decision of every sampled token, in the order of the result."""
+        """Text and stop decision of every sampled token, in the order of the result.
+
+        Not of tokens behind the end of a sequence, which a pass planned ahead may bring.
+        """
         logprobs = result.logprobs or (None,) * len(result.slots)
-        texts = self._text_by_slot
-        return tuple(
-            texts[slot].advance(slot, token_id, logprob)
-            for slot, token_id, logprob in zip(
-                result.slots, result.token_ids, logprobs, strict=True
-            )
-        )
+        outputs: list[SampledOutput] = []
+        for slot, token_id, logprob in zip(result.slots, result.token_ids, logprobs, strict=True):
+            text = self._text_by_slot[slot]
+            if not text.is_over:
+                output = text.advance(slot, token_id, logprob)
+                text.is_over = output.finish_reason is not None
+                outputs.append(output)
+        return tuple(outputs)

@@ -112,7 +112,11 @@ class RankGroup:
             "prefill" if isinstance(config, PrefillConfig) else "decode"
         )
         exchange = DistributedExchange(
-            0, self.size, torch.device(device_of_rank(config.device, 0)), config.engine_stall_s
+            0,
+            self.size,
+            torch.device(device_of_rank(config.device, 0)),
+            config.engine_stall_s,
+            config.tensor_parallel_reduce,
         )
         with self.losses_end_the_start():
             for follower in self._followers:
@@ -147,15 +151,11 @@ class RankGroup:
         except RankLost as error:
             raise StartupError(str(self.loss_after(error))) from error
 
-    def make_pools(
-        self, arithmetic: str, num_blocks: int, num_swap_blocks: int
-    ) -> tuple[KvExport, ...]:
-        """Wait until every rank has loaded and has made its pool. Raises: StartupError.
+    def agree_on_blocks(self, arithmetic: str, num_blocks: int) -> int:
+        """Wait until every rank has loaded: KV blocks that all have room for. Raises: StartupError.
 
-        The pools of the other ranks, rank 1 first, where others may push into them.
+        Of rank 0: its `ModelRunner.arithmetic`, and what it has room for.
         """
-        pool = PoolSize(num_blocks, num_swap_blocks)
-        exports: list[KvExport] = []
         with self.losses_end_the_start():
             for follower in self._followers:
                 loaded = _expect(follower, RankLoaded, _LOAD_TIMEOUT_S)
@@ -164,6 +164,18 @@ class RankGroup:
                         f"rank {follower.rank} computes with {loaded.arithmetic} and rank 0 with "
                         f"{arithmetic}; run all ranks on processors of one kind"
                     )
+                num_blocks = min(num_blocks, loaded.num_blocks)
+        return num_blocks
+
+    def make_pools(self, num_blocks: int, num_swap_blocks: int) -> tuple[KvExport, ...]:
+        """Have the other ranks, all loaded, make their pools. Raises: StartupError.
+
+        These, rank 1 first, where others may push into them.
+        """
+        pool = PoolSize(num_blocks, num_swap_blocks)
+        exports: list[KvExport] = []
+        with self.losses_end_the_start():
+            for follower in self._followers:
                 follower.channel.send(pool)
             for follower in self._followers:
                 export = _expect(follower, PoolMade, _LOAD_TIMEOUT_S).export
@@ -219,6 +231,10 @@ class RankGroup:
 
     def loss_after(self, error: Exception) -> RankLost:
         """What to raise where `error` ended a call that all ranks make; the worker is to end."""
+        for follower in self._followers:
+            # Said before its exchange ends; the process itself may take seconds to end.
+            if (reason := _last_words(follower)) is not None:
+                return RankLost(f"rank {follower.rank}: {reason}")
         for follower in self._hung_up(_STATUS_TIMEOUT_S):
             if (reason := _last_words(follower)) is not None:
                 return RankLost(f"rank {follower.rank}: {reason}")
@@ -343,7 +359,7 @@ def _expect(follower: _Follower, kind: type[_Message], timeout_s: float) -> _Mes
 
 
 def _last_words(follower: _Follower) -> str | None:
-    """Why a rank that has ended could not go on, where it said so and nobody has heard it yet."""
+    """Why a rank cannot go on, where it said so and nobody has heard it yet."""
     try:
         while (message := follower.channel.receive(0)) is not None:
             if isinstance(message, RankFailed):

@@ -59,7 +59,7 @@ def public_settings(config: WorkerConfig) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PoolSize:
-    """How many blocks a rank's pool and its host memory have: as many as those of rank 0."""
+    """How many blocks a rank's pool and its host memory have: as many at every rank."""
 
     num_blocks: int
     num_swap_blocks: int
@@ -73,6 +73,13 @@ class TokensSampled:
     token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PeerIntroduced:
+    """A pool that the worker will push into: connect ahead of the first push."""
+
+    export: KvExport
+
+
 # In the order in which rank 0 did the same; a SequenceStart enters, a StepPlan is computed.
 RankCall: TypeAlias = (
     SequenceStart
@@ -80,6 +87,7 @@ RankCall: TypeAlias = (
     | ReplaceBlocks
     | DropSequence
     | TokensSampled
+    | PeerIntroduced
     | StepPlan
     | KvAction
 )
@@ -105,6 +113,8 @@ class RankLoaded:
     """The share of the model is loaded; `arithmetic` as `ModelRunner.arithmetic`."""
 
     arithmetic: str
+    # So many KV blocks have room beside it.
+    num_blocks: int
 
 
 @dataclass(frozen=True, slots=True)

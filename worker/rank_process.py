@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from kvtransfer.errors import DeviceFailed, ExportUnavailable
 from runtime.errors import StartupError
 from runtime.logging import configure_logging, get_logger
 from scheduling.ids import Incarnation
+from scheduling.kv_export import KvExport
 from scheduling.step import SequenceStart, StepPlan
 from scheduling.worker_events import (
     DropSequence,
@@ -32,11 +34,13 @@ from scheduling.worker_events import (
 )
 from worker.engine_loading import device_of_rank, load_engine
 from worker.engine_loop import KvSide
+from worker.kv_room import room_of_rank
 from worker.rank_channel import RankChannel
 from worker.rank_messages import (
     START_TIMEOUT_S,
     KvExpected,
     KvHappened,
+    PeerIntroduced,
     PoolMade,
     PoolSize,
     RankCall,
@@ -108,11 +112,15 @@ def _serve(channel: RankChannel) -> None:
     channel.send(RankStarted())
     device = device_of_rank(config.device, spec.rank)
     exchange = DistributedExchange(
-        spec.rank, config.tensor_parallel_size, torch.device(device), spec.timeout_s
+        spec.rank,
+        config.tensor_parallel_size,
+        torch.device(device),
+        spec.timeout_s,
+        config.tensor_parallel_reduce,
     )
     exchange.join(Path(spec.meeting_place), START_TIMEOUT_S)
     engine = load_engine(config, exchange)
-    channel.send(RankLoaded(engine.arithmetic))
+    channel.send(RankLoaded(engine.arithmetic, room_of_rank(config, engine, spec.rank)))
     size = channel.receive(None)
     assert isinstance(size, PoolSize), "rank 0 goes on with it"
     place = RankPlace(
@@ -134,7 +142,7 @@ def _serve(channel: RankChannel) -> None:
         )
         channel.send(PoolMade(made.export))
         log.info("rank_ready", num_blocks=size.num_blocks, arithmetic=engine.arithmetic)
-        RankFollower(runner, made.kv, channel).run()
+        RankFollower(runner, made.kv, channel, made.prepare_peer).run()
     finally:
         made.close(_CLOSE_TIMEOUT_S)
 
@@ -142,7 +150,15 @@ def _serve(channel: RankChannel) -> None:
 class RankFollower:
     """Makes the calls of rank 0 on this rank's share."""
 
-    def __init__(self, runner: ModelRunner, kv: KvSide, channel: RankChannel) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        kv: KvSide,
+        channel: RankChannel,
+        prepare_peer: Callable[[KvExport], None] | None = None,
+    ) -> None:
+        """`prepare_peer`: where this worker pushes; see `RankTransfer`."""
+        self._prepare_peer = prepare_peer
         self._runner = runner
         self._kv = kv
         self._channel = channel
@@ -170,6 +186,9 @@ class RankFollower:
                 self._runner.remove(slot)
             case TokensSampled(slots, token_ids):
                 self._runner.append(slots, token_ids)
+            case PeerIntroduced(export):
+                if self._prepare_peer is not None:
+                    self._prepare_peer(export)
             case StepPlan():
                 self._runner.follow(call)
             case _:

@@ -1,11 +1,13 @@
 """The engine and the KV side of a worker with several ranks, as its engine thread knows them."""
 
+import queue
 from collections import deque
 from collections.abc import Sequence
 
 from engine.model_runner import ModelRunner
 from engine.runner import LogitsNotFinite
 from scheduling.ids import BlockId
+from scheduling.kv_export import KvExport
 from scheduling.step import SequenceStart, StepPlan, StepResult
 from scheduling.worker_events import (
     DropSequence,
@@ -17,7 +19,7 @@ from scheduling.worker_events import (
 from worker.engine_loop import KvSide
 from worker.rank_group import RankGroup
 from worker.rank_kv import RankKv, RankOutcome
-from worker.rank_messages import TokensSampled
+from worker.rank_messages import PeerIntroduced, TokensSampled
 
 
 class GroupRunner:
@@ -74,6 +76,12 @@ class GroupKv:
         self._group = group
         self._joined = RankKv(group.size)
         self._events: deque[WorkerEvent] = deque()
+        # By the event loop, for the engine thread.
+        self._introduced: queue.SimpleQueue[KvExport] = queue.SimpleQueue()
+
+    def introduce(self, export: KvExport) -> None:
+        """Have the other ranks connect to a pool, from any thread: they hear of it by `poll`."""
+        self._introduced.put(export)
 
     @property
     def is_polling(self) -> bool:
@@ -89,12 +97,20 @@ class GroupKv:
     def poll(self) -> list[WorkerEvent]:
         """What became true of all ranks. Raises: RankLost once one is gone."""
         self._group.require_all()
+        self._pass_on_introductions()
         for rank, told in enumerate([self._own.poll(), *self._polled()]):
             for event in told:
                 self._follow(self._joined.told(rank, event))
         events = list(self._events)
         self._events.clear()
         return events
+
+    def _pass_on_introductions(self) -> None:
+        if self._introduced.empty():
+            return
+        while not self._introduced.empty():
+            self._group.tell(PeerIntroduced(self._introduced.get_nowait()))
+        self._group.tell_waiting()
 
     def _polled(self) -> list[list[WorkerEvent]]:
         return self._group.poll_all() if self._joined.is_waiting else []

@@ -4,6 +4,7 @@ The event loop talks; the engine thread computes. Neither waits for the other.
 """
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 
 from cluster.errors import ClusterError
@@ -15,20 +16,24 @@ from cluster.redis_ledger import RedisLedger
 from cluster.redis_membership import RedisMembership
 from cluster.registration import Registration
 from engine.runner import RankLost
-from runtime.clock import MonotonicClock, wall_time_ns
+from kvtransfer import nccl_settings
+from runtime.clock import MonotonicClock, since_boot_s, wall_time_ns
 from runtime.errors import StartupError
 from runtime.grpc_server import BoundServer, ServerOptions, build_server
 from runtime.logging import get_logger
 from runtime.process import StopRequested
+from runtime.wire.values import MAX_START_S
 from runtime.worker_config import WorkerConfig
 from scheduling.errors import StaleIncarnation
 from scheduling.ids import WorkerId
+from scheduling.messages import WorkerHello
 from tandemserve.internal.v1 import worker_pb2_grpc
 from worker.assembly import BuildRole, Worker, assemble
 from worker.engine_loop import EngineLoop
 from worker.own_thread import run_unless_stopped
 from worker.rank_group import rank_processes
 from worker.session import SERVICE_NAME, WorkerSessions
+from worker.transport_names import NCCL, transport_names
 from worker.watchdog import StallSettings, Watchdog
 
 log = get_logger()
@@ -44,6 +49,9 @@ async def run_worker(config: WorkerConfig, stop: StopRequested, build_role: Buil
         raise StartupError(
             "no Redis: give --redis-url redis://HOST:PORT, or let `tandem up` start everything"
         )
+    if NCCL in transport_names(config):
+        # Before anything here starts a thread.
+        nccl_settings.prepare_process()
     options = ServerOptions(config.host, config.port, max_message_bytes=config.max_message_bytes)
     server = build_server(options, (SERVICE_NAME,))
     try:
@@ -69,6 +77,12 @@ async def run_worker(config: WorkerConfig, stop: StopRequested, build_role: Buil
         await redis.close()
 
 
+def _told_how_long_it_took(hello: WorkerHello) -> WorkerHello:
+    """Ready now: by this, routers tell callers when the worker may be back if it is lost."""
+    start_s = since_boot_s() - this_process().created_at_s
+    return replace(hello, start_s=min(max(start_s, 0.0), MAX_START_S))
+
+
 def _close(worker: Worker) -> None:
     worker.parts.close(_CLOSE_TIMEOUT_S)
 
@@ -92,7 +106,7 @@ class WorkerProcess:
         self._clock = MonotonicClock()
         self._membership = membership
         self._ledger = RedisLedger(redis, cluster=config.cluster_name)
-        hello = worker.hello
+        hello = _told_how_long_it_took(worker.hello)
         # Why another life has our name, once one has.
         self._replaced_by: str | None = None
         self._life = WorkerLife(WorkerId(config.worker_id), hello.incarnation)

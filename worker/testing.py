@@ -69,6 +69,8 @@ class FakeWorker:
     text: str = "x"
     # New prompts are taken and not answered.
     holds_prompts: bool = False
+    # Running answers get no tokens.
+    holds_answers: bool = False
     max_message_bytes: int = 64 * 1024 * 1024
     # Every token of an answer, by what is asked.
     token_of: Callable[[SequenceSpec], int] = lambda _: TOKEN_ID
@@ -93,8 +95,9 @@ class FakeWorker:
         return len(self._task_by_id)
 
     def let_go(self) -> None:
-        """Answer the prompts that were held, and hold none from now on."""
-        self.holds_prompts = False
+        """Go on with what was held, and hold nothing from now on."""
+        self.holds_prompts = self.holds_answers = False
+        self._has_work.set()
         for task_id, task in list(self._task_by_id.items()):
             if not task.is_running and self.role == "prefill":
                 self._first_token(task_id, task)
@@ -116,7 +119,7 @@ class FakeWorker:
         while True:
             await self._has_work.wait()
             running = [(i, task) for i, task in self._task_by_id.items() if task.is_running]
-            if self.role == "prefill" or not running:
+            if self.role == "prefill" or self.holds_answers or not running:
                 self._has_work.clear()
                 continue
             for task_id, task in running:

@@ -1,11 +1,10 @@
 """Which transports a worker may use, and what each needs; tensors are imported only for a GPU."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Final
 
-from kvtransfer import cuda_ipc, nixl, shared_memory, tcp
 from kvtransfer.batches import PushSettings
 from kvtransfer.cuda_ipc import CudaIpcTransport
 from kvtransfer.device import DeviceMemory
@@ -20,12 +19,16 @@ from kvtransfer.tcp_door import DoorSettings
 from kvtransfer.zerocopy import ZeroCopy
 from runtime.errors import StartupError
 from runtime.worker_config import WorkerConfig
+from worker.transport_names import (
+    CUDA_IPC,
+    GLOO,
+    NCCL,
+    NIXL,
+    SHARED_MEMORY,
+    TCP,
+    transport_names,
+)
 
-# What a worker takes unless it is told otherwise.
-DEFAULT_ON_HOST: Final = (shared_memory.NAME, tcp.NAME)
-DEFAULT_ON_GPU: Final = (cuda_ipc.NAME, tcp.NAME)
-GLOO: Final = "gloo"
-NCCL: Final = "nccl"
 # Doors of one rank, where ports are given.
 _PORTS_OF_RANK: Final = 4
 # A copy on a GPU is hundreds of times faster than one over a network, and so is its grain.
@@ -54,11 +57,11 @@ Make = Callable[[], Transport]
 def makers_on_host(settings: TransportSettings) -> dict[str, Make]:
     """Transports between pools in host memory, by name; making one imports what it needs."""
     return {
-        shared_memory.NAME: lambda: SharedMemoryTransport(
+        SHARED_MEMORY: lambda: SharedMemoryTransport(
             settings=settings.push, cluster=settings.cluster
         ),
-        tcp.NAME: lambda: TcpTransport(settings.door, settings.push),
-        nixl.NAME: lambda: _nixl(settings),
+        TCP: lambda: TcpTransport(settings.door, settings.push),
+        NIXL: lambda: _nixl(settings),
         GLOO: lambda: _group(GLOO, settings, 2),
         NCCL: lambda: _group(NCCL, settings, 3),
     }
@@ -70,8 +73,8 @@ def makers_on_gpu(
     """Transports between pools in GPU memory, by name."""
     push = replace(settings.push, max_batch_bytes=_GPU_BATCH_BYTES)
     return {
-        cuda_ipc.NAME: lambda: CudaIpcTransport(memory, settings=push, cluster=settings.cluster),
-        tcp.NAME: lambda: StagedTcpTransport(memory, settings.door, settings.push),
+        CUDA_IPC: lambda: CudaIpcTransport(memory, settings=push, cluster=settings.cluster),
+        TCP: lambda: StagedTcpTransport(memory, settings.door, settings.push),
         NCCL: lambda: _group(NCCL, settings, 3),
     }
 
@@ -99,35 +102,14 @@ def transports_of(config: WorkerConfig, rank: int = 0) -> dict[str, Transport]:
         config.cluster_name,
         rank,
     )
-    on_host = makers_on_host(settings)
-    on_gpu = makers_on_gpu(settings, partial(gpu_memory, rank))
-    if config.device == "cpu":
-        return _chosen(config.transports, on_host, on_gpu, "cuda")
-    is_named = "transports" in config.model_fields_set
-    return _chosen(config.transports if is_named else DEFAULT_ON_GPU, on_gpu, on_host, "cpu")
-
-
-def _chosen(
-    names: tuple[str, ...],
-    makers: Mapping[str, Make],
-    of_other_device: Mapping[str, Make],
-    other_device: str,
-) -> dict[str, Transport]:
-    chosen: dict[str, Transport] = {}
-    for name in names:
-        if name in makers:
-            try:
-                chosen[name] = makers[name]()
-            except ExportUnavailable as error:
-                raise StartupError(str(error)) from error
-        elif name in of_other_device:
-            raise StartupError(
-                f"transport {name!r} is for workers with --device {other_device}; use one of "
-                f"{', '.join(makers)}"
-            )
-        else:
-            raise StartupError(f"transport {name!r} is unknown; use one of {', '.join(makers)}")
-    return chosen
+    if config.device == "cuda":
+        makers = makers_on_gpu(settings, partial(gpu_memory, rank))
+    else:
+        makers = makers_on_host(settings)
+    try:
+        return {name: makers[name]() for name in transport_names(config)}
+    except ExportUnavailable as error:
+        raise StartupError(str(error)) from error
 
 
 def _nixl(settings: TransportSettings) -> Transport:

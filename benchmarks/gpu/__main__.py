@@ -5,9 +5,10 @@
 
 decode: steps beside the time to read weights and KV once; prefill: beside the rate of products;
 push: KV between two processes beside a plain copy; layout: orders and blocks of the KV store;
-profile: times of passes as tables for `simulator.hardware.fit`, written beside FILE.json; cluster:
-a whole cluster under load. FILE.json is written anew after every part. On the CPU it shows that
-the program runs; of the figures only the ratios of `layout` mean anything there.
+prefix: answers that begin alike, whose beginning is read once, or for each; profile: times of
+passes as tables for `simulator.hardware.fit`, written beside FILE.json; cluster: a whole cluster
+under load. FILE.json is written anew after every part. On the CPU it shows that the program runs;
+of the figures only the ratios of `layout` and `prefix` mean anything there.
 """
 
 import argparse

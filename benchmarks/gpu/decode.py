@@ -8,8 +8,10 @@ from benchmarks.decode_step import BLOCK_SIZE
 from benchmarks.gpu.engine_setup import EngineSetup
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.rates import Rates, measure_rates
+from benchmarks.gpu.through_loop import MORE_TOKENS, ORDERINGS, loop_step_s
 from benchmarks.record import Target
 from engine.model_runner import ModelRunner
+from scheduling.block_pool import num_blocks_for
 from scheduling.sampling import SamplingParams
 from scheduling.step import ScheduledChunk, SequenceStart, StepPlan
 
@@ -64,6 +66,44 @@ def measure_decode(setup: EngineSetup, journal: Journal) -> None:
                 continue
             seconds = _step_seconds(setup, runner, batch, context, grid.num_steps)
             _tell(setup, journal, rates, (batch, context, ordering), seconds)
+            if ordering == next(iter(runners)) and context == grid.contexts[0]:
+                _tell_host_gap(setup, journal, runner, (batch, context), seconds)
+
+
+def _tell_host_gap(
+    setup: EngineSetup,
+    journal: Journal,
+    runner: ModelRunner,
+    cell: tuple[int, int],
+    seconds: list[float],
+) -> None:
+    """The same steps through the engine loop: what the host adds to each."""
+    (batch, context), bare = cell, statistics.median(seconds)
+    num_steps = len(seconds)
+    most = batch * num_blocks_for(context + num_steps + MORE_TOKENS, BLOCK_SIZE)
+    if most > setup.pool.num_blocks:
+        journal.skip(f"batch {batch}, context {context}, engine loop", "does not fit in memory")
+        return
+    for name, plans_ahead in ORDERINGS.items():
+        if not journal.has_time(f"batch {batch}, context {context}, engine loop, {name}"):
+            return
+        step = loop_step_s(runner, batch, context, num_steps, plans_ahead=plans_ahead)
+        journal.row(
+            {
+                "batch": batch,
+                "context": context,
+                "ordering": f"engine loop, {name}",
+                "step_ms": 1e3 * step,
+                "bare_step_ms": 1e3 * bare,
+                "host_gap_ms": 1e3 * (step - bare),
+                "tokens_per_s": batch / step,
+            }
+        )
+        print(
+            f"decode batch {batch} context {context} engine loop, {name}: {1e3 * step:.2f} ms, "
+            f"{1e3 * (step - bare):+.2f} ms beside bare steps",
+            flush=True,
+        )
 
 
 def _step_seconds(

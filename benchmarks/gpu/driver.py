@@ -19,11 +19,12 @@ from runtime.clock import Clock
 
 # Shares of the whole time. What a part leaves is for those after it.
 SHARES: Mapping[str, float] = {
-    "decode": 0.25,
+    "decode": 0.22,
     "prefill": 0.1,
     "push": 0.15,
     "layout": 0.05,
-    "profile": 0.15,
+    "prefix": 0.05,
+    "profile": 0.13,
     # Loading the model into three workers is most of it.
     "cluster": 0.3,
 }

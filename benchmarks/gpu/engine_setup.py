@@ -10,7 +10,12 @@ import torch
 
 from benchmarks.decode_step import BLOCK_SIZE, SHAPES
 from engine.attention.backend import AttentionBackend
-from engine.attention.choice import AttentionName, AttentionShape, choose_attention
+from engine.attention.choice import (
+    AttentionName,
+    AttentionShape,
+    PrefixSharing,
+    choose_attention,
+)
 from engine.cuda_capture import CudaCapture
 from engine.kv_pool import KvLayout, KvPool
 from engine.linear import Linear
@@ -112,6 +117,10 @@ class EngineSetup:
 
     @cached_property
     def attention(self) -> AttentionBackend:
+        return self.attention_with("auto")
+
+    def attention_with(self, sharing: PrefixSharing) -> AttentionBackend:
+        """A new one. Raises: AttentionUnavailable."""
         config = self.model.config
         shape = AttentionShape(
             self.layout,
@@ -120,7 +129,7 @@ class EngineSetup:
             self.model.device,
             self.model.dtype,
         )
-        return choose_attention(shape, self.options.attention)
+        return choose_attention(shape, self.options.attention, sharing)
 
     def runner(self, max_num_seqs: int, model: Decoder | None = None) -> ModelRunner:
         """An empty one over the pool."""

@@ -19,13 +19,16 @@ from benchmarks.gpu.layout import measure_layout
 from benchmarks.gpu.prefill import measure_prefill
 from benchmarks.gpu.profile import measure_profile
 from benchmarks.gpu.push import measure_push
+from benchmarks.gpu.shared_prefix import measure_shared_prefix
 from engine.attention.choice import AttentionName
+from runtime.logging import configure_logging
 
 PARTS: Mapping[str, Callable[[EngineSetup, Journal], None]] = {
     "decode": measure_decode,
     "prefill": measure_prefill,
     "push": measure_push,
     "layout": measure_layout,
+    "prefix": measure_shared_prefix,
     "profile": measure_profile,
     "cluster": measure_cluster,
 }
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, required=True)
     add_options(parser)
     args = parser.parse_args(argv)
+    # A line for each pass would cost more than the pass.
+    configure_logging("benchmark", level="warning")
     # Where a part hangs and is ended from outside, its log says where.
     faulthandler.dump_traceback_later(args.seconds + 5.0)
     if args.device == "cpu":

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -70,7 +71,9 @@ class FarSide:
         """Of its pool, once that is ready. Raises: ExportUnavailable."""
         answer = self._answer()
         if not isinstance(answer, KvExport):
-            raise ExportUnavailable("the other process made no pool", "run it with -v")
+            raise ExportUnavailable(
+                "the process with the target's pool made none", "see its lines above"
+            )
         return answer
 
     def verify(self) -> None:
@@ -93,10 +96,12 @@ class FarSide:
             self._process.join(_END_TIMEOUT_S)
             code = self._process.exitcode
             raise ExportUnavailable(
-                f"the other process ended (exit code {code})", "see its lines above"
+                f"the process with the target's pool ended (exit code {code})",
+                "see its lines above",
             ) from None
         raise ExportUnavailable(
-            f"the other process does not answer for {_ANSWER_TIMEOUT_S:g} s", "try again"
+            f"the process with the target's pool does not answer for {_ANSWER_TIMEOUT_S:g} s",
+            "try again",
         )
 
 
@@ -106,6 +111,8 @@ def _in_two(problem: str) -> tuple[str, str]:
 
 
 def _serve(commands: Connection, place: Place, name: str, door: DoorSettings) -> None:
+    # Ctrl-C is for the doctor, whose end of the connection tells this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure_logging("doctor", level="error")
     try:
         receiver = _receiver(place, name, door)

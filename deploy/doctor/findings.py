@@ -29,11 +29,12 @@ def findings_of(facts: Facts) -> list[Finding]:
         *_gpus(facts),
         _nixl(facts),
         *_network(facts),
+        _rdma(facts),
     ]
 
 
 def _shared_memory(facts: Facts) -> Finding:
-    fix = "docker: --shm-size; Kubernetes: an emptyDir with medium Memory at /dev/shm"
+    fix = "docker: --shm-size=1g or --ipc; Kubernetes: an emptyDir with medium Memory at /dev/shm"
     if facts.shm_bytes is None:
         return Finding("/dev/shm", "missing", "there is none", fix)
     size, free = facts.shm_bytes >> 20, facts.shm_free_bytes >> 20
@@ -77,15 +78,36 @@ def _nixl(facts: Facts) -> Finding:
 def _network(facts: Facts) -> Iterator[Finding]:
     if facts.kv_host_problem is not None:
         detail = f"nobody can listen on {facts.kv_host}: {facts.kv_host_problem}"
-        yield Finding("kv_host", "missing", detail, "name an address of this machine")
+        fix = f"name an address of this machine: {_addresses_of(facts)}"
+        yield Finding("kv_host", "missing", detail, fix)
     elif facts.kv_host.startswith(_LOOPBACK):
         detail = f"{facts.kv_host}, which other machines do not reach"
-        yield Finding("kv_host", "note", detail, "set kv_host where workers are on several")
+        fix = f"where workers are on several, set kv_host to one of {_addresses_of(facts)}"
+        yield Finding("kv_host", "note", detail, fix)
     else:
         yield Finding("kv_host", "ok", facts.kv_host)
     for network in facts.networks:
         speed = f", {network.mbit_per_s / 1000:g} Gbit/s" if network.mbit_per_s else ""
         yield Finding(network.name, "ok", f"{', '.join(network.addresses)}{speed}")
+
+
+def _rdma(facts: Facts) -> Finding:
+    if facts.rdma_devices:
+        return Finding("RDMA", "ok", ", ".join(facts.rdma_devices))
+    detail = "no device: between machines nixl and nccl go over TCP"
+    fix = "where there is such a card: load its driver, and give containers /dev/infiniband"
+    return Finding("RDMA", "note", detail, fix)
+
+
+def _addresses_of(facts: Facts) -> str:
+    """Those that others may reach."""
+    found = [
+        f"{address} ({network.name})"
+        for network in facts.networks
+        for address in network.addresses
+        if not address.startswith((*_LOOPBACK, "fe80:"))
+    ]
+    return ", ".join(found) or "none is up but the loopback; connect a network first"
 
 
 def _in_two(problem: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from kvtransfer.errors import ExportUnavailable
 from worker.transports import gpu_memory
 
 _SHM: Final = Path("/dev/shm")
+_RDMA: Final = Path("/sys/class/infiniband")
 _MIB: Final = 1 << 20
 # Of the first PID and IPC namespace of every Linux kernel.
 _FIRST_NAMESPACES: Final = {"pid": 4026531836, "ipc": 4026531839}
@@ -49,6 +50,8 @@ class Facts:
     kv_host: str
     # Why nobody can listen there; None where one can.
     kv_host_problem: str | None
+    # InfiniBand and RoCE, by name.
+    rdma_devices: tuple[str, ...] = ()
 
 
 def look(kv_host: str) -> Facts:
@@ -66,6 +69,7 @@ def look(kv_host: str) -> Facts:
         networks=tuple(_networks()),
         kv_host=kv_host,
         kv_host_problem=_listening_problem(kv_host),
+        rdma_devices=tuple(sorted(path.name for path in _RDMA.glob("*"))),
     )
 
 

@@ -7,10 +7,8 @@ from typing import Final
 
 from kvtransfer.device import KvSource
 from kvtransfer.tcp_door import DoorSettings
+from worker.transport_names import DEFAULT_ON_GPU, DEFAULT_ON_HOST, NCCL
 from worker.transports import (
-    DEFAULT_ON_GPU,
-    DEFAULT_ON_HOST,
-    NCCL,
     Make,
     TransportSettings,
     gpu_memory,

@@ -127,9 +127,18 @@ def _way(report: Report, source: str, target: str) -> str:
         return f"by {used.transport}"
     if any(path.stops_worker for path in report.between(source, target)) and report.are_named:
         return "by no way: no worker starts with these transports"
-    others = [path.transport for path in report.between(source, target) if path.works]
+    working = [path for path in report.between(source, target) if path.works]
+    is_fast = {path: (path.bytes_per_s or 0.0) >= report.min_bytes_per_s for path in working}
+    others = [path.transport for path in working if is_fast[path]]
     if others:
         return f"by none of {', '.join(report.tried)}; name {' or '.join(others)} in transports"
+    if working:
+        fastest = max(path.bytes_per_s or 0.0 for path in working)
+        return (
+            f"by no way: none moves {report.min_bytes_per_s:.3g} bytes/s; lower "
+            f"--min-kv-bytes-per-s, here and of prefill workers, to {fastest:.2g} or less, or mend "
+            "a faster way"
+        )
     return "by no way: mend one of them"
 
 

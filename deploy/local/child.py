@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.local.errors import ProcessEnded
+from deploy.local.loading import Loading, last_loading
 from deploy.local.log_tail import last_meaningful_line
 from runtime.bound_child import bound_to_this_process
 from runtime.clock import MonotonicClock
@@ -41,6 +42,11 @@ class ChildProcess:
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def loading(self) -> Loading | None:
+        """What its log says of its start; None where that says nothing."""
+        return last_loading(self.log_path, self._log_offset)
 
     @property
     def ended_well(self) -> bool:

@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Self
 
 from deploy.local.child import ChildProcess
-from deploy.local.errors import LaunchFailed, StartTimedOut, WorkerIncompatible
-from deploy.local.log_folder import make_log_folder
+from deploy.local.errors import StartTimedOut, WorkerIncompatible
+from deploy.local.loading import Loading, StartNews, next_news_after
 from deploy.local.port import ReservedPort, reserve_port
+from deploy.local.preflight import ask_machine, checked
 from deploy.local.redis import LocalRedis, make_run_folder, start_own, use_given
 from deploy.local.router_probe import RouterProbe
 from deploy.local.settings import (
@@ -25,24 +26,14 @@ from deploy.local.settings import (
     EffectiveConfigs,
     child_environ,
     dialable_endpoint,
-    effective_configs,
     plan_processes,
-    with_fitting_kv_cache,
 )
-from engine.model_config import ModelConfig
-from engine.model_folder import ModelFolder, open_model_folder
-from engine.model_folder_errors import ModelFolderError
-from engine.parallel_fit import TensorParallelUnfit, require_fit
-from kvtransfer import segment
+from deploy.local.shared_memory import remove_leftovers
 from runtime.clock import MonotonicClock
 from runtime.errors import StartupError
-from runtime.worker_config import WorkerConfig
 from tandemserve import AsyncClient, WorkerView
 
-_SHARED_MEMORY = Path("/dev/shm")
 _POLL_S = 0.05
-# A large model loads for minutes; silence would look like a hang.
-_SAY_AGAIN_S = 15.0
 # On top of the drain: closing connections, joining the engine thread, leaving the registry.
 _CLOSE_TIMEOUT_S = 15.0
 # After a failed start nobody is served, so nothing needs to be drained.
@@ -73,9 +64,16 @@ class LocalCluster:
     To be used from the main thread: elsewhere the processes would outlive a killed launcher.
     """
 
-    def __init__(self, settings: ClusterSettings, say: Say = say_nothing) -> None:
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        say: Say = say_nothing,
+        tell_news: Callable[[StartNews], None] | None = None,
+    ) -> None:
+        """`tell_news`: what a start is doing that takes a while; by default it is said."""
         self._settings = settings
         self._say = say
+        self._tell_news = tell_news or (lambda news: say(str(news)))
         self._configs: EffectiveConfigs
         self._running: _Running | None = None
         self._incarnation_by_worker: dict[str, int] = {}
@@ -136,7 +134,10 @@ class LocalCluster:
         Raises: StartupError in one line, after everything that was started has ended. The logs
         stay. Cancelled, it leaves nothing.
         """
-        settings, self._configs = _checked(self._settings, self._say)
+        settings, self._configs, remarks = checked(self._settings)
+        for remark in remarks:
+            self._say(f"warning: {remark}")
+        await ask_machine(settings, self._configs)
         try:
             await self._start_all(settings)
         except BaseException as error:
@@ -153,7 +154,7 @@ class LocalCluster:
         total = len(waiting)
         timeout_s = self._settings.start_timeout_s if timeout_s is None else timeout_s
         clock = MonotonicClock()
-        began_at_s = said_at_s = clock.now()
+        began_at_s, news_at_s = clock.now(), next_news_after(0.0)
         while waiting:
             views = await self._probe().workers()
             for name in [name for name in waiting if self._is_ready(name, views)]:
@@ -161,12 +162,14 @@ class LocalCluster:
                 self._say(f"{total - len(waiting)}/{total} processes ready: {name}")
             if not waiting:
                 return
-            states = ", ".join(self._state_of(name, views) for name in waiting)
-            if clock.now() - began_at_s >= timeout_s:
+            elapsed_s = clock.now() - began_at_s
+            if elapsed_s >= timeout_s:
+                states = ", ".join(f"{name} ({self._state_of(name, views)})" for name in waiting)
                 raise StartTimedOut(states, timeout_s, self.log_folder)
-            if clock.now() - said_at_s >= _SAY_AGAIN_S:
-                said_at_s = clock.now()
-                self._say(f"after {said_at_s - began_at_s:.0f} s still waiting for {states}")
+            if elapsed_s >= news_at_s:
+                news_at_s = next_news_after(elapsed_s)
+                loading = {name: self._loading_of(name, views) for name in waiting}
+                self._tell_news(StartNews(elapsed_s, loading))
             await asyncio.sleep(_POLL_S)
 
     @property
@@ -208,7 +211,7 @@ class LocalCluster:
                 child.kill()
             elif not child.ended_well:
                 has_failed = True
-        _remove_leftovers()
+        remove_leftovers()
         if not has_failed:
             shutil.rmtree(self._running.run_folder, ignore_errors=True)
 
@@ -269,11 +272,17 @@ class LocalCluster:
 
     def _state_of(self, name: str, views: tuple[WorkerView, ...] | None) -> str:
         if name == ROUTER or views is None:
-            return f"{name} (router: {self._probe().problem or 'answers'})"
+            return f"router: {self._probe().problem or 'answers'}"
         view = next((view for view in views if view.worker_id == name), None)
         if view is None:
-            return f"{name} (not registered)"
-        return f"{name} ({view.state}{f': {view.problem}' if view.problem else ''})"
+            return "not registered"
+        return f"{view.state}{f': {view.problem}' if view.problem else ''}"
+
+    def _loading_of(self, name: str, views: tuple[WorkerView, ...] | None) -> Loading:
+        """By its own log, until the router knows it."""
+        if any(view.worker_id == name for view in views or ()):
+            return Loading(self._state_of(name, views))
+        return self.process(name).loading or Loading("starting")
 
     async def _abort(self, *, keep_logs: bool) -> None:
         """Take down a half-started cluster; logs that stay say what went wrong."""
@@ -293,40 +302,6 @@ class LocalCluster:
         probe = self._begun().probe
         assert probe is not None
         return probe
-
-
-def _checked(settings: ClusterSettings, say: Say) -> tuple[ClusterSettings, EffectiveConfigs]:
-    """Find what cannot work, or not as asked, before anything is started. Raises: StartupError."""
-    configs = effective_configs(settings)
-    if configs.decode.device == "cpu" and _SHARED_MEMORY.is_dir():
-        free_bytes = shutil.disk_usage(_SHARED_MEMORY).free
-        settings = with_fitting_kv_cache(settings, configs.decode, free_bytes)
-        configs = effective_configs(settings)
-    try:
-        model = open_model_folder(settings.model, configs.router.max_model_len)
-    except ModelFolderError as error:
-        raise LaunchFailed(str(error)) from error
-    for config in (configs.prefill, configs.decode):
-        _require_ranks_fit(model, config)
-    for remark in model.config.remarks:
-        say(f"warning: {remark}")
-    if settings.log_dir is not None:
-        make_log_folder(settings.log_dir)
-    return settings, configs
-
-
-def _require_ranks_fit(model: ModelFolder, config: WorkerConfig) -> None:
-    size = config.tensor_parallel_size
-    try:
-        if isinstance(model.config, ModelConfig):
-            require_fit(model.config, size)
-    except TensorParallelUnfit as error:
-        raise LaunchFailed(str(error)) from error
-    if size > 1 and not isinstance(model.config, ModelConfig):
-        raise LaunchFailed(
-            f"tensor_parallel_size {size} is not for models that the transformers library "
-            "computes; leave it at 1"
-        )
 
 
 async def _end(children: list[ChildProcess], timeout_s: float) -> list[str]:
@@ -357,13 +332,7 @@ async def _release(running: _Running, *, keep_logs: bool) -> list[str]:
             problems.append(error.message)
     if running.port is not None:
         running.port.release()
-    _remove_leftovers()
+    remove_leftovers()
     if not keep_logs and not problems:
         shutil.rmtree(running.run_folder, ignore_errors=True)
     return problems
-
-
-def _remove_leftovers() -> None:
-    """A worker that could not clean up leaves its KV pool behind in shared memory."""
-    if _SHARED_MEMORY.is_dir():
-        segment.remove_leftovers(_SHARED_MEMORY)

@@ -10,7 +10,7 @@ from deploy.local.conversation import Outcome, ask_all
 from deploy.local.errors import LaunchFailed
 from deploy.local.leak_check import LeakCheck, check_for_leaks
 from deploy.local.options import LaunchOptions
-from deploy.local.output import print_line, progress, say_error
+from deploy.local.output import print_line, progress, say_error, say_interrupted
 from deploy.local.questions import demo_questions
 from deploy.local.race import first_of
 from deploy.local.screen import make_screen
@@ -33,10 +33,11 @@ async def demo(options: LaunchOptions, cluster: LocalCluster, stop: asyncio.Even
     show = asyncio.create_task(_show(options, cluster), name="demo")
     was_interrupted = False
     try:
-        was_interrupted = not await first_of(show, stop)
+        was_interrupted = not await first_of(show, stop, say_interrupted)
     finally:
         problems = await cluster.stop()
     if was_interrupted:
+        progress("demo stopped before its end; all processes have ended")
         return EXIT_INTERRUPTED
     problems = (*show.result(), *problems)
     for problem in problems:

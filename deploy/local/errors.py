@@ -2,6 +2,7 @@
 
 StartupError (runtime)
 └── LaunchFailed
+    ├── CannotServe          exit code 2
     ├── LogFolderUnusable
     ├── ProcessEnded
     ├── WorkerIncompatible
@@ -15,6 +16,16 @@ from runtime.errors import StartupError
 
 class LaunchFailed(StartupError):
     """The cluster cannot be started, or cannot go on."""
+
+
+class CannotServe(LaunchFailed):
+    """Workers would not serve this model with these settings on this machine."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str, role: str | None = None) -> None:
+        """`role`: whose settings it is about, where not everybody's."""
+        super().__init__(f"{role} workers: {problem}" if role else problem)
 
 
 class LogFolderUnusable(LaunchFailed):

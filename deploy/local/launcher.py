@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from deploy.local.cluster import LocalCluster
 from deploy.local.demo import demo
 from deploy.local.options import LaunchOptions, parse_options
-from deploy.local.output import progress, say_error
+from deploy.local.output import progress, say_error, say_news_as_json
 from deploy.local.up import up
 from engine.bundled import BundledModelDamaged, verify_bundled_model
 from runtime.errors import StartupError
@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _run(options: LaunchOptions) -> int:
-    cluster = LocalCluster(options.settings, say=progress)
+    # For programs, what they may want to show is JSON as well.
+    tell_news = say_news_as_json if options.as_json else None
+    cluster = LocalCluster(options.settings, progress, tell_news)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _STOP_SIGNALS:

@@ -1,4 +1,4 @@
-"""The line of a log that says why its process ended."""
+"""The end of a log, and the line of it that says why its process ended."""
 
 import re
 from pathlib import Path
@@ -11,19 +11,24 @@ _ROUTINE = re.compile(r'\[(info|debug) *\]|"level": "(info|debug)"')
 _TRACEBACK = re.compile(r"\s|Traceback \(most recent call last\)|During handling of|The above exc")
 
 
-def last_meaningful_line(log_path: Path, offset: int = 0) -> str:
-    """The last line after `offset` that is neither routine nor the inside of a traceback.
-
-    Falls back to the last line of any kind; empty when there is none or no log.
-    """
+def last_lines(log_path: Path, offset: int = 0) -> list[str]:
+    """The end of a log, as far as it lies after `offset`, without empty lines."""
     try:
         with log_path.open("rb") as log:
             end = log.seek(0, 2)
             log.seek(max(offset, end - _MOST_BYTES))
             text = log.read().decode("utf-8", errors="replace")
     except OSError:
-        return ""
-    lines = [line for line in text.splitlines() if line.strip()]
+        return []
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def last_meaningful_line(log_path: Path, offset: int = 0) -> str:
+    """The last line after `offset` that is neither routine nor the inside of a traceback.
+
+    Falls back to the last line of any kind; empty when there is none or no log.
+    """
+    lines = last_lines(log_path, offset)
     telling = (line for line in reversed(lines) if not _is_noise(line))
     found = next(telling, lines[-1] if lines else "")
     return " ".join(found.split())[:_MOST_CHARS]

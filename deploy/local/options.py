@@ -49,6 +49,8 @@ _WORKER_OPTIONS = (
     ("num-blocks", "KV blocks of one worker, instead of --kv-cache-mib"),
     ("max-num-seqs", "sequences in one iteration"),
     ("tensor-parallel-size", "processes that share its layers, KV and threads"),
+    ("tensor-parallel-reduce", "gather, with the bits of one process, or sum, which moves less"),
+    ("transports", "ways to move KV, offered and tried in this order: shared_memory,tcp"),
 )
 
 
@@ -182,8 +184,9 @@ def _parser() -> _Parser:
             "Every other setting of the processes: --router.FIELD=X, --prefill-worker.FIELD=X, "
             "--decode-worker.FIELD=X, which mixed workers take as well; `python -m router --help` "
             "and so on list them. "
-            "Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 130 ended by a second Ctrl-C, "
-            "or by the first one in the demo."
+            "Exit codes: 0 ended in order, 1 failed, 2 wrong usage, or a model that cannot be "
+            "served so, 130 ended by a second Ctrl-C, or by the first one during the start or the "
+            "demo."
         )
         _add_options(command, port, start_timeout_s)
     return parser

@@ -3,6 +3,8 @@
 import contextlib
 import sys
 
+from deploy.local.loading import StartNews
+
 
 def print_line(line: str) -> None:
     """A result. Raises: BrokenPipeError when its reader has gone."""
@@ -12,6 +14,16 @@ def print_line(line: str) -> None:
 def progress(line: str) -> None:
     """What happens at the moment."""
     _note(f"tandem: {line}")
+
+
+def say_news_as_json(news: StartNews) -> None:
+    """How far the start has come, a JSON object in a line."""
+    _note(news.as_json())
+
+
+def say_interrupted() -> None:
+    """Somebody does not wait for what was begun."""
+    progress("interrupted; ending all processes, press Ctrl-C again to kill them")
 
 
 def say_error(message: str) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import lcm
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -15,6 +16,7 @@ from pydantic import SecretStr
 from runtime.config import WILDCARD_HOSTS, ProcessConfig, RouterConfig, load_config
 from runtime.config_sources import env_prefix
 from runtime.cores import resolve_num_threads
+from runtime.errors import ConfigError
 from runtime.policy_config import check_policy
 from runtime.worker_config import DecodeConfig, PrefillConfig
 
@@ -81,15 +83,34 @@ class ProcessPlan:
 
 
 def effective_configs(settings: ClusterSettings) -> EffectiveConfigs:
-    """Let every process's own parser judge its settings. Raises: ConfigError."""
+    """Let every process's own parser judge its settings, and see that workers can be paired.
+
+    Raises: ConfigError.
+    """
     redis = {} if settings.redis_url is None else {"redis_url": settings.redis_url}
     router = load_config(RouterConfig, _flags(_router_values(settings, settings.port) | redis))
     check_policy(router)
-    return EffectiveConfigs(
+    configs = EffectiveConfigs(
         router,
         load_config(PrefillConfig, _flags(_worker_values(settings, "prefill", 0, router))),
         load_config(DecodeConfig, _flags(_worker_values(settings, "decode", 0, router))),
     )
+    if settings.num_prefill:
+        _require_equal_sums(configs.prefill, configs.decode)
+    return configs
+
+
+def _require_equal_sums(prefill: PrefillConfig, decode: DecodeConfig) -> None:
+    """Raises: ConfigError where one side would go on with other bits than the other."""
+    numbers_of_parts = [
+        config.tensor_parallel_size if config.tensor_parallel_reduce == "sum" else 1
+        for config in (prefill, decode)
+    ]
+    if len(set(numbers_of_parts)) > 1:
+        raise ConfigError(
+            "workers that add up parts (--tensor-parallel-reduce sum) exchange KV only with their "
+            "like; give --tensor-parallel-size and --tensor-parallel-reduce to all workers"
+        )
 
 
 def plan_processes(
@@ -127,6 +148,18 @@ def plan_processes(
     return tuple(plans)
 
 
+def plan_preflights(
+    settings: ClusterSettings, configs: EffectiveConfigs
+) -> tuple[ProcessPlan, ...]:
+    """How to ask what a prefill and a decode worker need of this machine."""
+    plans = []
+    for role in ("prefill", "decode"):
+        flags = _flags(_worker_values(settings, role, 0, configs.router))
+        command = (sys.executable, "-P", "-m", "worker.preflight_process", role, *flags)
+        plans.append(ProcessPlan(role, command, {}))
+    return tuple(plans)
+
+
 def dialable_endpoint(host: str, port: int) -> str:
     """Where a client on this machine reaches a router that listens on `host`."""
     bare = host.strip("[]")
@@ -150,6 +183,21 @@ def with_fitting_kv_cache(
         return settings
     smaller = {**settings.decode_worker, "kv_cache_mib": str(fitting_mib)}
     return replace(settings, decode_worker=smaller)
+
+
+def with_common_slices(settings: ClusterSettings, configs: EffectiveConfigs) -> ClusterSettings:
+    """Have workers of different numbers of ranks cut blocks alike, where nobody chose how."""
+    prefill, decode = configs.prefill, configs.decode
+    is_alike = prefill.tensor_parallel_size == decode.tensor_parallel_size
+    is_chosen = prefill.kv_slices is not None or decode.kv_slices is not None
+    if is_alike or is_chosen or not settings.num_prefill:
+        return settings
+    common = {"kv_slices": str(lcm(prefill.tensor_parallel_size, decode.tensor_parallel_size))}
+    return replace(
+        settings,
+        prefill_worker={**settings.prefill_worker, **common},
+        decode_worker={**settings.decode_worker, **common},
+    )
 
 
 def _router_values(settings: ClusterSettings, port: int) -> dict[str, str]:

@@ -191,7 +191,7 @@ async def extra_router(
 ) -> AsyncIterator[ExtraRouter]:
     """A router that joins a running cluster; it must end in order, unless it was killed."""
     port = reserve_port("127.0.0.1", 0)
-    values = {"drain_timeout_s": "5"} | settings
+    values = {"drain_timeout_s": "5", "heartbeat_timeout_s": "60"} | settings
     values |= {"model": str(model), "router_id": router_id, "redis_url": cluster.redis.url}
     values |= {"host": "127.0.0.1", "port": str(port.port)}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]

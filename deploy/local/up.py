@@ -6,18 +6,20 @@ import json
 from deploy.local.cluster import LocalCluster
 from deploy.local.keep_alive import KeepAlive
 from deploy.local.options import BUNDLED, DEFAULT_PORT, LaunchOptions
-from deploy.local.output import print_line, progress, say_error
+from deploy.local.output import print_line, progress, say_error, say_interrupted
 from deploy.local.race import first_of
 from runtime.errors import StartupError
+from runtime.process import EXIT_INTERRUPTED
 
 
 async def up(options: LaunchOptions, cluster: LocalCluster, stop: asyncio.Event) -> int:
     """Start, say how to use it, wait for `stop`, end in order. Returns the exit code.
 
-    Raises: StartupError.
+    That of an interrupted command where it was not ready yet. Raises: StartupError.
     """
     if not await _start(cluster, stop):
-        return 0
+        progress("stopped before it was ready; all processes have ended")
+        return EXIT_INTERRUPTED
     code = 0
     try:
         print_line(_ready_json(cluster) if options.as_json else _ready_line(options, cluster))
@@ -37,7 +39,7 @@ async def up(options: LaunchOptions, cluster: LocalCluster, stop: asyncio.Event)
 async def _start(cluster: LocalCluster, stop: asyncio.Event) -> bool:
     """False when the user did not wait for the start."""
     starting = asyncio.create_task(cluster.start(), name="start")
-    if await first_of(starting, stop):
+    if await first_of(starting, stop, say_interrupted):
         await starting
         return True
     return False

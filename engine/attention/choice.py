@@ -12,6 +12,7 @@ import torch
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.flashinfer import FlashInferAttention, InstalledKernels, has_kernels
+from engine.attention.flashinfer_shared import MIN_SAVED_BYTES
 from engine.attention.native import NativeAttention, fits
 from engine.attention.split_kv import SplitKvAttention
 from engine.kv_pool import KvLayout
@@ -19,6 +20,8 @@ from engine.model_config import LayerAttention
 from engine.native.choice import choose_kernels
 
 AttentionName = Literal["auto", "torch", "native", "flashinfer"]
+# Whether KV that several sequences begin with is read once. auto: where it changes no bit.
+PrefixSharing = Literal["auto", "yes", "no"]
 
 
 class AttentionUnavailable(ValueError):
@@ -45,7 +48,9 @@ class AttentionShape:
         return self.dtype or self.layout.torch_dtype
 
 
-def choose_attention(shape: AttentionShape, name: AttentionName = "auto") -> AttentionBackend:
+def choose_attention(
+    shape: AttentionShape, name: AttentionName = "auto", sharing: PrefixSharing = "auto"
+) -> AttentionBackend:
     """The backend; compiling the native one takes a few seconds, once per machine.
 
     Raises: AttentionUnavailable, KernelsNotBuilt, NoCommonRowCount; KernelsNotLoaded where the
@@ -57,9 +62,10 @@ def choose_attention(shape: AttentionShape, name: AttentionName = "auto") -> Att
         name = "native" if kernels else _best_without_kernels(shape)
     layout, num_heads, layers, device = shape.layout, shape.num_heads, shape.layers, shape.device
     if name == "torch":
+        _require_no_sharing(sharing)
         return SplitKvAttention(layout, num_heads, layers, device)
     if name == "flashinfer":
-        _require_flashinfer(device)
+        require_flashinfer(device)
         if not has_kernels(shape.query_dtype, layout.torch_dtype):
             raise AttentionUnavailable(
                 "flashinfer",
@@ -67,8 +73,14 @@ def choose_attention(shape: AttentionShape, name: AttentionName = "auto") -> Att
                 "start every worker with --dtype bfloat16 or float16, and --kv-dtype auto or "
                 "fp8_e4m3",
             )
-        installed = InstalledKernels(device)
-        return FlashInferAttention(layout, num_heads, layers, installed, shape.query_dtype)
+        return FlashInferAttention(
+            layout,
+            num_heads,
+            layers,
+            InstalledKernels(device),
+            shape.query_dtype,
+            MIN_SAVED_BYTES if sharing == "yes" else None,
+        )
     if kernels is None and _may_be_native(shape):
         kernels = choose_kernels("native")
     if kernels is None:
@@ -78,7 +90,7 @@ def choose_attention(shape: AttentionShape, name: AttentionName = "auto") -> Att
             "float32 or bfloat16 KV",
             "install gcc, or choose --attention torch on every worker",
         )
-    return NativeAttention(layout, num_heads, layers, kernels)
+    return NativeAttention(layout, num_heads, layers, kernels, is_sharing=sharing != "no")
 
 
 def _may_be_native(shape: AttentionShape) -> bool:
@@ -91,7 +103,17 @@ def _best_without_kernels(shape: AttentionShape) -> Literal["torch", "flashinfer
     return "flashinfer" if is_installed and is_known else "torch"
 
 
-def _require_flashinfer(device: torch.device) -> None:
+def _require_no_sharing(sharing: PrefixSharing) -> None:
+    if sharing == "yes":
+        raise AttentionUnavailable(
+            "torch",
+            "it cannot read KV that several sequences begin with once for all",
+            "choose --shared-prefix-attention auto, or --attention native or flashinfer",
+        )
+
+
+def require_flashinfer(device: torch.device) -> None:
+    """Raises: AttentionUnavailable where it is asked for and cannot run."""
     if device.type != "cuda" or not torch.cuda.is_available():
         raise AttentionUnavailable(
             "flashinfer", "it needs a CUDA device", "choose --attention auto"

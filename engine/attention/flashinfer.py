@@ -8,8 +8,10 @@ Determinism: left to itself FlashInfer cuts long KV by how full the GPU is, so a
 depend on its batch. Here the cut is fixed (`fixed_split_size`, FA2 kernels, and for single tokens
 their tensor-core variant, which alone knows it), which its documentation calls invariant to the
 batch size; tests/engine/attention/test_on_cuda.py asks. Between a prompt chunk and a single token
-the tiles may still differ, so a recomputed token may differ in the last bit from the decoded one:
-bitwise equality is promised on the CPU only. FA3, faster on Hopper, has no fixed cut.
+the tiles may still differ, and those of chunks follow their mean length in a pass, so a recomputed
+token may differ in the last bit from the decoded one: bitwise equality is promised on the CPU only.
+Shared beginnings (engine/attention/flashinfer_shared.py) are read once only where that is asked
+for. FA3, faster on Hopper, has no fixed cut.
 """
 
 from dataclasses import dataclass
@@ -23,10 +25,12 @@ from engine.attention.flashinfer_calls import (
     DecodePlan,
     DecodeWrapper,
     FlashInferPackage,
+    MergeState,
     PrefillPlan,
     PrefillWrapper,
     SharedPlan,
 )
+from engine.attention.flashinfer_shared import SharedAttention, SharedPagesPlanner
 from engine.attention.kv_write import write_new, write_rows
 from engine.attention.paged_plan import Int32Array, PagedPlan, plan_pages
 from engine.kv_pool import KvLayout, KvPool
@@ -52,9 +56,17 @@ class FlashInferKernels(Protocol):
     @property
     def version(self) -> str: ...
 
+    @property
+    def copies_to_gpu(self) -> bool:
+        """Whether a plan is copied to a GPU, which waits unless it lies in pinned memory."""
+        ...
+
     def decode_wrapper(self) -> DecodeWrapper: ...
 
     def prefill_wrapper(self) -> PrefillWrapper: ...
+
+    @property
+    def merge_state(self) -> MergeState: ...
 
 
 class InstalledKernels:
@@ -70,6 +82,10 @@ class InstalledKernels:
     def version(self) -> str:
         return str(self._package.__version__)
 
+    @property
+    def copies_to_gpu(self) -> bool:
+        return self._workspace.device.type == "cuda"
+
     def decode_wrapper(self) -> DecodeWrapper:
         return self._package.BatchDecodeWithPagedKVCacheWrapper(
             self._workspace, kv_layout=_HND, use_tensor_cores=True, backend="fa2"
@@ -79,6 +95,10 @@ class InstalledKernels:
         return self._package.BatchPrefillWithPagedKVCacheWrapper(
             self._workspace, kv_layout=_HND, backend="fa2"
         )
+
+    @property
+    def merge_state(self) -> MergeState:
+        return self._package.merge_state
 
 
 class FlashInferAttention:
@@ -91,8 +111,12 @@ class FlashInferAttention:
         layers: tuple[LayerAttention, ...],
         kernels: FlashInferKernels,
         query_dtype: torch.dtype | None = None,
+        min_shared_bytes: int | None = None,
     ) -> None:
         """`query_dtype`: what queries are rounded to; None: what the pool holds.
+
+        `min_shared_bytes`: beginnings that several sequences share are read once where that saves
+        so much in a layer; who shares then has other last bits than alone. None: never.
 
         Raises: ValueError for what FlashInfer has no kernels for, or a pool with heads at various
         distances.
@@ -109,16 +133,35 @@ class FlashInferAttention:
         self._layers = layers
         self._kernels = kernels
         self._num_heads = num_heads
-        # Wrappers keep the plan of a step: one pair for each kind of layer, reused by every step.
-        self._wrappers = {
-            layer: _Wrappers(kernels.decode_wrapper(), kernels.prefill_wrapper())
-            for layer in dict.fromkeys(layers)
-        }
+        # Wrappers keep the plan of a step: one pair for each kind of layer, reused by every other
+        # step. The plan lies in pinned memory until the device comes to it: while one step runs,
+        # the next is planned in the other set, whose step has ended.
+        self._sets = [
+            {
+                layer: _Wrappers(
+                    kernels.decode_wrapper(),
+                    kernels.prefill_wrapper(),
+                    # What a window leaves behind is not read, and so not together.
+                    kernels.prefill_wrapper()
+                    if min_shared_bytes is not None and layer.sliding_window is None
+                    else None,
+                )
+                for layer in dict.fromkeys(layers)
+            }
+            for _ in range(2)
+        ]
+        self._planner: SharedPagesPlanner | None = None
+        if min_shared_bytes is not None:
+            size = layout.block_size
+            token_bytes = layout.block_bytes // layout.num_layers // size
+            unit_tokens = self._split_blocks * size
+            self._planner = SharedPagesPlanner(size, unit_tokens, token_bytes, min_shared_bytes)
 
     @property
     def arithmetic(self) -> str:
-        """The version of the kernels and the cut."""
-        return f"flashinfer-{self._kernels.version}-fa2-{self._split_blocks}"
+        """The version of the kernels, the cut, and whether beginnings may be shared."""
+        sharing = "" if self._planner is None else "-shared"
+        return f"flashinfer-{self._kernels.version}-fa2-{self._split_blocks}{sharing}"
 
     @property
     def _split_blocks(self) -> int:
@@ -127,23 +170,35 @@ class FlashInferAttention:
     def begin(self, batch: AttentionBatch, kv_pool: KvPool) -> "FlashInferStep":
         num_single = int((batch.num_queries == 1).sum())
         num_seqs, size = len(batch.starts), self._layout.block_size
+        self._sets.reverse()
+        by_kind = self._sets[0]
+        shared = None if self._planner is None else self._planner.plan(batch)
         if num_single:
             single = plan_pages(batch, 0, num_single, size)
-            for layer, wrappers in self._wrappers.items():
-                wrappers.decode.plan(**self._decode_arguments(single, layer))
+            for layer, wrappers in by_kind.items():
+                if shared is None or wrappers.prefix is None:
+                    wrappers.decode.plan(**self._decode_arguments(single, layer))
+                    continue
+                own = plan_pages(batch, 0, num_single, size, shared.num_pages)
+                wrappers.decode.plan(**self._decode_arguments(own, layer))
+                arguments = self._prefill_arguments(shared.pages, layer)
+                wrappers.prefix.plan(**arguments | {"causal": False})
         if num_single < num_seqs:
             chunks = plan_pages(batch, num_single, num_seqs, size)
-            for layer, wrappers in self._wrappers.items():
+            for layer, wrappers in by_kind.items():
                 wrappers.prefill.plan(**self._prefill_arguments(chunks, layer))
-        by_layer = tuple(self._wrappers[layer] for layer in self._layers)
+        by_layer = tuple(by_kind[layer] for layer in self._layers)
         new_rows = write_rows(batch, kv_pool)
-        return FlashInferStep(by_layer, num_single, new_rows, kv_pool, self._query_dtype)
+        sharing = None
+        if shared is not None:
+            sharing = SharedAttention(shared, kv_pool.device, self._kernels.merge_state)
+        return FlashInferStep(by_layer, num_single, new_rows, kv_pool, self._query_dtype, sharing)
 
     def _decode_arguments(self, pages: PagedPlan, layer: LayerAttention) -> DecodePlan:
         return {
             **self._shared_arguments(layer),
             "indptr": _tensor(pages.indptr),
-            "indices": _tensor(pages.indices),
+            "indices": self._page_ids(pages),
             "last_page_len": _tensor(pages.last_page_len),
             "head_dim": self._layout.head_dim,
         }
@@ -153,11 +208,17 @@ class FlashInferAttention:
             **self._shared_arguments(layer),
             "qo_indptr": _tensor(pages.qo_indptr),
             "paged_kv_indptr": _tensor(pages.indptr),
-            "paged_kv_indices": _tensor(pages.indices),
+            "paged_kv_indices": self._page_ids(pages),
             "paged_kv_last_page_len": _tensor(pages.last_page_len),
             "head_dim_qk": self._layout.head_dim,
             "causal": True,
         }
+
+    def _page_ids(self, pages: PagedPlan) -> Tensor:
+        """In host memory, as the kernels' planning takes it; pinned, since it goes to the device
+        as it is, and is long."""
+        page_ids = _tensor(pages.indices)
+        return page_ids.pin_memory() if self._kernels.copies_to_gpu else page_ids
 
     def _shared_arguments(self, layer: LayerAttention) -> SharedPlan:
         window = layer.sliding_window
@@ -178,10 +239,12 @@ class FlashInferAttention:
 
 @dataclass(frozen=True, slots=True)
 class _Wrappers:
-    """The kernels of one kind of layer: single tokens, and prompt chunks."""
+    """The kernels of one kind of layer: single tokens, prompt chunks, and shared beginnings."""
 
     decode: DecodeWrapper
     prefill: PrefillWrapper
+    # None where this kind shares none.
+    prefix: PrefillWrapper | None
 
 
 class FlashInferStep:
@@ -194,7 +257,9 @@ class FlashInferStep:
         new_rows: Tensor,
         kv_pool: KvPool,
         query_dtype: torch.dtype,
+        sharing: SharedAttention | None,
     ) -> None:
+        self._sharing = sharing
         self._wrappers = wrappers
         self._num_single = num_single
         self._new_rows = new_rows
@@ -209,7 +274,13 @@ class FlashInferStep:
         rows = query.to(self._query_dtype).contiguous()
         wrappers, single = self._wrappers[layer], self._num_single
         parts = []
-        if single:
+        if single and self._sharing is not None and wrappers.prefix is not None:
+            parts.append(
+                self._sharing.attend(
+                    wrappers.prefix, wrappers.decode, rows[:single], (keys, values)
+                )
+            )
+        elif single:
             parts.append(wrappers.decode.run(rows[:single], (keys, values)))
         if single < len(rows):
             parts.append(wrappers.prefill.run(rows[single:], (keys, values)))

@@ -56,6 +56,14 @@ class PagedWrapper(Protocol):
 
     def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor: ...
 
+    def run_return_lse(
+        self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Also [num_tokens, num_qo_heads], float32: logarithms, to base 2, of the sums that softmax
+        divides by.
+        """
+        ...
+
 
 class DecodeWrapper(PagedWrapper, Protocol):
     """BatchDecodeWithPagedKVCacheWrapper."""
@@ -90,9 +98,18 @@ class MakePrefillWrapper(Protocol):
     ) -> PrefillWrapper: ...
 
 
+class MergeState(Protocol):
+    """merge_state: attention over two parts of the KV becomes that over both."""
+
+    def __call__(
+        self, v_a: Tensor, s_a: Tensor, v_b: Tensor, s_b: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 class FlashInferPackage(Protocol):
     """The module `flashinfer`."""
 
     __version__: str
     BatchDecodeWithPagedKVCacheWrapper: MakeDecodeWrapper
     BatchPrefillWithPagedKVCacheWrapper: MakePrefillWrapper
+    merge_state: MergeState

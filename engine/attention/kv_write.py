@@ -6,6 +6,7 @@ from torch import Tensor
 from engine.attention.backend import AttentionBatch
 from engine.kv_dtype import round_to
 from engine.kv_pool import KvPool
+from engine.to_device import to_device
 
 
 def write_rows(batch: AttentionBatch, kv_pool: KvPool) -> Tensor:
@@ -16,7 +17,8 @@ def write_rows(batch: AttentionBatch, kv_pool: KvPool) -> Tensor:
     first = (slots // size) * (layout.block_rows * size) + slots % size
     kinds = torch.arange(2).view(2, 1, 1) * layout.heads_of_group
     heads = torch.from_numpy(layout.key_rows())
-    return (first.view(1, -1, 1) + (kinds + heads) * size).view(-1).to(kv_pool.device)
+    rows = (first.view(1, -1, 1) + (kinds + heads) * size).view(-1)
+    return to_device(rows.numpy(), kv_pool.device)
 
 
 def write_new(kv_pool: KvPool, layer: int, rows: Tensor, key: Tensor, value: Tensor) -> None:

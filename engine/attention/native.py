@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBatch, IntArray
+from engine.attention.native_shared import SharedTiles, TilePlanner
 from engine.kv_pool import KvLayout, KvPool
 from engine.model_config import LayerAttention
 from engine.native.calls import AttentionCall, AttentionStep
@@ -41,14 +42,20 @@ class NativeAttention:
         num_heads: int,
         layers: tuple[LayerAttention, ...],
         kernels: KernelLibrary,
+        *,
+        is_sharing: bool = True,
     ) -> None:
-        """Raises: ValueError for what `fits` refuses."""
+        """`is_sharing`: whether KV of a common beginning is read once; the bits are the same.
+
+        Raises: ValueError for what `fits` refuses.
+        """
         if not fits(layout, num_heads):
             raise ValueError(f"no kernel for {layout} with {num_heads} heads; use SplitKvAttention")
         self._layout = layout
         self._num_heads = num_heads
         self.layers = layers
         self.kernels = kernels
+        self._planner = TilePlanner(layout, num_heads) if is_sharing else None
 
     @property
     def arithmetic(self) -> str:
@@ -88,7 +95,20 @@ class NativeAttention:
             batch.block_tables.shape[1],
             slots,
         )
-        return _HeldStep(step, arrays, kv_pool)
+        shared = None if self._planner is None else self._planner.plan(batch)
+        if shared is not None:
+            _describe_shared(step, shared)
+        return _HeldStep(step, arrays, shared, kv_pool)
+
+
+def _describe_shared(step: AttentionStep, shared: SharedTiles) -> None:
+    step.num_rounds = len(shared.rounds) - 1
+    step.rounds = shared.rounds.ctypes.data
+    step.tiles = shared.tiles.ctypes.data
+    step.members = shared.members.ctypes.data
+    step.shared_tokens = shared.shared_tokens.ctypes.data
+    step.longest_member = shared.longest_member
+    step.states = shared.states.ctypes.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +117,7 @@ class _HeldStep:
 
     step: AttentionStep
     arrays: tuple[IntArray, ...]
+    shared: SharedTiles | None
     kv_pool: KvPool
 
 

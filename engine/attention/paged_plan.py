@@ -24,16 +24,27 @@ class PagedPlan:
     last_page_len: Int32Array
 
 
-def plan_pages(batch: AttentionBatch, first: int, last: int, block_size: int) -> PagedPlan:
-    """The sequences [first, last) of the batch; every length counts the tokens of this step."""
+def plan_pages(
+    batch: AttentionBatch,
+    first: int,
+    last: int,
+    block_size: int,
+    left_out: npt.NDArray[np.int64] | None = None,
+) -> PagedPlan:
+    """The sequences [first, last) of the batch; every length counts the tokens of this step.
+
+    `left_out` [last - first]: pages at the beginning of each that it does without.
+    """
     num_queries = batch.num_queries[first:last]
     lengths = batch.starts[first:last] + num_queries
     num_pages = -(-lengths // block_size)
     tables = batch.block_tables[first:last]
-    is_held = np.arange(tables.shape[1]) < num_pages[:, None]
+    skipped = np.zeros_like(num_pages) if left_out is None else left_out
+    places = np.arange(tables.shape[1])
+    is_held = (places >= skipped[:, None]) & (places < num_pages[:, None])
     return PagedPlan(
         qo_indptr=_ends_from_zero(num_queries),
-        indptr=_ends_from_zero(num_pages),
+        indptr=_ends_from_zero(num_pages - skipped),
         indices=tables[is_held].astype(np.int32),
         last_page_len=(lengths - (num_pages - 1) * block_size).astype(np.int32),
     )

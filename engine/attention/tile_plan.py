@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionBatch, IntArray
 from engine.kv_pool import KvLayout
+from engine.to_device import to_device
 
 # Numbers that the items of one plan may copy and produce per layer; bounds the working memory.
 MAX_PLAN_ELEMENTS = 1 << 20
@@ -195,7 +196,7 @@ def _plan(
         ),
         _result_rows(tiles, order, rows, geometry),
     )
-    tensors = [torch.from_numpy(array).to(geometry.device) for array in arrays]
+    tensors = [to_device(array, geometry.device) for array in arrays]
     return TilePlan(len(order), len(item_tiles), rows, tuple(per_split.tolist()), *tensors)
 
 

@@ -14,15 +14,29 @@ class FakeCapture:
     """Replays the very operations, on the very tensors, that one run of the work needed."""
 
     def __init__(self) -> None:
-        self.num_recorded = 0
+        self.num_recorded = self.num_left_out = 0
+        self._notes: _Notes | None = None
+
+    @property
+    def is_recording(self) -> bool:
+        """See `Recorder`."""
+        return self._notes is not None
 
     def record(self, work: Callable[[], None]) -> Replay:
         work()
-        with _Notes() as notes:
+        with _Notes() as self._notes:
+            notes = self._notes
             work()
+        self._notes = None
         self.num_recorded += 1
         replay: Replay = notes.replay
         return replay
+
+    def leave_out(self, call: Callable[[], object]) -> None:
+        """See `Recorder.leave_out`."""
+        assert self._notes is not None, "nothing is recorded"
+        self._notes.leave_out(call)
+        self.num_left_out += 1
 
 
 # torch has no types for it.
@@ -33,6 +47,10 @@ class _Notes(_Mode):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._done: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+
+    def leave_out(self, call: Callable[[], object]) -> None:
+        # What it gives is in tensors that are noted already.
+        self._done.append((lambda: (call(), None)[1], (), {}, []))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

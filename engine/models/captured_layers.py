@@ -16,13 +16,14 @@ from torch import Tensor
 
 from engine.attention.backend import StepAttention
 from engine.models.layer_pass import LayerPass
+from engine.outside_exchange import Recorder
 
 Replay: TypeAlias = Callable[[], None]
 # Token ids and positions [num_rows] to a pass over them.
 BeginPass: TypeAlias = Callable[[Tensor, Tensor], LayerPass]
 
 
-class Capture(Protocol):
+class Capture(Recorder, Protocol):
     """Records work on tensors that stay where they are."""
 
     def record(self, work: Callable[[], None]) -> Replay:

@@ -26,7 +26,6 @@ from engine.models.layer_pass import LayerPass, PassParts
 from engine.models.rope import build_rope_table
 from engine.models.step_rows import StepRows
 from engine.row_tiles import RowTiles
-from engine.tensor_parallel import GatheringLinear
 
 
 class Decoder:
@@ -79,8 +78,11 @@ class Decoder:
     @property
     def arithmetic(self) -> str:
         """Names the order of summation of every product, and the kernels for everything else."""
-        kernels = self.weights.kernels
+        kernels, exchange = self.weights.kernels, self.weights.exchange
         others = "torch" if kernels is None else kernels.digest
+        if exchange is not None and exchange.reduce == "sum":
+            # Sums of another number of parts have other bits.
+            others += f"-sum{exchange.size}"
         return f"{self.row_tiles.fingerprint}-{self.head_tiles.fingerprint}-{others}"
 
     def hidden(self, token_ids: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
@@ -104,13 +106,13 @@ class Decoder:
     def capture(self, max_rows: int, capture: Capture) -> None:
         """Record the layers for passes of up to `max_rows` tokens, which are replayed from now on.
 
-        Not where a mixture of experts makes the work depend on the tokens, nor where ranks exchange
-        in it: there nothing is recorded.
+        Not where a mixture of experts makes the work depend on the tokens: there nothing is
+        recorded. Ranks record together; what they exchange lies between what is recorded.
         """
-        closing = (layer.attention_out for layer in self.weights.layers)
-        is_share = any(isinstance(linear, GatheringLinear) for linear in closing)
-        if self.config.mixture is not None or is_share:
+        if self.config.mixture is not None:
             return
+        if self.weights.exchange is not None:
+            self.weights.exchange.recorder = capture
         config, sizes = self.config, bucket_sizes(max_rows, self.row_tiles.sizes)
         shape = CapturedShape(config.num_layers, config.num_heads, config.head_dim, self.device)
         self._captured = CapturedLayers(shape, sizes, self._begin, capture)

@@ -12,6 +12,7 @@ from engine.linear import Linear
 from engine.models.mlp import Mlp
 from engine.models.norm import RmsNorm
 from engine.native.library import KernelLibrary
+from engine.outside_exchange import OutsideExchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class DecoderWeights:
     lm_head: Linear
     # What the parts compute with; None: with torch.
     kernels: KernelLibrary | None = None
+    # Between the ranks that the model is cut among; None: it is whole.
+    exchange: OutsideExchange | None = None
 
     @property
     def layer_linears(self) -> Iterator[Linear]:

@@ -62,13 +62,16 @@ class MixtureMlp:
     ) -> None:
         """`router` hidden_size -> one score for each of the experts.
 
-        With an `exchange`, the experts are one rank's share of all matrices.
+        With an `exchange`, the experts are one rank's share of all matrices; where it adds, what a
+        token's experts give is added up at each rank first.
         """
         self.router = router
         self.experts = experts
         self._num_per_token = num_experts_per_token
         self._normalizes_weights = normalizes_weights
-        self._exchange = exchange
+        is_summing = exchange is not None and exchange.reduce == "sum"
+        self._gatherer = None if is_summing else exchange
+        self._adder = exchange if is_summing else None
 
     @property
     def linears(self) -> Iterable[Linear]:
@@ -89,7 +92,8 @@ class MixtureMlp:
         total = by_token[:, 0]
         for index in range(1, self._num_per_token):
             total = total + by_token[:, index]
-        return step.pad(total.to(rows.dtype))
+        out = total.to(rows.dtype)
+        return step.pad(out if self._adder is None else self._adder.all_sum(out))
 
     def _choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and experts, both [num_tokens, num_experts_per_token], by rising expert."""
@@ -113,9 +117,9 @@ class MixtureMlp:
                 group = StepRows.of(count, step.tiles)
                 visited.append((expert, group))
                 gated.append(expert.gated(group.pad(visitors[end - count : end]), group))
-        if self._exchange is not None:
+        if self._gatherer is not None:
             # Once for all experts: each exchange takes a while, however little it moves.
-            whole = self._exchange.all_gather(torch.cat(gated))
+            whole = self._gatherer.all_gather(torch.cat(gated))
             ends = list(accumulate(rows.shape[0] for rows in gated))
             gated = [whole[end - len(rows) : end] for end, rows in zip(ends, gated, strict=True)]
         out = torch.cat(
@@ -124,7 +128,7 @@ class MixtureMlp:
                 for (expert, group), rows in zip(visited, gated, strict=True)
             ]
         )
-        return out if self._exchange is None else self._exchange.all_gather(out)
+        return out if self._gatherer is None else self._gatherer.all_gather(out)
 
 
 Mlp = DenseMlp | MixtureMlp

@@ -3,7 +3,8 @@
  * Every row (a query token and a head) goes through the same operations in the same order, whatever
  * else is in the batch: scores of 16 keys at a time, the softmax joined after every SPLIT keys
  * counted from the start of the sequence, values added key by key. Rows share the loads of keys and
- * values, nothing else. No reassociation: compile without -ffast-math.
+ * values, nothing else; so rows of several sequences may share those of a common beginning, and go on
+ * from there each for itself. No reassociation: compile without -ffast-math.
  */
 #include "paged_kv.h"
 #include "threads.h"
@@ -18,6 +19,8 @@ typedef struct {
     const tandem_step *step;
     const tandem_layer *layer;
     int64_t head_parts, num_units;
+    /* Whether states are gone on from; and where a round's tiles begin. */
+    int64_t is_shared, first_tile;
 } attention_call;
 
 /* Scores of four rows against LANES keys; even and odd dimensions are summed apart. */
@@ -137,31 +140,69 @@ static void add_split(const tile_view *view, tile *tile, int64_t first, int64_t 
     }
 }
 
+static inline int64_t token_of(const tile_view *view, int64_t index) {
+    return view->members ? view->members[index] : view->token + index;
+}
+
+static inline int64_t position_of(const tile_view *view, int64_t index) {
+    return view->members ? view->step->starts[view->members[index]] : view->position + index;
+}
+
+/* What a row has come to: its sums, its highest score, its weight. */
+static inline float *state_of(const tile_view *view, int64_t token, int64_t query_head) {
+    const tandem_step *s = view->step;
+    return s->states + (token * s->num_kv_heads * s->group_size + query_head) * (s->head_dim + 2);
+}
+
+static inline void load_state(tile *tile, int row, const float *state, int64_t dim) {
+    memcpy(tile->out[row], state, (size_t)dim * 4);
+    tile->highest[row] = state[dim], tile->weight[row] = state[dim + 1];
+}
+
+static inline void store_state(const tile *tile, int64_t row, float *state, int64_t dim) {
+    memcpy(state, tile->out[row], (size_t)dim * 4);
+    state[dim] = tile->highest[row], state[dim + 1] = tile->weight[row];
+}
+
 /* Rows of a head: its query heads, token by token, then zeros up to a multiple of ROWS. */
-static void begin_tile(const tile_view *view, tile *tile, int64_t token, int64_t position, int64_t count) {
+static void begin_tile(const tile_view *view, tile *tile) {
     const tandem_step *s = view->step;
     const int64_t dim = s->head_dim, group = s->group_size, padded_dim = (dim + LANES - 1) / LANES * LANES;
     for (int row = 0; row < view->num_heads * view->rows_of_head; row++) {
         int64_t head = view->first_head + row / view->rows_of_head, in_head = row % view->rows_of_head;
-        int64_t of_token = in_head < count * group ? in_head / group : count - 1;
-        const float *query = view->layer->query + (token + of_token) * view->layer->query_stride +
-                             (head * group + in_head % group) * dim;
-        for (int64_t d = 0; d < dim; d++)
-            tile->query[row][d] = in_head < count * group ? query[d] * view->layer->scale : 0.0f;
-        tile->position[row] = position + of_token;
+        const int is_row = in_head < view->count * group;
+        const int64_t index = is_row ? in_head / group : view->count - 1, token = token_of(view, index);
+        const int64_t query_head = head * group + in_head % group;
+        const float *query = view->layer->query + token * view->layer->query_stride + query_head * dim;
+        for (int64_t d = 0; d < dim; d++) tile->query[row][d] = is_row ? query[d] * view->layer->scale : 0.0f;
+        tile->position[row] = position_of(view, index);
         tile->highest[row] = HIDDEN, tile->weight[row] = 0.0f;
         memset(tile->out[row], 0, (size_t)padded_dim * 4);
+        if (is_row && view->first_key) load_state(tile, row, state_of(view, token, query_head), dim);
     }
 }
 
-static void end_tile(const tile_view *view, const tile *tile, int64_t token, int64_t count) {
+/* What no row sees is not read, in whole vectors: leaving out a weight of zero changes nothing. */
+static int64_t first_seen(const tile_view *view) {
+    const int64_t window = view->layer->sliding_window;
+    if (!window || view->members || view->position < window) return 0;
+    return (view->position - window + 1) / LANES * LANES;
+}
+
+/* Members' rows wait as states, those of others are done. */
+static void end_tile(const tile_view *view, const tile *tile) {
     const tandem_step *s = view->step;
     const int64_t dim = s->head_dim, group = s->group_size, num_heads = group * s->num_kv_heads;
     for (int64_t head = 0; head < view->num_heads; head++)
-        for (int64_t in_head = 0; in_head < count * group; in_head++) {
+        for (int64_t in_head = 0; in_head < view->count * group; in_head++) {
             int64_t row = head * view->rows_of_head + in_head;
             int64_t query_head = (view->first_head + head) * group + in_head % group;
-            int64_t to = ((token + in_head / group) * num_heads + query_head) * dim;
+            const int64_t token = token_of(view, in_head / group);
+            if (view->members) {
+                store_state(tile, row, state_of(view, token, query_head), dim);
+                continue;
+            }
+            int64_t to = (token * num_heads + query_head) * dim;
             float *out = (float *)view->layer->out + to;
             uint16_t *rounded = (uint16_t *)view->layer->out + to;
             for (int64_t d = 0; d < dim; d++) {
@@ -172,13 +213,10 @@ static void end_tile(const tile_view *view, const tile *tile, int64_t token, int
         }
 }
 
-/* `count` query tokens from `token` on, the first at `position`. */
-static void attend_tile(const tile_view *view, tile *tile, int64_t token, int64_t position, int64_t count) {
-    const int64_t window = view->layer->sliding_window;
-    int64_t end = position + count, first = 0, last;
-    begin_tile(view, tile, token, position, count);
-    /* What no row sees is not read, in whole vectors: leaving out a weight of zero changes nothing. */
-    if (window && position >= window) first = (position - window + 1) / LANES * LANES;
+static void attend_tile(const tile_view *view, tile *tile) {
+    int64_t end = view->last_key, first = view->first_key, last;
+    begin_tile(view, tile);
+    if (!first) first = first_seen(view);
     for (; first < end; first = last) {
         last = (first / SPLIT + 1) * SPLIT < end ? (first / SPLIT + 1) * SPLIT : end;
         int64_t padded = (last - first + LANES - 1) / LANES * LANES;
@@ -187,7 +225,7 @@ static void attend_tile(const tile_view *view, tile *tile, int64_t token, int64_
             weigh_row(tile, row, padded, view->step->head_dim);
         add_split(view, tile, first, last);
     }
-    end_tile(view, tile, token, count);
+    end_tile(view, tile);
 }
 
 static void write_row(const tandem_step *s, int64_t offset, const float *from) {
@@ -216,10 +254,9 @@ static void write_share(const void *call, int64_t share, int64_t num_shares) {
     }
 }
 
-/* Some query tokens of one sequence, the heads [first_head, last_head). */
-static void attend_tokens(const tile_view *where, tile *tile, int64_t token, int64_t position, int64_t count,
-                          int64_t last_head) {
-    const int64_t rows_of_head = (count * where->step->group_size + ROWS - 1) / ROWS * ROWS;
+/* The heads [first_head, last_head). */
+static void attend_heads(const tile_view *where, tile *tile, int64_t last_head) {
+    const int64_t rows_of_head = (where->count * where->step->group_size + ROWS - 1) / ROWS * ROWS;
     const int64_t at_once = MAX_ROWS / rows_of_head;
     tile_view view = *where;
     view.rows_of_head = (int)rows_of_head;
@@ -231,7 +268,7 @@ static void attend_tokens(const tile_view *where, tile *tile, int64_t token, int
         if (in_group < view.num_heads) view.num_heads = in_group;
         for (int64_t head = 0; head < view.num_heads; head++)
             view.head_offsets[head] = head_offset(view.step, view.first_head + head);
-        attend_tile(&view, tile, token, position, count);
+        attend_tile(&view, tile);
     }
 }
 
@@ -257,21 +294,56 @@ static void attend_share(const void *shared, int64_t share, int64_t num_shares) 
         }
         const int64_t at = (unit / parts - before) * size, part = unit % parts;
         const int64_t left = s->num_queries[seq] - at, count = left < size ? left : size;
-        const tile_view where = {s, call->layer, s->block_tables + seq * s->table_width,
-                                 s->num_kv_heads * part / parts, 0, {0}, 0};
-        attend_tokens(&where, &tile, token + at, s->starts[seq] + at, count,
-                      s->num_kv_heads * (part + 1) / parts);
+        const tile_view where = {.step = s, .layer = call->layer,
+                                 .table = s->block_tables + seq * s->table_width,
+                                 .token = token + at, .position = s->starts[seq] + at, .count = count,
+                                 .first_key = call->is_shared ? s->shared_tokens[seq] : 0,
+                                 .last_key = s->starts[seq] + at + count,
+                                 .first_head = s->num_kv_heads * part / parts};
+        attend_heads(&where, &tile, s->num_kv_heads * (part + 1) / parts);
     }
+}
+
+/* Units are shared tiles times parts of the heads. */
+static void attend_shared(const void *shared, int64_t share, int64_t num_shares) {
+    const attention_call *call = shared;
+    const tandem_step *s = call->step;
+    const int64_t parts = call->head_parts, last_unit = call->num_units * (share + 1) / num_shares;
+    tile tile;
+    memset(tile.values, 0, sizeof tile.values);
+    for (int64_t unit = call->num_units * share / num_shares; unit < last_unit; unit++) {
+        const tandem_shared_tile *of = s->tiles + call->first_tile + unit / parts;
+        const int64_t *members = s->members + of->members_at, part = unit % parts;
+        const tile_view where = {.step = s, .layer = call->layer,
+                                 .table = s->block_tables + members[0] * s->table_width,
+                                 .members = members, .count = of->num_members,
+                                 .first_key = of->first, .last_key = of->last,
+                                 .first_head = s->num_kv_heads * part / parts};
+        attend_heads(&where, &tile, s->num_kv_heads * (part + 1) / parts);
+    }
+}
+
+/* `num_units` for all heads, by threads that each find several shares. */
+static void in_units(share_function *compute, attention_call *call, int64_t num_units, int64_t num_threads) {
+    /* A head alone reads memory with gaps, so heads part only where there is too little else. */
+    call->head_parts = num_units < 2 * num_threads ? call->step->num_kv_heads : 1;
+    call->num_units = num_units * call->head_parts;
+    const int64_t most = SHARES_OF_THREAD * num_threads;
+    tandem_in_shares(compute, call, call->num_units < most ? call->num_units : most, num_threads);
 }
 
 /* One layer of a step: writes the new keys and values into the pool, then attends. */
 void tandem_attend(const tandem_step *s, const tandem_layer *layer, int64_t num_threads) {
-    attention_call call = {s, layer, 1, 0};
-    for (int64_t seq = 0; seq < s->num_seqs; seq++) call.num_units += groups_of(s, seq);
-    /* A head alone reads memory with gaps, so heads part only where there is too little else. */
-    if (call.num_units < 2 * num_threads) call.head_parts = s->num_kv_heads;
-    call.num_units *= call.head_parts;
+    attention_call call = {.step = s, .layer = layer};
+    int64_t num_units = 0;
+    for (int64_t seq = 0; seq < s->num_seqs; seq++) num_units += groups_of(s, seq);
     tandem_in_shares(write_share, &call, 1 + s->num_tokens / MIN_TOKENS_OF_SHARE, num_threads);
-    const int64_t most = SHARES_OF_THREAD * num_threads;
-    tandem_in_shares(attend_share, &call, call.num_units < most ? call.num_units : most, num_threads);
+    /* Where a window has left a beginning behind, nothing of it is read, and so not together. */
+    const int64_t window = layer->sliding_window;
+    call.is_shared = s->num_rounds > 0 && (!window || s->longest_member <= window);
+    for (int64_t round = 0; call.is_shared && round < s->num_rounds; round++) {
+        call.first_tile = s->rounds[round];
+        in_units(attend_shared, &call, s->rounds[round + 1] - call.first_tile, num_threads);
+    }
+    in_units(attend_share, &call, num_units, num_threads);
 }

@@ -100,6 +100,13 @@ class AttentionStep(ctypes.Structure):
         ("block_tables", _pointer),
         ("table_width", _int64),
         ("slot_mapping", _pointer),
+        ("num_rounds", _int64),
+        ("rounds", _pointer),
+        ("tiles", _pointer),
+        ("members", _pointer),
+        ("shared_tokens", _pointer),
+        ("longest_member", _int64),
+        ("states", _pointer),
     )
 
 

@@ -43,6 +43,12 @@ typedef struct {
     int64_t num_rows, width, num_threads;
 } tandem_bias;
 
+/* Keys that the same query tokens see: [first, last), both multiples of SPLIT. */
+typedef struct {
+    int64_t first, last;
+    int64_t members_at, num_members; /* at most MAX_ROWS / group_size */
+} tandem_shared_tile;
+
 typedef struct {
     void *pool; /* pieces [block_size, head_dim], one for each block, layer, head and of keys or values */
     int64_t is_bfloat16;
@@ -55,6 +61,15 @@ typedef struct {
     const int64_t *block_tables; /* [num_seqs, table_width] */
     int64_t table_width;
     const int64_t *slot_mapping; /* [num_tokens] block * block_size + offset */
+    /* Beginnings that several sequences of one query token share. A round goes on from the states
+     * that the one before has left; after the last, each sequence goes on alone. */
+    int64_t num_rounds;
+    const int64_t *rounds;              /* [num_rounds + 1] first tile of each round */
+    const tandem_shared_tile *tiles;    /* [rounds[num_rounds]] */
+    const int64_t *members;             /* sequences, which here are query tokens */
+    const int64_t *shared_tokens;       /* [num_seqs] that tiles compute of each sequence */
+    int64_t longest_member;             /* tokens of the longest member, its query token included */
+    float *states;                      /* [num_seqs, num_heads, head_dim + 2] */
 } tandem_step;
 
 typedef struct {

@@ -11,13 +11,18 @@
 #define ROWS 4
 #define HIDDEN -1.0e30f
 
-/* What one tile computes: some query tokens of one sequence, for some KV heads. A block holds the
- * heads of a group side by side, so that a tile of one token takes all of them, and no others, and
- * reads memory in order. */
+/* What one tile computes: some query tokens of one sequence, or one each of sequences that begin
+ * alike, for some KV heads. A block holds the heads of a group side by side, so that a tile of one
+ * token takes all of them, and no others, and reads memory in order. */
 typedef struct {
     const tandem_step *step;
     const tandem_layer *layer;
     const int64_t *table;
+    /* `count` query tokens: from `token` on, the first at `position`, or, where it is not null, these. */
+    int64_t token, position, count;
+    const int64_t *members;
+    /* Keys to go through; those before the first are in the states of the step. */
+    int64_t first_key, last_key;
     int64_t first_head, num_heads;
     /* Of each head, from where the keys of a layer begin. */
     int64_t head_offsets[MAX_ROWS / ROWS];

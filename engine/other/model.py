@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import StepAttention
+from engine.loading_progress import UNWATCHED, LoadingProgress
 from engine.model_config import LayerAttention, ModelShape
 from engine.model_folder import ModelFolder
-from engine.model_folder_errors import LibraryMissing, UnsupportedModelOption
+from engine.model_folder_errors import UnsupportedModelOption
+from engine.other.known import require_known
 from engine.other.network import Network, load_network
 from engine.other.trial import is_as_good, relative_error
 from engine.row_tiles import NoCommonRowCount, RowTiles
@@ -42,7 +44,9 @@ class OtherConfig(ModelShape):
 class TransformersModel:
     """See `Model`. Built by `load_transformers_model`."""
 
-    def __init__(self, network: Network, shape: ModelShape) -> None:
+    def __init__(
+        self, network: Network, shape: ModelShape, progress: LoadingProgress = UNWATCHED
+    ) -> None:
         """Find the numbers of rows that agree; takes a few forward passes.
 
         Raises: NoCommonRowCount.
@@ -61,7 +65,7 @@ class TransformersModel:
         )
         self.device = network.device
         self.dtype = network.dtype
-        self.row_tiles = _rows_that_agree(network, shape.vocab_size)
+        self.row_tiles = _rows_that_agree(network, shape.vocab_size, progress)
         self.arithmetic = f"transformers-{transformers.__version__}-{self.row_tiles.fingerprint}"
 
     @property
@@ -89,18 +93,20 @@ class TransformersModel:
 
 
 def load_transformers_model(
-    folder: ModelFolder, dtype: torch.dtype, device: torch.device
+    folder: ModelFolder,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: LoadingProgress = UNWATCHED,
 ) -> TransformersModel:
     """Load, and try against the library by itself.
 
     Raises: LibraryMissing, UnsupportedModelOption, InvalidWeightFile, NoCommonRowCount.
     """
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        raise LibraryMissing(folder.path) from None
-    network = load_network(folder.path, dtype, device)
-    model = TransformersModel(network, folder.config)
+    require_known(folder)
+    network = load_network(folder.path, dtype, device, progress)
+    progress.phase("trying numbers of rows")
+    model = TransformersModel(network, folder.config, progress)
+    progress.phase("trying it against the library")
     error = relative_error(network, model.config, model.hidden, model.max_rows)
     if dtype == torch.float16 and not math.isfinite(error):
         what = "a model whose numbers are too large for float16"
@@ -119,14 +125,15 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _rows_that_agree(network: Network, vocab_size: int) -> RowTiles:
+def _rows_that_agree(network: Network, vocab_size: int, progress: LoadingProgress) -> RowTiles:
     """Numbers of rows at which the network gives a row the same bits, wherever it stands.
 
     The largest group that holds one which a single row can afford. Raises: NoCommonRowCount.
     """
     candidates = (1,) if network.has_experts else _CANDIDATE_ROWS
     groups: dict[bytes, list[int]] = {}
-    for rows in candidates:
+    for num_tried, rows in enumerate(candidates):
+        progress.advanced(num_tried, len(candidates))
         kinds = torch.arange(max(rows, _NUM_KINDS), device=network.device) % _NUM_KINDS
         # Not the first token, which some families embed as zeros.
         token_ids = (1 + kinds * (vocab_size // _NUM_KINDS)) % vocab_size

@@ -7,12 +7,14 @@ called with that body answering at once.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.loading_progress import UNWATCHED, LoadingProgress
 from engine.model_folder_errors import InvalidWeightFile, UnsupportedModelOption
 from engine.other.config_json import refuse_what_no_trial_shows
 from engine.other.seat import ATTENTION_NAME, CannotAttend, Seat, SeenLayer
@@ -177,7 +179,30 @@ def _require_same_class(folder: Path, model: Any) -> None:
         )
 
 
-def load_network(folder: Path, dtype: torch.dtype, device: torch.device) -> Network:
+def _watched(
+    progress: LoadingProgress,
+    make_bar: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Any:
+    """In place of the library's bar over what it loads; others stay as they are."""
+    if not arguments or "weights" not in str(options.get("desc")):
+        return make_bar(*arguments, **options)
+    return _counted(progress, list(arguments[0]))
+
+
+def _counted(progress: LoadingProgress, items: list[Any]) -> Iterator[Any]:
+    for number, item in enumerate(items):
+        progress.advanced(number, len(items))
+        yield item
+
+
+def load_network(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: LoadingProgress = UNWATCHED,
+) -> Network:
     """Raises: UnsupportedModelOption, InvalidWeightFile."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -185,6 +210,10 @@ def load_network(folder: Path, dtype: torch.dtype, device: torch.device) -> Netw
     # A worker tells what it does in its own log, and all that is wrong by errors.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # Not every version of the library tells.
+    watch_bars = getattr(logging, "set_tqdm_hook", lambda hook: None)
+    watch_bars(partial(_watched, progress))
+    progress.phase("loading weights")
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -202,6 +231,8 @@ def load_network(folder: Path, dtype: torch.dtype, device: torch.device) -> Netw
         raise UnsupportedModelOption(
             folder, f"what transformers says of it ({reason})", _ANOTHER
         ) from error
+    finally:
+        watch_bars(None)
     _require_same_class(folder, model)
     # Its classes have defaults that no file says.
     refuse_what_no_trial_shows(folder, model.config.get_text_config().to_dict())

@@ -42,6 +42,7 @@ def worker_to_proto(link: WorkerLink, view: WorkerView | None) -> pb.WorkerView:
         message.num_waiting = load.num_waiting
         message.compatibility = view.hello.compatibility
         message.policy = view.hello.policy
+        message.num_ranks = view.hello.num_ranks
         message.num_tasks = load.num_tasks
         message.num_swap_blocks = load.num_swap_blocks
         message.num_free_swap_blocks = load.num_free_swap_blocks

@@ -16,6 +16,9 @@ from runtime.wire.reports import (
     write_tokens,
 )
 from runtime.wire.values import (
+    MAX_RANKS,
+    MAX_START_S,
+    MAX_TRAITS,
     ProtocolError,
     admission_from_proto,
     admission_to_proto,
@@ -301,6 +304,9 @@ def encode_worker_hello(hello: WorkerHello) -> pb.SessionResponse:
             max_num_batched_tokens=hello.max_num_batched_tokens,
             policy=hello.policy,
             makes_room=hello.makes_room,
+            num_ranks=hello.num_ranks,
+            start_s=hello.start_s,
+            traits=hello.traits,
         )
     )
 
@@ -330,7 +336,17 @@ def _worker_hello_from_proto(message: pb.WorkerHello) -> WorkerHello:
         ),
         policy=_policy(message.policy),
         makes_room=message.makes_room,
+        num_ranks=checked_count("num_ranks", message.num_ranks or 1, most=MAX_RANKS),
+        start_s=checked_float("start_s", message.start_s, least=0.0, most=MAX_START_S),
+        traits=_traits(message.traits),
     )
+
+
+def _traits(traits: Sequence[str]) -> tuple[str, ...]:
+    """They go into errors that callers see."""
+    if len(traits) > MAX_TRAITS:
+        raise ProtocolError("traits", f"are {len(traits)}, not {MAX_TRAITS} at most")
+    return tuple(checked_name("traits", trait) for trait in traits)
 
 
 def _policy(name: str) -> str:

@@ -21,6 +21,11 @@ MAX_KV_DOORS: Final = 8
 # Ranks of one worker besides the first.
 MAX_OTHER_RANKS: Final = 63
 MAX_KV_SLICES: Final = 1024
+MAX_RANKS: Final = 1024
+# What two workers must have in common, each with a name.
+MAX_TRAITS: Final = 64
+# Nobody waits for a worker any longer.
+MAX_START_S: Final = 86_400.0
 # Token ids and counts that later become 32-bit signed integers in tensors.
 MAX_INT32: Final = 2**31 - 1
 _PROTO_BY_ADMISSION = {

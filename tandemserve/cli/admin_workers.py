@@ -1,6 +1,7 @@
 """`tandem admin workers`, `cordon`, `uncordon` and `drain`: who takes new tasks, who must not."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from tandemserve.client import Client
 
 _POLL_S = 0.25
+# Timed passes from which on an error is shown: the model knows nothing at first, and until there
+# are the 256 of which a worker tells, a few first guesses are the p90.
+_FOR_MEDIAN, _FOR_P90 = 64, 256
 # Workers that are named beside a policy.
 _MAX_NAMED = 4
 
@@ -161,6 +165,9 @@ def _print_workers(found: tuple[WorkerView, ...]) -> None:
     columns = ["worker", "role", "state", "runs", "tasks", "free KV", "free swap", "address"]
     print_table("Workers", columns, rows)
     _print_policies(found)
+    divided = [[view.worker_id, view.num_ranks] for view in found if view.num_ranks > 1]
+    if divided:
+        print_table("Ranks", ["worker", "ranks"], divided)
     timed = [view for view in found if view.num_timed_passes]
     if timed:
         _print_pass_times(timed)
@@ -186,14 +193,18 @@ def _print_policies(found: tuple[WorkerView, ...]) -> None:
 
 
 def _print_pass_times(found: list[WorkerView]) -> None:
-    """By how much each worker's model of its own passes is off."""
-    rows = [
+    columns = ["worker", "passes", "median error", "p90 error"]
+    print_table("Models of pass times", columns, pass_time_rows(found))
+
+
+def pass_time_rows(found: Sequence[WorkerView]) -> list[list[str | int | None]]:
+    """By how much each worker's model of its passes is off; None before that means anything."""
+    return [
         [
             view.worker_id,
             view.num_timed_passes,
-            f"{view.pass_error_median:.1%}",
-            f"{view.pass_error_p90:.1%}",
+            f"{view.pass_error_median:.1%}" if view.num_timed_passes >= _FOR_MEDIAN else None,
+            f"{view.pass_error_p90:.1%}" if view.num_timed_passes >= _FOR_P90 else None,
         ]
         for view in found
     ]
-    print_table("Models of pass times", ["worker", "passes", "median error", "p90 error"], rows)

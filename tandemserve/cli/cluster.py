@@ -29,19 +29,49 @@ def up(
 ) -> None:
     """Start a cluster on this machine and keep it running until Ctrl-C.
 
-    Other options are passed on to the launcher: `python -m deploy.local up --help` lists
-    them, --router.FIELD, --prefill-worker.FIELD and --decode-worker.FIELD among them; mixed
-    workers take the settings of --decode-worker.
+    A router, workers and a Redis; when it says that it is ready, `tandem generate "..."` in another
+    terminal asks it. What cannot work is refused at once, with what to do about it.
 
     Examples:
 
+    On a laptop: a bundled toy model on one prefill and two decode workers.
+
       tandem up
 
-      tandem up --model ./Qwen2-0.5B --prefill 1 --decode 3 --port 7800
+    A model of one's own: a folder in the Hugging Face layout.
 
-      tandem up --mixed 2
+      tandem up --model ./Qwen2-0.5B --max-model-len 4096
+
+    Other numbers of workers, or workers that do both halves.
+
+      tandem up --prefill 2 --decode 2 --port 7800
+
+      tandem up --mixed 1
+
+    On a GPU.
+
+      tandem up --model ./Qwen2-0.5B --device cuda
+
+    KV in 8 bits, so that twice as much fits; on CPUs as well.
+
+      tandem up --kv-dtype fp8_e4m3
+
+    Each decode worker as two processes with half of every layer, on two GPUs if it is on any.
+
+      tandem up --decode-worker.tensor-parallel-size=2
+
+    KV over the network of torch instead of shared memory.
+
+      tandem up --transports gloo,tcp
+
+    Every setting of a process is an option too: --router.FIELD, --prefill-worker.FIELD and, for
+    mixed workers as well, --decode-worker.FIELD. `python -m router --help` lists the fields, and so
+    do `python -m prefill_worker --help` and `python -m decode_worker --help`.
 
       tandem up --num-blocks 512 --log-dir logs --router.max-prompt-queue=100
+
+    Exit codes: 0 ended in order, 1 failed, 2 wrong usage, or a model that cannot be served so, 130
+    interrupted during the start, or by a second Ctrl-C.
     """
     hand_over(["up", *options.arguments(), *(["--json"] if as_json else []), *context.args])
 

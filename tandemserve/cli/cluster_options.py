@@ -53,6 +53,13 @@ class ClusterOptions:
     tensor_parallel_size: Annotated[
         int | None, typer.Option(min=1, help="Processes that share a worker's layers.")
     ] = None
+    tensor_parallel_reduce: Annotated[
+        Literal["gather", "sum"] | None,
+        typer.Option(help="Same bits whatever their number, or less to move."),
+    ] = None
+    transports: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Ways to move KV, in order: gloo,tcp.")
+    ] = None
     max_model_len: Annotated[int | None, typer.Option(min=1, help="Longest context.")] = None
     log_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the logs of all processes there.")

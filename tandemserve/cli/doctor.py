@@ -13,6 +13,7 @@ _DOCTOR = "deploy.doctor"
 
 
 def doctor(
+    context: typer.Context,
     transports: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Only these, in this order of preference."),
@@ -22,8 +23,8 @@ def doctor(
         typer.Option(metavar="ADDRESS", help="For ways over the network, as kv_host of a worker."),
     ] = None,
     min_kv_bytes_per_s: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="N", help="What is slower is not used, as with workers."),
+        str | None,
+        typer.Option(metavar="N", help="What is slower is not used, as with workers; such as 1e9."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -33,7 +34,8 @@ def doctor(
     and their peer access, /dev/shm, namespaces of containers, network. Works without a GPU too.
 
     It looks at this machine only. Towards another one a prefill worker measures the way when it
-    connects: see kv_path_chosen in its log. Exit code 1 where KV has no way between some places.
+    connects: see kv_path_chosen in its log. Exit code 1 where KV has no way between some places,
+    2 for wrong usage.
 
     Examples:
 
@@ -59,4 +61,5 @@ def doctor(
         "--min-kv-bytes-per-s": min_kv_bytes_per_s,
     }
     options = [f"{name}={value}" for name, value in given.items() if value is not None]
-    become([*command, *options, *(["--json"] if as_json else [])])
+    # It tells itself what is wrong with an option, as `tandem up` and `tandem simulate` do.
+    become([*command, *options, *(["--json"] if as_json else []), *context.args])

@@ -26,17 +26,18 @@ from deploy.local.settings import ROOT, ClusterSettings
 from engine.bundled import bundled_model_path
 from engine.testing import FAMILIES, make_random_model_folder
 from runtime.clock import MonotonicClock
-from tandemserve import AsyncClient, WorkerView
+from tandemserve import AsyncClient, RequestFilter, WorkerView
 
 SHARED_MEMORY = Path("/dev/shm")
 # For whatever happens in an instant on an idle machine: a hang fails, a slow machine does not.
 PATIENCE_S = 120.0
 _POLL_S = 0.01
 # Small chunks and small blocks: prompts of a few dozen tokens cross many borders.
-_WORKER = {"num_threads": "1", "block_size": "16", "drain_timeout_s": "2"}
+_WORKER = {"num_threads": "1", "block_size": "16", "drain_timeout_s": "2", "lease_ttl_s": "60"}
 _PREFILL = {"max_num_batched_tokens": "32", "num_blocks": "512"}
-# Nobody is lost who only had to wait for a core; tests of silence choose a time of their own.
-_ROUTER = {"drain_timeout_s": "5", "heartbeat_timeout_s": "15"}
+# Nobody is lost who only had to wait for a core, or stands still as long as a test wants it; tests
+# of silence choose times of their own.
+_ROUTER = {"drain_timeout_s": "5", "heartbeat_timeout_s": "60"}
 
 
 @pytest.fixture(scope="session")
@@ -208,7 +209,9 @@ def has_pushed_to() -> Callable[..., Awaitable[bool]]:
 
 
 @pytest.fixture(scope="session")
-def assert_empty() -> Callable[..., Awaitable[float]]:
+def assert_empty(
+    until: Callable[..., Awaitable[float]],
+) -> Callable[..., Awaitable[float]]:
     """All blocks of all workers are free and the ledger promises none, soon; returns how soon."""
 
     async def check(cluster: LocalCluster, within_s: float = PATIENCE_S) -> float:
@@ -217,13 +220,31 @@ def assert_empty() -> Callable[..., Awaitable[float]]:
         async with cluster.client() as client:
             leaks = await check_for_leaks(client, within_s)
             assert leaks.is_clean, leaks.line()
-            status = await client.admin.status()
-            queues = await client.admin.queues()
-        busy = (status.num_prefilling, status.num_transferring, status.num_decoding)
-        assert (*busy, queues.num_prompt_tasks, queues.num_generation_tasks) == (0, 0, 0, 0, 0)
+
+            # A caller who left a queue held no blocks: the router may hear of that last.
+            async def is_idle() -> bool:
+                status, queues = await client.admin.status(), await client.admin.queues()
+                busy = (status.num_prefilling, status.num_transferring, status.num_decoding)
+                return not any((*busy, queues.num_prompt_tasks, queues.num_generation_tasks))
+
+            await until(is_idle, within_s)
         return clock.now() - began_at_s
 
     return check
+
+
+@pytest.fixture(scope="session")
+def ended_in_order() -> Callable[[AsyncClient], Awaitable[list[str]]]:
+    """Ids of the requests that have ended, as the router saw them end.
+
+    Their callers are processes of the test machine's own pace: who reads first says nothing.
+    """
+
+    async def ask(client: AsyncClient) -> list[str]:
+        listed = await client.admin.requests(RequestFilter(state="ended"))
+        return [view.request_id for view in reversed(listed.requests)]
+
+    return ask
 
 
 def _kv_pools(views: Sequence[WorkerView]) -> set[Path]:

@@ -38,7 +38,7 @@ Until = Callable[..., Awaitable[float]]
 PATIENCE_S = 120.0
 # Where this process is held up until an answer is over, an operator finds the next one.
 MAX_TRIES = 10
-DECODE = ("decode-0", "decode-1")
+PREFILL, DECODE = ("prefill-0", "prefill-1"), ("decode-0", "decode-1")
 PROMPT = [5 + i % 300 for i in range(40)]
 NUM_OUTPUT = 300
 LONG: dict[str, Any] = {"max_tokens": NUM_OUTPUT, "ignore_eos": True, "temperature": 0.9}
@@ -190,26 +190,22 @@ async def test_a_wrong_id_is_refused_with_a_hint_and_nothing_ends(cluster: Local
 async def test_running_answers_move_off_a_worker_and_go_on_with_the_very_next_token(
     cluster: LocalCluster, assert_empty: AssertEmpty
 ) -> None:
-    seeds, saboteur = range(8), Saboteur(cluster)
+    seeds = range(8)
     async with cluster.client() as client:
         expected = [await client.generate(PROMPT, seed=seed, **LONG) for seed in seeds]
         for _ in range(MAX_TRIES):
             streams = await begun(client, *seeds)
-            saboteur.freeze(*DECODE)
-            running = (await client.admin.requests(RequestFilter(state="running"))).requests
-            num_tokens = [answer.num_output_tokens for view in running for answer in view.answers]
-            saboteur.thaw_all()
-            if len(running) == len(seeds) and max(num_tokens) < NUM_OUTPUT // 2:
+            await client.admin.evacuate("decode-1")
+            code, out, err = await tandem(cluster, "drain", "decode-1", "--migrate", "--json")
+            assert (code, json.loads(out)) == (0, {"worker_id": "decode-1", "empty": True}), err
+            answers = [await stream.completion() for stream in streams]
+            assert token_ids(answers) == token_ids(expected)
+            moved = [answer for answer in answers if answer.timings.num_migrations]
+            assert {answer.timings.decode_worker for answer in moved} <= {"decode-0"}
+            if moved:
                 break
-            await asyncio.gather(*(stream.completion() for stream in streams))
-        await client.admin.evacuate("decode-1")
-        code, out, err = await tandem(cluster, "drain", "decode-1", "--migrate", "--json")
-        assert (code, json.loads(out)) == (0, {"worker_id": "decode-1", "empty": True}), err
-        answers = [await stream.completion() for stream in streams]
-        assert token_ids(answers) == token_ids(expected)
-        moved = [answer for answer in answers if answer.timings.num_migrations]
+            await client.admin.uncordon("decode-1")
         assert moved
-        assert {answer.timings.decode_worker for answer in answers} == {"decode-0"}
         assert (await view_of(client, "decode-1")).admission == "cordoned"
     await assert_empty(cluster)
 
@@ -217,22 +213,29 @@ async def test_running_answers_move_off_a_worker_and_go_on_with_the_very_next_to
 async def test_prompts_and_parked_kv_move_off_a_prefill_worker(
     cluster: LocalCluster, assert_empty: AssertEmpty, until: Until
 ) -> None:
-    seeds = range(40)
+    seeds, saboteur = range(40), Saboteur(cluster)
     async with cluster.client() as client:
-        calls = [
-            asyncio.create_task(client.generate(PROMPT * 4, seed=seed, **LONG)) for seed in seeds
-        ]
+        await client.admin.cordon("prefill-1")
+        try:
+            # Nobody grants room meanwhile: all that was computed waits with parked KV.
+            saboteur.freeze(*DECODE)
+            calls = [
+                asyncio.create_task(client.generate(PROMPT * 4, seed=seed, **LONG))
+                for seed in seeds
+            ]
 
-        # Decode workers have room for some of them: the others wait with parked KV.
-        async def some_are_parked() -> bool:
-            return (await client.admin.status()).num_generation_queued > 0
+            async def some_are_parked() -> bool:
+                return (await client.admin.status()).num_generation_queued > 0
 
-        async def is_empty() -> bool:
-            return (await view_of(client, "prefill-0")).num_tasks == 0
+            async def is_empty() -> bool:
+                return (await view_of(client, "prefill-0")).num_tasks == 0
 
-        await until(some_are_parked)
-        await client.admin.evacuate("prefill-0")
-        await until(is_empty)
+            await until(some_are_parked)
+            await client.admin.uncordon("prefill-1")
+            await client.admin.evacuate("prefill-0")
+            await until(is_empty)
+        finally:
+            saboteur.thaw_all()
         answers = await asyncio.gather(*calls)
         assert any(answer.timings.num_migrations for answer in answers)
         await client.admin.uncordon("prefill-0")
@@ -242,16 +245,32 @@ async def test_prompts_and_parked_kv_move_off_a_prefill_worker(
 
 
 async def test_a_drain_waits_for_what_runs_and_gives_up_in_time(
-    cluster: LocalCluster, assert_empty: AssertEmpty
+    cluster: LocalCluster, assert_empty: AssertEmpty, until: Until
 ) -> None:
+    saboteur = Saboteur(cluster)
     async with cluster.client() as client:
-        streams = await begun(client, *range(6))
-        code, out, err = await tandem(cluster, "drain", "decode-0", "--drain-timeout", "0")
+
+        async def is_busy() -> bool:
+            return (await view_of(client, "decode-0")).num_tasks > 0
+
+        await client.admin.cordon("decode-1")
+        try:
+            # Nothing ends on the decode worker: it has room for answers whose KV does not come.
+            saboteur.freeze(*PREFILL)
+            calls = [
+                asyncio.create_task(client.generate(PROMPT, seed=seed, **LONG)) for seed in range(6)
+            ]
+            await until(is_busy)
+            await client.admin.uncordon("decode-1")
+            code, out, err = await tandem(cluster, "drain", "decode-0", "--drain-timeout", "0")
+        finally:
+            saboteur.thaw_all()
         assert (code, out) == (1, "")
         assert "and stays cordoned; wait longer, add --migrate" in err
         drain = asyncio.create_task(tandem(cluster, "drain", "decode-0"))
-        answers = [await stream.completion() for stream in streams]
+        answers = await asyncio.gather(*calls)
         assert not any(answer.timings.num_migrations for answer in answers)
+        assert "decode-0" in {answer.timings.decode_worker for answer in answers}
         code, out, err = await drain
         assert (code, out) == (
             0,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,24 @@ import pytest_asyncio
 
 from deploy.local.cluster import LocalCluster
 from deploy.local.testing import Saboteur
-from tandemserve import AsyncClient, Delta, PromptLogprobs, UnknownName
+from tandemserve import AsyncClient, AsyncStream, Delta, PromptLogprobs, UnknownName
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 StartCluster = Callable[..., AbstractAsyncContextManager[LocalCluster]]
 AssertEmpty = Callable[..., Awaitable[float]]
 Until = Callable[..., Awaitable[float]]
+EndedInOrder = Callable[[AsyncClient], Awaitable[list[str]]]
 
 # What an iteration may hold, and what prompts get of one that is too long for somebody anyway.
 MOST_TOKENS, FEWEST_TOKENS = 512, 16
 # No iteration is as short, and none as long.
 HURRIED_MS, AT_LEISURE_MS = 0.01, 600_000.0
+# Of the answer beside them; far more than there are pieces of prompts.
+NUM_TOKENS = 1800
+# One is enough, but for a machine that holds this process up while that answer goes on.
+MAX_ROUNDS = 8
+_numbers = count()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -53,26 +60,34 @@ class Case:
         self._until = until
         self._saboteur = Saboteur(cluster)
         self._calls: list[asyncio.Task[None]] = []
-        # Names of prompts, in the order of their first tokens.
-        self.computed: list[str] = []
         # Of the prompts in pieces: tokens of each.
         self.sizes: list[int] = []
 
     @asynccontextmanager
     async def beside_an_answer(self, **goals: float) -> AsyncIterator[None]:
         """What is asked for in here comes to the worker at once, at the end of it."""
-        options = {"max_tokens": 1800, "ignore_eos": True, **goals}
-        async with self._client.stream(prompt_of(8, 3), **options) as stream:  # type: ignore[arg-type]
-            events = aiter(stream)
-            assert isinstance(await anext(events), Delta)
-            try:
-                self._saboteur.freeze("mixed-0")
+        try:
+            async with await self._stopped_in_mid_answer(goals):
                 yield
-            finally:
                 self._saboteur.thaw_all()
-            await asyncio.gather(*self._calls)
-            # It has not ended.
-            assert isinstance(await anext(events), Delta)
+                await asyncio.gather(*self._calls)
+        finally:
+            self._saboteur.thaw_all()
+
+    async def _stopped_in_mid_answer(self, goals: dict[str, float]) -> AsyncStream:
+        """An answer that has most of its tokens before it; its worker stands still."""
+        options = {"max_tokens": NUM_TOKENS, "ignore_eos": True, **goals}
+        for _ in range(MAX_ROUNDS):
+            name = f"beside-{next(_numbers)}"
+            stream = self._client.stream(prompt_of(8, 3), request_id=name, **options)  # type: ignore[arg-type]
+            assert isinstance(await anext(stream), Delta)
+            self._saboteur.freeze("mixed-0")
+            view = (await self._client.admin.request(name)).request
+            if view.answers[0].num_output_tokens < NUM_TOKENS // 2:
+                return stream
+            self._saboteur.thaw_all()
+            await stream.completion()
+        raise AssertionError("the answer was never seen under way")
 
     async def ask(self, name: str, num_tokens: int, step: int, **goals: float) -> None:
         """Returns when the worker has been told."""
@@ -94,8 +109,6 @@ class Case:
             async for event in stream:
                 if isinstance(event, PromptLogprobs):
                     self.sizes.append(len(event.logprobs))
-                elif isinstance(event, Delta):
-                    self.computed.append(name)
 
 
 # Whoever minds each gap minds the mean as well.
@@ -119,7 +132,11 @@ async def test_beside_an_answer_with_a_goal_for_gaps_prompts_are_computed_in_sma
 
 @pytest.mark.parametrize("due_first", ["early", "late"])
 async def test_of_prompts_that_wait_on_a_worker_the_one_whose_answer_is_due_first_goes_first(
-    cluster: LocalCluster, assert_empty: AssertEmpty, until: Until, due_first: str
+    cluster: LocalCluster,
+    assert_empty: AssertEmpty,
+    until: Until,
+    ended_in_order: EndedInOrder,
+    due_first: str,
 ) -> None:
     async with cluster.client() as client:
         case = Case(cluster, client, until)
@@ -129,7 +146,10 @@ async def test_of_prompts_that_wait_on_a_worker_the_one_whose_answer_is_due_firs
             for name, step in (("early", 11), ("late", 13)):
                 jct_ms = 60_000.0 if name == due_first else 600_000.0
                 await case.ask(f"{name}-{due_first}", 280, step, jct_ms=jct_ms)
+        # Each has one token, and ends with it.
+        ended = await ended_in_order(client)
     due_last = "late" if due_first == "early" else "early"
-    order = [name.partition(f"-{due_first}")[0] for name in case.computed]
+    computed = [name for name in ended if name.endswith(f"-{due_first}")]
+    order = [name.partition(f"-{due_first}")[0] for name in computed]
     assert order == ["at-work", due_first, due_last]
     await assert_empty(cluster)

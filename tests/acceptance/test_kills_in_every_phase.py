@@ -5,7 +5,7 @@ The phase is held by stopping the processes that would end it, so nothing here d
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from deploy.local.cluster import LocalCluster
 from deploy.local.testing import Saboteur
-from tandemserve import AsyncClient, Completion, Delta
+from tandemserve import AsyncClient, Completion, Delta, NoWorkerAvailable
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
@@ -25,6 +25,7 @@ Until = Callable[..., Awaitable[float]]
 PREFILL, DECODE = ("prefill-0", "prefill-1"), ("decode-0", "decode-1")
 PROMPT = [5 + i % 300 for i in range(90)]
 NUM_OUTPUT = 120
+MAX_ROUNDS = 10
 # Long enough for a busy machine, short enough to wait for.
 HEARTBEAT_TIMEOUT_S = "4"
 
@@ -67,45 +68,60 @@ class Case:
         status = await self.client.admin.status()
         return bool(getattr(status, f"num_{phase}") == 1)
 
-    async def until_granted(self) -> None:
-        async def is_granted() -> bool:
-            views = await self.client.admin.workers()
-            return any(v.num_free_blocks < v.num_blocks for v in views if v.role == "decode")
+    async def has_granted(self) -> bool:
+        views = await self.client.admin.workers()
+        return any(v.num_free_blocks < v.num_blocks for v in views if v.role == "decode")
 
-        await self.until(is_granted)
+    async def has_come(
+        self, asking: asyncio.Task[Completion], question: Callable[[], Awaitable[bool]]
+    ) -> bool:
+        """Wait for it; False where it is too late, on a machine that held this process up: the
+        answer is there, or workers were stopped for so long that they count as lost."""
+        found: list[bool] = []
 
-    async def hold_decoding(self) -> asyncio.Task[Completion]:
-        """Begin a request and stop it while it decodes; again, if it had ended before the stop."""
-        while True:
-            asking = asyncio.create_task(self.ask())
+        async def is_decided() -> bool:
+            if await question():
+                found.append(True)
+            elif asking.done() or not await self.are_ready():
+                found.append(False)
+            return bool(found)
 
-            async def is_there(asking: asyncio.Task[Completion] = asking) -> bool:
-                return asking.done() or await self.is_in("decoding")
+        await self.until(is_decided)
+        return found[0]
 
-            await self.until(is_there)
-            self.saboteur.freeze(*DECODE)
-            if await self.is_in("decoding"):
-                return asking
-            self.saboteur.thaw_all()
-            await asking
+    async def are_ready(self) -> bool:
+        views = await self.client.admin.workers()
+        return [view.state for view in views] == ["ready"] * len((*PREFILL, *DECODE))
 
-    async def hold(self, phase: str) -> asyncio.Task[Completion]:
-        """Begin a request and keep it where it is."""
+    async def has_been_held(self, asking: asyncio.Task[Completion], phase: str) -> bool:
+        """Bring it into that phase and keep it there; False where that was missed."""
         if phase == "decoding":
-            return await self.hold_decoding()
-        if phase in ("prefilling", "transferring"):
-            self.saboteur.freeze(*PREFILL)
-        elif phase == "generation_queued":
+            await self.has_come(asking, lambda: self.is_in(phase))
             self.saboteur.freeze(*DECODE)
-        asking = asyncio.create_task(self.ask())
-        if phase == "prefilling":
-            await self.until_granted()
-        elif phase == "transferring":
-            await self.until_granted()
+            return await self.is_in(phase)
+        is_early = phase in ("prefilling", "transferring")
+        if is_early and not await self.has_come(asking, self.has_granted):
+            return False
+        if phase == "transferring":
             self.saboteur.freeze(*DECODE)
             self.saboteur.thaw(*PREFILL)
-        await self.until(lambda: self.is_in(phase))
-        return asking
+        return await self.has_come(asking, lambda: self.is_in(phase))
+
+    async def hold(self, phase: str) -> asyncio.Task[Completion]:
+        """Begin a request and keep it where it is; again, if that was missed."""
+        for _ in range(MAX_ROUNDS):
+            if phase in ("prefilling", "transferring"):
+                self.saboteur.freeze(*PREFILL)
+            elif phase == "generation_queued":
+                self.saboteur.freeze(*DECODE)
+            asking = asyncio.create_task(self.ask())
+            if await self.has_been_held(asking, phase):
+                return asking
+            self.saboteur.thaw_all()
+            with suppress(NoWorkerAvailable):
+                await asking
+            await self.until(self.are_ready)
+        raise AssertionError(f"the request was never seen {phase}")
 
     async def worker_of(self, leg: str) -> str:
         """Who has blocks of the request; of a leg that has been given back, anybody."""

@@ -1,7 +1,8 @@
 """Answers larger than what a router keeps of one: a real router process, fake workers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -46,6 +47,15 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
 def request_of(max_tokens: int, **fields: Any) -> pb.GenerateRequest:
     stop = pb.StopConditions(max_tokens=max_tokens, ignore_eos=True)
     return pb.GenerateRequest(tokens=pb.TokenPrompt(ids=[5, 6]), stop=stop, **fields)
+
+
+@contextmanager
+def held_answers(place: Place) -> Iterator[None]:
+    """No answer gets a token meanwhile: nobody loses his for want of reading it."""
+    _, decode = place.workers
+    decode.holds_answers = True
+    yield
+    decode.let_go()
 
 
 async def next_of(call: Any) -> Any:
@@ -104,12 +114,14 @@ async def test_the_beginning_of_a_long_answer_is_dropped_and_its_reader_may_come
 
     first = call()
     await read(first, MORE_THAN_KEPT)
-    with pytest.raises(grpc.aio.AioRpcError, match=r"answer 0 from token [1-9]\d* on") as refused:
+    refusal = pytest.raises(grpc.aio.AioRpcError, match=r"answer 0 from token [1-9]\d* on")
+    with held_answers(place), refusal as refused:
         await num_tokens_of(call())
     assert refused.value.code() is grpc.StatusCode.OUT_OF_RANGE
     await read(first, 2 * MORE_THAN_KEPT)
-    again = call(resume=pb.Resume(choices=[pb.ResumedChoice(token_ids=ids)], seed=1))
-    assert (await next_of(again)).accepted.attached
+    with held_answers(place):
+        again = call(resume=pb.Resume(choices=[pb.ResumedChoice(token_ids=ids)], seed=1))
+        assert (await next_of(again)).accepted.attached
     await read(again, 3 * MORE_THAN_KEPT)
     assert len(ids) + await num_tokens_of(again) == 5 * MORE_THAN_KEPT
 
@@ -141,7 +153,8 @@ async def test_the_sdk_says_from_where_an_answer_is_kept_and_its_reader_goes_on(
         while num_read < MORE_THAN_KEPT:
             event = await anext(stream)
             num_read += len(event.token_ids) if isinstance(event, Delta) else 0
-        with pytest.raises(BeginningForgotten, match=r"answer 0 from token [1-9]\d* on") as ended:
+        refusal = pytest.raises(BeginningForgotten, match=r"answer 0 from token [1-9]\d* on")
+        with held_answers(place), refusal as ended:
             await other.generate([5, 6], **options)
         assert ended.value.code == "beginning_forgotten"
         assert len((await stream.completion()).token_ids) == 5 * MORE_THAN_KEPT
@@ -167,12 +180,14 @@ async def test_readers_that_all_stand_still_share_a_bound_and_may_go_on_from_wha
         request_of(num_tokens, request_id=f"still-{number}", sampling=sampling)
         for number in range(NUM_READERS)
     ]
-    calls = [place.stub.Generate(request) for request in requests]
     received: list[list[int]] = []
-    for call in calls:
-        while not (response := await next_of(call)).HasField("delta"):
-            pass
-        received.append(list(response.delta.token_ids))
+    # They all begin before any has more than its first token.
+    with held_answers(place):
+        calls = [place.stub.Generate(request) for request in requests]
+        for call in calls:
+            while not (response := await next_of(call)).HasField("delta"):
+                pass
+            received.append(list(response.delta.token_ids))
     # Nothing is read, so each of them ends.
     await until(place.is_idle)
     kept = place.num_bytes - before

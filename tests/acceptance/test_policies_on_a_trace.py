@@ -27,7 +27,7 @@ AssertEmpty: TypeAlias = Callable[..., Awaitable[float]]
 SEED = 23
 MODEL = "qwen2"
 SAMPLE = Path(__file__).parents[2] / "simulator/traces/samples/azure_2023_conv.csv"
-NUM_REQUESTS = 48
+NUM_REQUESTS, MAX_ROUNDS = 48, 8
 # Prompts and answers of tens of tokens.
 SHORTER = 16
 # Of a worker that computes answers.
@@ -121,9 +121,14 @@ async def test_every_policy_gives_the_same_tokens(
         cluster_of(start_cluster, model_folders[MODEL], policy) as cluster,
         cluster.client() as client,
     ):
-        answers = await asyncio.gather(*(one.of(client) for one in wanted))
+        made_room = 0
+        # Once, but for a machine on which few answers meet.
+        for _ in range(MAX_ROUNDS):
+            answers = await asyncio.gather(*(one.of(client) for one in wanted))
+            made_room += sum(answer.timings.num_preemptions for answer in answers)
+            if made_room or policy not in MAKES_ROOM:
+                break
         await assert_empty(cluster)
-    made_room = sum(answer.timings.num_preemptions for answer in answers)
     print(f"{policy}: answers made room {made_room} times")
     said = dict(zip(wanted, (answer.token_ids for answer in answers), strict=True))
     by_length = sorted((one for one in wanted if one.seed is None), key=lambda one: one.num_tokens)

@@ -211,14 +211,15 @@ async def test_five_hundred_megabytes_of_prompts_are_answered_or_refused_and_har
     assert sum(each["num_bytes"] for each in seen) >= OFFERED_BYTES
     took_s = max(each["ended_s"] for each in seen) - min(each["began_s"] for each in seen)
     grown = watch.most_bytes - before
+    # A machine that takes all of it refuses nobody.
+    longest_s = max(refusals_s, default=0.0)
     print(
         f"{OFFERED_BYTES / took_s / 1e6:.0f} MB/s offered for {took_s:.1f} s; {len(answers)} "
-        f"answered, {len(refusals_s)} refused, half of them within "
-        f"{refusals_s[len(refusals_s) // 2]:.3f} s, all within {refusals_s[-1]:.3f}; "
+        f"answered, {len(refusals_s)} refused, all within {longest_s:.3f} s; "
         f"{watch.num_looks} looks of at most {watch.longest_s:.2f} s; {grown / MIB:.0f} MiB"
     )
     assert watch.num_looks > 0
-    assert refusals_s[-1] < DEADLINE_S
+    assert longest_s < DEADLINE_S
     assert grown < _memory_bound()
     await _is_empty_and_serves(place, offered)
 

@@ -164,9 +164,15 @@ async def test_each_option_gives_what_one_engine_alone_gives_also_after_a_preemp
 ) -> None:
     expected = expected_of(reference)
     async with cluster.client() as client:
-        answers = await all_at_once(client)
-    assert_equal(answers, expected)
-    assert sum(answer.timings.num_preemptions for answer in answers) > 0
+        num_preemptions = 0
+        # Once, but for a machine on which few answers meet.
+        for _ in range(MAX_ROUNDS):
+            answers = await all_at_once(client)
+            assert_equal(answers, expected)
+            num_preemptions += sum(answer.timings.num_preemptions for answer in answers)
+            if num_preemptions:
+                break
+    assert num_preemptions > 0
     tokens = {
         name: [
             result.token_ids
@@ -199,7 +205,7 @@ async def test_the_same_after_a_decode_worker_was_killed(
 
             async def is_in_the_midst(call: asyncio.Future[Any] = call) -> bool:
                 workers = {view.worker_id: view for view in await client.admin.workers()}
-                return call.done() or workers["decode-0"].num_running > 2
+                return call.done() or workers["decode-0"].num_running > 0
 
             await until(is_in_the_midst)
             cluster.process("decode-0").kill()

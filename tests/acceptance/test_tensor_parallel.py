@@ -19,6 +19,7 @@ Prompt = tuple[int, ...]
 Greedy = Callable[[str, Sequence[Prompt], int], list[tuple[int, ...]]]
 AssertEmpty = Callable[..., Awaitable[float]]
 
+PATIENCE_S = 120.0
 NUM_OUTPUT, SEED = 24, 23
 NUM_LONG_OUTPUT, MAX_ROUNDS = 64, 8
 LENGTHS = (1, 15, 16, 33, 64, 97)
@@ -120,11 +121,11 @@ async def test_when_a_rank_is_killed_its_answers_go_on_elsewhere(
             return token_ids
 
         answers = [asyncio.ensure_future(answer(prompt)) for prompt in wanted]
-        await asyncio.wait_for(has_begun.wait(), 60.0)
+        await asyncio.wait_for(has_begun.wait(), PATIENCE_S)
         rank.kill()
         told = [tuple(token_ids) for token_ids in await asyncio.gather(*answers)]
         assert told == greedy("qwen2", wanted, 200)
-        assert await first.wait_ended(60.0)
+        assert await first.wait_ended(PATIENCE_S)
         assert "rank 1 of this worker was ended by SIGKILL" in str(first.ending())
         first.restart()
         await cluster.wait_ready("mixed-0")

@@ -1,4 +1,4 @@
-"""Workers that stop, hang or are asked to go, and what they may still do when they are back."""
+"""Workers that stop or hang, and what they may still do when they are back."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ async def cluster(
     async with start_cluster(
         model_folders["llama"],
         # Long enough for a busy machine, short enough to wait for.
-        router={"heartbeat_interval_s": "0.25", "heartbeat_timeout_s": "4"},
+        router={"heartbeat_interval_s": "0.25", "heartbeat_timeout_s": "6"},
         decode={"num_blocks": "128", "lease_ttl_s": "3"},
     ) as running:
         yield running
@@ -73,15 +73,15 @@ class Watch:
         self._client = client
         self._until = until
 
-    async def state(self, worker_id: str, wanted: str) -> WorkerView:
-        """The view once it is in that state; "gone" is one."""
+    async def state(self, worker_id: str, *wanted: str) -> WorkerView:
+        """The view once it is in one of these states; "gone" is one."""
         found: list[WorkerView] = []
 
         async def is_so() -> bool:
             view = await view_of(self._client, worker_id)
             if view is not None:
                 found.append(view)
-            return (view.state if view is not None else "gone") == wanted
+            return (view.state if view is not None else "gone") in wanted
 
         await self._until(is_so)
         return found[-1]
@@ -115,7 +115,8 @@ async def test_a_prefill_worker_stopped_in_mid_push_cannot_write_into_blocks_giv
 
         await until(has_stopped)
         await client.admin.uncordon("prefill-0")
-        await watch.state("prefill-x", "lost")
+        # In the end its entry in Redis runs out as well.
+        await watch.state("prefill-x", "lost", "gone")
         assert (await asking).token_ids == expected[-1]
         # Its half-written blocks are in quarantine; all others are used over and over.
         workers = [view for view in await client.admin.workers() if view.role == "decode"]
@@ -171,7 +172,9 @@ async def test_a_stuck_engine_is_not_serving_and_its_answers_go_on_elsewhere(
     ):
         watch = Watch(client, until)
         view = await watch.state("decode-x", "ready")
-        # The first turn after this, which some task will begin, does not end.
+        # The first turn after this, which some task will begin, does not end. It begins with all.
+        for peer in ("decode-0", "decode-1"):
+            await client.admin.cordon(peer)
         os.kill(wedgeable.pid, signal.SIGUSR1)
         asking = asyncio.create_task(ask_all(client))
 
@@ -179,6 +182,13 @@ async def test_a_stuck_engine_is_not_serving_and_its_answers_go_on_elsewhere(
             now = await view_of(client, "decode-x")
             return now is not None and "the engine has not ended its turn" in now.problem
 
+        async def has_work() -> bool:
+            holdings = (await client.admin.reservations()).holdings
+            return any(holding.worker_id == "decode-x" for holding in holdings)
+
+        await until(has_work)
+        for peer in ("decode-0", "decode-1"):
+            await client.admin.uncordon(peer)
         # The broken stream may say less; the next dial is told.
         await until(says_why)
         assert (await watch.state("decode-x", "lost")).address == view.address
@@ -190,56 +200,6 @@ async def test_a_stuck_engine_is_not_serving_and_its_answers_go_on_elsewhere(
         assert await health_of(view, "") == serving
         await assert_empty(cluster)
         assert await ask_all(client) == expected
-    await assert_empty(cluster)
-
-
-@pytest.mark.parametrize(
-    ("module", "worker_id", "peers", "partners"),
-    [
-        ("decode_worker", "decode-x", ("decode-0", "decode-1"), ("prefill-0",)),
-        ("prefill_worker", "prefill-x", ("prefill-0",), ("decode-0", "decode-1")),
-    ],
-)
-async def test_a_worker_that_is_asked_to_go_hands_over_what_it_cannot_finish_in_time(
-    cluster: LocalCluster,
-    extra_worker: ExtraWorker,
-    model_folders: dict[str, Path],
-    greedy: Greedy,
-    assert_empty: AssertEmpty,
-    until: Until,
-    module: str,
-    worker_id: str,
-    peers: tuple[str, ...],
-    partners: tuple[str, ...],
-) -> None:
-    """All work comes to it, and none can end: the workers that it needs stand still."""
-    saboteur = Saboteur(cluster)
-    expected = greedy("llama", PROMPTS, NUM_OUTPUT)
-    settings = {"drain_timeout_s": "0.01", "num_blocks": "128"}
-    async with (
-        cluster.client() as client,
-        extra_worker(cluster, module, model_folders["llama"], worker_id, **settings) as leaving,
-    ):
-        await Watch(client, until).state(worker_id, "ready")
-        for peer in peers:
-            await client.admin.cordon(peer)
-        saboteur.freeze(*partners)
-        asking = asyncio.create_task(ask_all(client))
-
-        async def is_busy() -> bool:
-            view = await view_of(client, worker_id)
-            return view is not None and view.num_free_blocks < view.num_blocks
-
-        await until(is_busy)
-        leaving.terminate()
-        assert await leaving.wait_ended(PATIENCE_S)
-        saboteur.thaw_all()
-        for peer in peers:
-            await client.admin.uncordon(peer)
-        assert await asking == expected
-        assert leaving.ended_well
-        told = leaving.log_path.read_text("utf-8")
-        assert "drained" in told
     await assert_empty(cluster)
 
 

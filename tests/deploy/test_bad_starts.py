@@ -42,7 +42,7 @@ def test_a_model_folder_without_weights(
     broken = tmp_path / "broken"
     shutil.copytree(model_folder, broken)
     (broken / "model.safetensors").unlink()
-    error = error_of(launch("up", *small_cluster, "--model", str(broken)))
+    error = error_of(launch("up", *small_cluster, "--model", str(broken)), code=2)
     assert str(broken) in error
     assert "safetensors" in error
 
@@ -61,15 +61,27 @@ def test_a_setting_that_does_not_exist(launch: Launch, small_cluster: Arguments)
     assert "did you mean --policy?" in error
 
 
-def test_a_setting_that_only_the_worker_can_judge_names_the_worker_and_its_log(
+def test_what_workers_would_refuse_is_refused_before_anything_is_started(
     launch: Launch, small_cluster: Arguments, tmp_path: Path
 ) -> None:
     launched = launch("up", *small_cluster, "--decode-worker.transports=pigeon")
+    error = error_of(launched, code=2)
+    assert error.startswith("error: decode workers: transport 'pigeon' is unknown")
+    assert launched.end()[2].splitlines() == [error]
+    assert list(tmp_path.glob("logs/*")) == []
+
+
+def test_a_setting_that_only_the_worker_can_judge_names_the_worker_and_its_log(
+    launch: Launch, small_cluster: Arguments, tmp_path: Path
+) -> None:
+    # An address for documentation, which no machine has.
+    elsewhere = ("--decode-worker.kv-host=192.0.2.1", "--decode-worker.transports=tcp")
+    launched = launch("up", *small_cluster, *elsewhere)
     launched.wait_said("loading model")
     launched.note_children()
     error = error_of(launched)
     assert "decode-0 ended with status 1" in error
-    assert "pigeon" in error
+    assert "192.0.2.1" in error
     assert str(tmp_path / "logs" / "decode-0.log") in error
     assert launched.survivors() == []
 

@@ -3,6 +3,11 @@
 import io
 import json
 import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -16,6 +21,7 @@ from deploy.doctor.paths import Path, measure
 from deploy.doctor.places import Place, places_with, transports_at
 from deploy.doctor.report import Report, as_json, print_report
 from kvtransfer.errors import ExportUnavailable
+from kvtransfer.tcp import TcpTransport
 from kvtransfer.tcp_door import DoorSettings
 from kvtransfer.testing import PATIENCE_S
 from runtime.clock import MonotonicClock
@@ -31,6 +37,7 @@ HEALTHY = Facts(
     networks=(Network("eth0", ("10.0.0.7",), 100_000),),
     kv_host="10.0.0.7",
     kv_host_problem=None,
+    rdma_devices=("mlx5_0",),
 )
 FAST = Path("host", "host", "shared_memory", 9e9, 1e-4)
 SLOW = Path("host", "host", "tcp", 1e9, 2e-3)
@@ -61,7 +68,7 @@ def test_a_way_that_does_not_work_says_why_and_what_to_do() -> None:
     path = measure(Place(), Place(), "tcp", "203.0.113.1", MonotonicClock())
     assert not path.works
     assert path.problem is not None
-    assert "set kv_host and kv_port" in path.problem
+    assert "203.0.113.1 is no address of this machine; set kv_host" in path.problem
 
 
 @pytest.mark.skipif(look("127.0.0.1").num_gpus > 0, reason="this machine has a GPU")
@@ -134,11 +141,76 @@ def test_where_no_way_works_the_exit_code_says_so(capsys: pytest.CaptureFixture[
     assert "goes by no way" in capsys.readouterr().out
 
 
-def test_a_transport_that_nobody_knows_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--transports", "pigeon"])
-    assert caught.value.code == 2
-    assert "'pigeon' is unknown; use some of cuda_ipc" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--transports", "pigeon"], "'pigeon' is unknown; use some of cuda_ipc"),
+        (["--transports", ","], "no transport is named"),
+        (["--min-kv-bytes-per-s", "fast"], "'fast' is no number of bytes, such as 1e9"),
+        (["--min-kv-bytes-per-s=-1"], "'-1' is no number of bytes"),
+        (["--min-kv-bytes-per-s", "nan"], "'nan' is no number"),
+        (["--bogus"], "unrecognized arguments: --bogus; see --help"),
+        (["--trans", "tcp"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = told.err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_a_transport_that_is_named_twice_is_measured_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--json", "--transports", "tcp, tcp"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [path["transport"] for path in report["paths"]] == ["tcp"]
+    assert report["transports_tried_by_workers"] == ["tcp"]
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("203.0.113.1", "203.0.113.1 is no address of this machine; set kv_host"),
+        ("nobody.invalid", "'nobody.invalid' is no address or name that this machine knows"),
+    ],
+)
+def test_a_wrong_address_for_kv_is_told_as_what_it_is(host: str, said: str) -> None:
+    with pytest.raises(ExportUnavailable, match=said):
+        TcpTransport(DoorSettings(host)).create_receiver(1, 64, "decode-0", 1)
+
+
+def test_a_port_that_is_taken_is_told_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        transport = TcpTransport(DoorSettings(port=taken.getsockname()[1]))
+        with pytest.raises(ExportUnavailable, match=r"another process listens on .*set kv_port"):
+            transport.create_receiver(1, 64, "decode-0", 1)
+
+
+def test_an_interrupt_is_one_line_and_leaves_no_process() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "deploy.doctor", "--transports", "shared_memory,tcp"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As a shell starts it: Ctrl-C reaches it and all that it has started.
+        start_new_session=True,
+    ) as doctor:
+        assert doctor.stderr is not None
+        assert "trying shared_memory" in doctor.stderr.readline()
+        os.killpg(doctor.pid, signal.SIGINT)
+        said, errors = doctor.communicate(timeout=PATIENCE_S)
+    assert doctor.returncode == 130
+    assert said == ""
+    lines = [line for line in errors.splitlines() if "trying" not in line]
+    assert lines == ["tandem: interrupted; what was measured is not told"]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(doctor.pid, 0)
 
 
 def test_each_gpu_is_tried_alone_and_the_first_with_every_other() -> None:
@@ -177,7 +249,9 @@ def test_a_healthy_machine_needs_nothing() -> None:
             "see topo",
         ),
         ({"has_nixl": False}, "nixl", "note", "pip install"),
-        ({"kv_host": "127.0.0.1"}, "kv_host", "note", "set kv_host"),
+        ({"kv_host": "127.0.0.1"}, "kv_host", "note", "set kv_host to one of 10.0.0.7 (eth0)"),
+        ({"kv_host": "127.0.0.1", "networks": ()}, "kv_host", "note", "connect a network"),
+        ({"rdma_devices": ()}, "RDMA", "note", "/dev/infiniband"),
         ({"kv_host_problem": "Cannot assign"}, "kv_host", "missing", "address of this machine"),
     ],
 )
@@ -198,6 +272,11 @@ def test_the_first_way_that_works_and_is_fast_enough_is_used() -> None:
     none = Report(paths, (), tried, 1e12)
     assert none.used("host", "host") is None
     assert not none.is_healthy
+    # Those that are named already are not what to name.
+    told = printed(none)
+    assert "none moves 1e+12 bytes/s; lower --min-kv-bytes-per-s" in told
+    assert "to 9e+09 or less" in told
+    assert "in transports" not in told.split("published")[1]
 
 
 def test_a_way_that_workers_do_not_try_by_themselves_is_not_said_to_be_used() -> None:

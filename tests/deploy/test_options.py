@@ -33,6 +33,11 @@ def test_an_option_for_every_worker_yields_to_one_for_a_kind_of_worker() -> None
     assert (configs.prefill.num_blocks, configs.decode.num_blocks) == (64, 64)
 
 
+def test_ways_to_move_kv_are_named_for_both_sides_at_once() -> None:
+    configs = effective_configs(parse_options(["up", "--transports", "gloo,tcp"]).settings)
+    assert configs.prefill.transports == configs.decode.transports == ("gloo", "tcp")
+
+
 def test_every_field_of_a_process_can_be_reached() -> None:
     settings = parse_options(
         ["up", "--router.max-prompt-queue", "7", "--prefill-worker.push-timeout-s=3", "--json"]

@@ -13,6 +13,7 @@ from deploy.local.settings import (
     dialable_endpoint,
     effective_configs,
     plan_processes,
+    with_common_slices,
     with_fitting_kv_cache,
 )
 from runtime.config import RouterConfig, load_config
@@ -130,3 +131,37 @@ def test_a_chosen_kv_cache_is_never_changed(chosen: dict[str, str]) -> None:
     settings = replace(SETTINGS, decode_worker=chosen)
     decode = effective_configs(settings).decode
     assert with_fitting_kv_cache(settings, decode, free_bytes=1 << 20) is settings
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "slices"),
+    [
+        ({}, {"tensor_parallel_size": "2"}, (2, 2)),
+        ({"tensor_parallel_size": "4"}, {"tensor_parallel_size": "6"}, (12, 12)),
+        ({"tensor_parallel_size": "2"}, {"tensor_parallel_size": "2"}, (2, 2)),
+        ({}, {}, (1, 1)),
+        # Chosen, and so not ours to better.
+        ({}, {"tensor_parallel_size": "2", "kv_slices": "4"}, (1, 4)),
+    ],
+)
+def test_workers_of_different_numbers_of_ranks_cut_blocks_alike(
+    prefill: dict[str, str], decode: dict[str, str], slices: tuple[int, int]
+) -> None:
+    settings = replace(SETTINGS, prefill_worker=prefill, decode_worker=decode)
+    settings = with_common_slices(settings, effective_configs(settings))
+    configs = effective_configs(settings)
+    assert (configs.prefill.num_kv_slices, configs.decode.num_kv_slices) == slices
+
+
+def test_workers_that_add_up_parts_are_refused_beside_others() -> None:
+    two, summing = {"tensor_parallel_size": "2"}, {"tensor_parallel_reduce": "sum"}
+    for prefill, decode in ((two | summing, two), ({}, two | summing)):
+        settings = replace(SETTINGS, prefill_worker=prefill, decode_worker=decode)
+        with pytest.raises(ConfigError, match="--tensor-parallel-size"):
+            effective_configs(settings)
+    for alike in (two | summing, summing):
+        effective_configs(replace(SETTINGS, prefill_worker=alike, decode_worker=alike))
+    # One rank adds nothing up.
+    effective_configs(replace(SETTINGS, prefill_worker=summing, decode_worker=two))
+    alone = replace(SETTINGS, num_prefill=0, num_mixed=1, decode_worker=two | summing)
+    effective_configs(alone)

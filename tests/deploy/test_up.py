@@ -139,7 +139,7 @@ def test_a_supervisor_that_asks_twice_still_gets_an_orderly_end(
     assert up.survivors() == []
 
 
-def test_ctrl_c_while_the_model_loads_ends_in_order(
+def test_ctrl_c_while_the_model_loads_says_so_and_ends_in_order(
     launch: Launch, small_cluster: Arguments
 ) -> None:
     up = launch("up", *without_log_dir(small_cluster))
@@ -148,7 +148,10 @@ def test_ctrl_c_while_the_model_loads_ends_in_order(
     assert folder.is_dir()
     up.send_signal(signal.SIGINT)
     code, out, err = up.end()
-    assert (code, out) == (0, "")
+    assert (code, out) == (130, "")
     assert "Traceback" not in err
+    *_, told, ended = err.splitlines()
+    assert told.startswith("tandem: interrupted; ending all processes")
+    assert ended == "tandem: stopped before it was ready; all processes have ended"
     assert up.survivors() == []
     assert not folder.exists()

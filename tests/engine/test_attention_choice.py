@@ -3,7 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.attention.choice import AttentionShape, AttentionUnavailable, choose_attention
+from engine.attention.choice import (
+    AttentionShape,
+    AttentionUnavailable,
+    PrefixSharing,
+    choose_attention,
+)
 from engine.attention.native import NativeAttention
 from engine.attention.split_kv import SplitKvAttention
 from engine.kv_pool import KvLayout
@@ -38,3 +43,18 @@ def test_kv_that_the_kernel_does_not_read_takes_torch(dtype: str) -> None:
 def test_backends_have_different_names() -> None:
     names = {choose_attention(SHAPE, "torch").arithmetic, choose_attention(SHAPE).arithmetic}
     assert len(names) == (1 if find_compiler() is None else 2)
+
+
+@pytest.mark.parametrize("sharing", ["auto", "yes", "no"])
+def test_sharing_gives_the_compiled_kernel_no_other_name(sharing: PrefixSharing) -> None:
+    if find_compiler() is None:
+        pytest.skip("no C compiler on this machine")
+    chosen = choose_attention(SHAPE, "native", sharing)
+    assert chosen.arithmetic == choose_attention(SHAPE, "native").arithmetic
+
+
+def test_what_cannot_share_says_so_only_where_it_is_asked_for() -> None:
+    with pytest.raises(AttentionUnavailable, match="--shared-prefix-attention auto"):
+        choose_attention(SHAPE, "torch", "yes")
+    assert isinstance(choose_attention(SHAPE, "torch", "auto"), SplitKvAttention)
+    assert isinstance(choose_attention(SHAPE, "torch", "no"), SplitKvAttention)

@@ -15,6 +15,8 @@ from engine.model_runner import ModelRunner
 from engine.models.capture_testing import FakeCapture
 from engine.models.captured_layers import bucket_sizes
 from engine.models.decoder import Decoder
+from engine.tensor_parallel import Reduce
+from engine.tensor_parallel_testing import RankThreads
 from engine.testing import (
     FAMILIES,
     TrialRequest,
@@ -67,6 +69,38 @@ def test_a_mixture_of_experts_is_not_recorded(tmp_path: Path) -> None:
     capture = FakeCapture()
     model.capture(MAX_ROWS, capture)
     assert capture.num_recorded == 0
+
+
+@pytest.mark.parametrize(("family", "reduce"), [("qwen2", "gather"), ("gemma2", "sum")])
+def test_ranks_record_what_lies_between_their_exchanges(
+    tmp_path: Path, family: str, reduce: Reduce
+) -> None:
+    torch.set_num_threads(1)
+    make_random_model_folder(tmp_path, family)
+    ranks = RankThreads(tmp_path, 2, "float32", BLOCK_SIZE, NUM_BLOCKS, "torch", reduce, "torch")
+    try:
+        expected = run_together(ranks, REQUESTS, BLOCK_SIZE, NUM_BLOCKS)
+        captures = [FakeCapture() for _ in ranks.ranks]
+        ranks.on_all(lambda runner, rank: decoder_of(runner).capture(MAX_ROWS, captures[rank]))
+        model = decoder_of(ranks.ranks[0])
+        num_layers, num_sizes = (
+            model.config.num_layers,
+            len(bucket_sizes(MAX_ROWS, model.row_tiles.sizes)),
+        )
+        # Twice a layer where parts are added up, four times where rows are gathered.
+        per_layer = 2 if reduce == "sum" else 4
+        for capture in captures:
+            assert capture.num_recorded == num_sizes * (num_layers + 1)
+            assert capture.num_left_out == num_sizes * num_layers * per_layer
+        assert run_together(ranks, REQUESTS, BLOCK_SIZE, NUM_BLOCKS) == expected
+        assert run_together(ranks, REQUESTS, BLOCK_SIZE, NUM_BLOCKS) == expected
+    finally:
+        ranks.close()
+
+
+def decoder_of(runner: ModelRunner) -> Decoder:
+    assert isinstance(runner.model, Decoder)
+    return runner.model
 
 
 @given(

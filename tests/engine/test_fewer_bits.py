@@ -26,7 +26,7 @@ from engine.testing import (
     run_together,
 )
 from scheduling.sampling import SamplingParams
-from worker.engine_loading import resolve_dtype
+from worker.engine_fit import resolve_dtype
 
 BLOCK_SIZE, NUM_BLOCKS = 16, 64
 READING = SamplingParams(temperature=0.0, num_logprobs=3, num_prompt_logprobs=1)

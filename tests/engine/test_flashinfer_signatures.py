@@ -22,6 +22,7 @@ from engine.attention.flashinfer_calls import (
     DecodeWrapper,
     MakeDecodeWrapper,
     MakePrefillWrapper,
+    MergeState,
     PrefillPlan,
     PrefillWrapper,
 )
@@ -42,6 +43,7 @@ class {DECODE}:
         paged_kv_cache: Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]],
         *args, return_lse: bool = ...
     ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]: ...
+    run_return_lse = functools.partialmethod(run, return_lse=True)
 class {PREFILL}:
     def __init__(self, float_workspace_buffer: torch.Tensor, kv_layout: str = ...,
         backend: str = ...) -> None: ...
@@ -56,6 +58,9 @@ class {PREFILL}:
         paged_kv_cache: Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]],
         *args, return_lse: bool = ...
     ) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]: ...
+    run_return_lse = functools.partialmethod(run, return_lse=True)
+def merge_state(v_a: torch.Tensor, s_a: torch.Tensor, v_b: torch.Tensor, s_b: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]: ...
 """
 NAMES: dict[str, Any] = {
     "torch": torch, "Optional": Optional, "Union": Union, "Tuple": tuple, "List": list,
@@ -72,9 +77,9 @@ class Signature:
     returned: Any
 
     @classmethod
-    def of(cls, function: ast.FunctionDef) -> "Signature":
+    def of(cls, function: ast.FunctionDef, *, is_method: bool = True) -> "Signature":
         arguments = function.args
-        by_position = [*arguments.posonlyargs, *arguments.args][1:]
+        by_position = [*arguments.posonlyargs, *arguments.args][is_method:]
         required = by_position[: len(by_position) - len(arguments.defaults)]
         types = {a.arg: meaning(a.annotation) for a in [*by_position, *arguments.kwonlyargs]}
         return cls(types, {argument.arg for argument in required}, meaning(function.returns))
@@ -91,21 +96,31 @@ def signatures(source: str, name: str) -> Mapping[str, Signature]:
     (found,) = [node for node in classes if node.name == name]
     methods = {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
     known = {name: Signature.of(methods[name]) for name in ("__init__", "plan", "run")}
+    others = {
+        target.id: ast.unparse(node.value)
+        for node in found.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if others.get("run_return_lse") == "functools.partialmethod(run, return_lse=True)":
+        known["run_return_lse"] = known["run"]
     if methods["plan"].args.kwarg is not None:
         # From 0.6.18 on what is given by keyword goes on to another method.
         known["plan"].types |= Signature.of(methods["_plan_impl"]).types
     return known
 
 
-def sources() -> Iterator[tuple[str, str, str]]:
-    """What is compared with, and the sources of both wrappers."""
-    yield "0.6.6, as noted", NOTED, NOTED
+def sources() -> Iterator[tuple[str, str, str, str]]:
+    """What is compared with, and the sources of both wrappers and of what joins their results."""
+    yield "0.6.6, as noted", NOTED, NOTED, NOTED
     spec = find_spec("flashinfer")
     if spec is not None and spec.origin is not None:
-        decode, prefill = (
-            Path(spec.origin).parent / f"{part}.py" for part in ("decode", "prefill")
+        decode, prefill, cascade = (
+            (Path(spec.origin).parent / f"{part}.py").read_text()
+            for part in ("decode", "prefill", "cascade")
         )
-        yield "installed", decode.read_text(), prefill.read_text()
+        yield "installed", decode, prefill, cascade
 
 
 def takes(theirs: Any, ours: Any) -> bool:
@@ -129,13 +144,14 @@ SOURCES = list(sources())
     ],
 )
 def test_our_calls_are_those_that_the_package_takes(
-    source: tuple[str, str, str], name: str, plan: type, wrapper: type, make: type
+    source: tuple[str, str, str, str], name: str, plan: type, wrapper: type, make: type
 ) -> None:
-    _, decode, prefill = source
+    _, decode, prefill, _ = source
     theirs = signatures(decode if name == DECODE else prefill, name)
     ours = {
         "plan": get_type_hints(plan),
         "run": get_type_hints(wrapper.run),  # type: ignore[attr-defined]
+        "run_return_lse": get_type_hints(wrapper.run_return_lse),  # type: ignore[attr-defined]
         "__init__": get_type_hints(make.__call__),
     }
     for method, given in ours.items():
@@ -144,8 +160,21 @@ def test_our_calls_are_those_that_the_package_takes(
         for argument, kind in given.items():
             assert argument in theirs[method].types, f"{method} takes no {argument}"
             assert takes(theirs[method].types[argument], kind), f"{method}: type of {argument}"
-        if method == "run":
+        if method in ("run", "run_return_lse"):
             assert takes(theirs[method].returned, returned)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=[name for name, *_ in SOURCES])
+def test_states_are_joined_by_what_the_package_has_for_it(
+    source: tuple[str, str, str, str],
+) -> None:
+    functions = (node for node in ast.parse(source[3]).body if isinstance(node, ast.FunctionDef))
+    (found,) = [node for node in functions if node.name == "merge_state"]
+    theirs, ours = Signature.of(found, is_method=False), get_type_hints(MergeState.__call__)
+    assert takes(theirs.returned, ours.pop("return"))
+    # They are given by position.
+    assert list(theirs.types) == list(ours)
+    assert all(takes(theirs.types[name], kind) for name, kind in ours.items())
 
 
 def test_what_is_given_without_a_keyword_has_its_place() -> None:

@@ -151,13 +151,22 @@ def test_a_family_of_another_version_of_the_library_is_refused_in_a_line(tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_of_its_own_is_not_computed_as_the_librarys(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("MyOwnNeoXForCausalLM", "MyOwnNeoXForCausalLM, which the transformers library here"),
+        ("OPTForCausalLM", "OPTForCausalLM, which transformers takes for GPTNeoXForCausalLM"),
+    ],
+)
+def test_a_class_of_its_own_is_not_computed_as_the_librarys(
+    tmp_path: Path, name: str, told: str
+) -> None:
     folder = changed(
         make_other_model_folder(tmp_path, "gpt_neox"),
-        architectures=["MyOwnNeoXForCausalLM"],
-        auto_map={"AutoModelForCausalLM": "modeling_own.MyOwnNeoXForCausalLM"},
+        architectures=[name],
+        auto_map={"AutoModelForCausalLM": f"modeling_own.{name}"},
     )
-    with pytest.raises(UnsupportedModelOption, match="MyOwnNeoXForCausalLM, which transformers"):
+    with pytest.raises(UnsupportedModelOption, match=told):
         load(folder)
 
 

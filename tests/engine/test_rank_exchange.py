@@ -12,7 +12,7 @@ import torch
 
 from engine.rank_exchange import DistributedExchange
 from engine.runner import RankLost
-from engine.tensor_parallel import RankExchange
+from engine.tensor_parallel import RankExchange, summed
 from engine.tensor_parallel_testing import thread_exchanges
 
 PATIENCE_S = 60.0
@@ -67,6 +67,19 @@ def test_every_rank_gets_the_columns_of_all_ranks_in_their_order(
     assert first[1] is not None
     assert first[1].shape == (0, 4 * SIZE)
     assert others == [[None, None]] * (SIZE - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# Little is added up by every rank, much by each a share.
+@pytest.mark.parametrize("num_rows", [0, 1, 5, 9_000, 9_001])
+def test_every_rank_gets_the_sum_in_the_order_of_ranks_however_much_it_is(
+    ends: Sequence[RankExchange], dtype: torch.dtype, num_rows: int
+) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    parts = torch.randn(SIZE, num_rows, 4, generator=generator).to(dtype)
+    for found in together(ends, lambda end: end.all_sum(parts[end.rank])):
+        assert found.dtype == dtype
+        assert torch.equal(found, summed(parts))
 
 
 def test_a_rank_that_does_not_come_is_lost_in_time(tmp_path: Path) -> None:

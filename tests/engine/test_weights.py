@@ -8,7 +8,8 @@ from engine.loading import DeviceUnavailable, load_model, weights_fingerprint
 from engine.model_folder_errors import InvalidWeightFile
 from engine.models.mlp import DenseMlp
 from engine.testing import family_fields, make_random_model_folder
-from engine.weights import TensorMissing, TensorShapeMismatch, load_decoder_weights
+from engine.weight_check import TensorMissing, TensorShapeMismatch
+from engine.weights import load_decoder_weights
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from engine.loading import load_model
 from engine.model_folder_errors import UnsupportedModelOption
 from engine.models.mlp import DenseMlp, MixtureMlp
 from engine.testing import FAMILIES, make_random_model_folder
-from engine.weights import TensorMissing
+from engine.weight_check import TensorMissing
 
 WEIGHTS = "model.safetensors"
 

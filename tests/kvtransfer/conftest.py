@@ -27,37 +27,49 @@ from runtime.clock import Clock
 
 
 def make_tcp(
-    settings: PushSettings | None = None, clock: Clock | None = None, max_senders: int = 128
+    settings: PushSettings | None = None,
+    clock: Clock | None = None,
+    max_senders: int = 128,
+    port: int = KV_PORT,
 ) -> TcpTransport:
     """On one port of an address of our own: a restarted receiver is found again."""
-    door = DoorSettings(own_loopback_host(), port=KV_PORT, max_senders=max_senders)
+    door = DoorSettings(own_loopback_host(), port=port, max_senders=max_senders)
     return TcpTransport(door, settings, clock)
 
 
 def make_tcp_in_place(
-    settings: PushSettings | None = None, clock: Clock | None = None, max_senders: int = 128
+    settings: PushSettings | None = None,
+    clock: Clock | None = None,
+    max_senders: int = 128,
+    port: int = KV_PORT,
 ) -> TcpTransport:
     """With every send the kernel is asked to make no copy, though on this machine it does."""
     settings = replace(settings or PushSettings(), zerocopy=ZeroCopy.INSIST)
-    return make_tcp(settings, clock, max_senders)
+    return make_tcp(settings, clock, max_senders, port)
 
 
 def make_nixl(
-    settings: PushSettings | None = None, clock: Clock | None = None, max_senders: int = 128
+    settings: PushSettings | None = None,
+    clock: Clock | None = None,
+    max_senders: int = 128,
+    port: int = KV_PORT,
 ) -> NixlTransport:
     """UCX stays on the loopback device."""
     pytest.importorskip("nixl_cu13", reason="the extra `nixl` is not installed")
     os.environ.setdefault("UCX_NET_DEVICES", "lo")
     os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
-    door = DoorSettings(own_loopback_host(), port=KV_PORT, max_senders=max_senders)
+    door = DoorSettings(own_loopback_host(), port=port, max_senders=max_senders)
     return NixlTransport(door, settings, clock)
 
 
 def make_gloo(
-    settings: PushSettings | None = None, clock: Clock | None = None, max_senders: int = 128
+    settings: PushSettings | None = None,
+    clock: Clock | None = None,
+    max_senders: int = 128,
+    port: int = KV_PORT,
 ) -> GroupTransport:
     """The code of NCCL as well, but for the memory that is sent."""
-    door = DoorSettings(own_loopback_host(), port=KV_PORT, max_senders=max_senders)
+    door = DoorSettings(own_loopback_host(), port=port, max_senders=max_senders)
     return GroupTransport(Gloo(), door, settings, clock)
 
 
@@ -73,22 +85,28 @@ def make_cuda_ipc(
 
 
 def make_staged_tcp(
-    settings: PushSettings | None = None, clock: Clock | None = None, max_senders: int = 128
+    settings: PushSettings | None = None,
+    clock: Clock | None = None,
+    max_senders: int = 128,
+    port: int = KV_PORT,
 ) -> StagedTcpTransport:
     """Between pools of such a device."""
     settings = settings or PushSettings()
     device = FakeDevice(copy_bytes=settings.copy_bytes)
-    door = DoorSettings(own_loopback_host(), port=KV_PORT, max_senders=max_senders)
+    door = DoorSettings(own_loopback_host(), port=port, max_senders=max_senders)
     return StagedTcpTransport(lambda: device, door, settings, clock)
 
 
 def make_staged_tcp_on_gpu(
-    settings: PushSettings | None = None, clock: Clock | None = None, max_senders: int = 128
+    settings: PushSettings | None = None,
+    clock: Clock | None = None,
+    max_senders: int = 128,
+    port: int = KV_PORT,
 ) -> StagedTcpTransport:
     """Between pools of the first CUDA device."""
     settings = settings or PushSettings()
     device = first_gpu(settings)
-    door = DoorSettings(own_loopback_host(), port=KV_PORT, max_senders=max_senders)
+    door = DoorSettings(own_loopback_host(), port=port, max_senders=max_senders)
     return StagedTcpTransport(lambda: device, door, settings, clock)
 
 

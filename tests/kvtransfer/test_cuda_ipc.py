@@ -158,7 +158,7 @@ def test_a_deadline_is_noticed_after_the_copies_that_have_begun(
 
 
 @pytest.mark.parametrize("reason", ["deadline", "cancel"])
-def test_a_copy_that_never_ends_keeps_its_claim_and_its_sender_is_of_no_more_use(
+def test_a_copy_that_never_ends_keeps_its_claim_and_its_sender_refuses_pushes(
     make_side: Callable[..., Side], clock: ManualClock, reason: str
 ) -> None:
     side = make_side()
@@ -187,6 +187,40 @@ def test_a_copy_that_never_ends_keeps_its_claim_and_its_sender_is_of_no_more_use
     assert not side.receiver.quarantine_clear([1])
     assert not side.receiver.forget_sender("prefill-0#1")
     assert not side.stream.is_closed
+
+
+@pytest.mark.parametrize("asked_by", ["push", "check"])
+def test_a_stuck_copy_that_ends_after_all_gives_up_its_claim_and_its_sender_goes_on(
+    make_side: Callable[..., Side], clock: ManualClock, asked_by: str
+) -> None:
+    side = make_side()
+    side.receiver.expect([1], [1])
+    side.begin(moves_of((0,), (1,)), timeout_s=1.0)
+    side.wait_until_begun(1)
+
+    def is_stuck() -> bool:
+        clock.advance(END_TIMEOUT_S / 10)
+        return side._outcome is not None
+
+    wait_for(is_stuck)
+    side.receiver.revoke([1])
+    side.sender.check()
+    assert not side.receiver.quarantine_clear([1])
+    side.stream.advance()
+    # The receiver cannot know before the sender has looked.
+    assert not side.receiver.quarantine_clear([1])
+    if asked_by == "check":
+        side.sender.check()
+        assert side.receiver.quarantine_clear([1])
+    side.receiver.expect([2], [1])
+    side.begin(moves_of((3,), (2,)))
+    side.wait_until_begun(2)
+    side.stream.advance()
+    assert isinstance(side.outcome(), PushReceipt)
+    assert side.num_arrived(2) == 1
+    assert side.receiver.quarantine_clear([1])
+    side.sender.close()
+    assert side.stream.is_closed
 
 
 def test_a_pool_that_a_stuck_copy_writes_to_stays_mapped_when_its_sender_is_gone() -> None:

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtransfer.cuda_checksum import block_checksums
-from kvtransfer.cuda_memory import CudaMemory
+from kvtransfer.cuda_memory import CudaMemory, CudaStream
 from kvtransfer.cuda_runtime import CudaRuntime, load_library
 from kvtransfer.cuda_testing import FakeCudart
 from kvtransfer.device import HANDLE_BYTES, ByteRun
+from kvtransfer.device_writing import wait_for_copies
 from kvtransfer.errors import DeviceFailed, ExportUnavailable
 from kvtransfer.word_checksum import word_checksum
-from runtime.clock import ManualClock
+from runtime.clock import ManualClock, MonotonicClock
 
 IDS = ("GPU-a", "GPU-b", "GPU-c")
 
@@ -63,15 +64,14 @@ def test_a_copy_begins_after_what_the_engine_has_queued_and_ends_with_an_event(
     assert library.names() == [
         "cudaEventRecord",
         "cudaStreamWaitEvent",
-        "cudaMemcpyAsync",
-        "cudaMemcpyAsync",
+        "cudaMemcpyBatchAsync",
         "cudaEventRecord",
     ]
     records = [arguments for name, arguments in library.calls if name == "cudaEventRecord"]
-    copies = [arguments for name, arguments in library.calls if name == "cudaMemcpyAsync"]
+    (copies,) = [arguments for name, arguments in library.calls if "Memcpy" in name]
     # The engine's is the default stream, the other one our own.
     assert records[0][1] == 0
-    assert records[1][1] == copies[0][4] != 0
+    assert records[1][1] == copies[-1] != 0
     assert target.read(32, 16) == bytes(range(16))
     assert target.read(0, 8) == bytes(range(48, 56))
     stream.close()
@@ -146,6 +146,110 @@ def test_copies_whose_end_could_not_be_marked_are_not_taken_for_ended(
         stream.is_done()
     stream.begin(*pools, [ByteRun(0, 0, 8)])
     assert stream.is_done()
+
+
+SCATTERED = [ByteRun(0, 40, 8), ByteRun(16, 0, 24), ByteRun(8, 24, 8)]
+
+
+@pytest.mark.parametrize(
+    ("version", "call", "num_calls"),
+    [
+        (12_040, "cudaMemcpyAsync", 3),
+        (12_080, "cudaMemcpyBatchAsync", 1),
+        (12_090, "cudaMemcpyBatchAsync", 1),
+        (13_000, "cudaMemcpyBatchAsync", 1),
+        (13_020, "cudaMemcpyBatchAsync", 1),
+        # Its arguments were changed once, between versions of other first numbers.
+        (14_000, "cudaMemcpyAsync", 3),
+    ],
+)
+def test_scattered_bytes_are_one_call_where_the_runtime_has_it(
+    version: int, call: str, num_calls: int
+) -> None:
+    library = FakeCudart(version)
+    memory = CudaMemory(CudaRuntime(library, 1), 1, IDS)
+    source, target = memory.allocate(64), memory.allocate(64)
+    source.write(0, bytes(range(64)))
+    library.calls.clear()
+    memory.new_stream().begin(target, source, SCATTERED)
+    assert [name for name in library.names() if "Memcpy" in name] == [call] * num_calls
+    assert target.read(0, 64) == _copied_one_by_one(bytes(range(64)))
+
+
+def _copied_one_by_one(source: bytes) -> bytes:
+    target = bytearray(64)
+    for src, dst, num_bytes in SCATTERED:
+        target[dst : dst + num_bytes] = source[src : src + num_bytes]
+    return bytes(target)
+
+
+@pytest.mark.parametrize("code", [1, 36, 801])
+def test_a_batch_that_is_refused_is_copied_one_by_one_from_then_on(
+    library: FakeCudart, memory: CudaMemory, code: int
+) -> None:
+    source, target = memory.allocate(64), memory.allocate(64)
+    source.write(0, bytes(range(64)))
+    stream = memory.new_stream()
+    library.calls.clear()
+    library.failures["cudaMemcpyBatchAsync"] = code
+    stream.begin(target, source, SCATTERED)
+    assert library.names().count("cudaMemcpyBatchAsync") == 1
+    assert library.names().count("cudaMemcpyAsync") == 3
+    # Torch would take what is left behind for a failure of its own next kernel.
+    assert library.names().count("cudaGetLastError") == 1
+    assert target.read(0, 64) == _copied_one_by_one(bytes(range(64)))
+    stream.begin(target, source, SCATTERED)
+    assert library.names().count("cudaMemcpyBatchAsync") == 1
+
+
+def test_a_batch_that_fails_is_a_failed_copy(library: FakeCudart, memory: CudaMemory) -> None:
+    stream = memory.new_stream()
+    pools = memory.allocate(64), memory.allocate(64)
+    library.failures["cudaMemcpyBatchAsync"] = 700
+    with pytest.raises(DeviceFailed, match=r"cudaMemcpyBatchAsync failed .*700"):
+        stream.begin(*pools, SCATTERED)
+    assert library.names()[-1] == "cudaEventRecord"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_on_host", ["neither", "source", "target"])
+def test_on_a_gpu_a_batch_copies_what_single_copies_do(is_on_host: str) -> None:
+    try:
+        memory = CudaMemory.of_device(0)
+    except ExportUnavailable as error:
+        pytest.skip(str(error))
+    size, num_runs = 1 << 20, 500
+    generator = np.random.default_rng(4)
+    content = generator.integers(0, 256, size, np.uint8).tobytes()
+    starts = generator.permutation(size // 1024)[: 2 * num_runs].tolist()
+    sources, targets = starts[:num_runs], starts[num_runs:]
+    runs = [ByteRun(1024 * s, 1024 * t, 1000) for s, t in zip(sources, targets, strict=True)]
+    arrived: list[bytes] = []
+    for takes_batches in (True, False):
+        # Both pinned, or both on the device: what KV transfer copies between.
+        source, target = memory.allocate(size), memory.allocate(size)
+        pinned_source, pinned_target = memory.pin(size), memory.pin(size)
+        source.write(0, content)
+        pinned_source.view[:] = content
+        pinned_target.view[:] = bytes(size)
+        stream = memory.new_stream()
+        assert isinstance(stream, CudaStream)
+        had_batches = stream.runtime.takes_batches
+        stream.runtime.takes_batches = takes_batches and had_batches
+        stream.begin(
+            pinned_target.view if is_on_host == "target" else target,
+            pinned_source.view if is_on_host == "source" else source,
+            runs,
+        )
+        wait_for_copies(stream, "test", lambda: True, MonotonicClock())
+        # It was not refused.
+        assert stream.runtime.takes_batches == (takes_batches and had_batches)
+        on_host = is_on_host == "target"
+        arrived.append(bytes(pinned_target.view) if on_host else target.read(0, size))
+    wanted = bytearray(size)
+    for src, dst, num_bytes in runs:
+        wanted[dst : dst + num_bytes] = content[src : src + num_bytes]
+    assert arrived == [bytes(wanted), bytes(wanted)]
 
 
 class _HurryingClock(ManualClock):

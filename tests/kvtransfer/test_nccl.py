@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtransfer.batches import PushSettings, plain_copy
+from kvtransfer.batches import plain_copy
 from kvtransfer.cuda_memory import CudaMemory
 from kvtransfer.device import DeviceMemory, read_bytes
 from kvtransfer.device_testing import FakeDevice
@@ -20,22 +20,20 @@ from kvtransfer.process_group import Gloo, Nccl
 from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, PushReceipt
 from kvtransfer.receiver import device_receiver
 from kvtransfer.staging import Staging
-from kvtransfer.testing import PATIENCE_S, next_incarnation, patterned_pool
+from kvtransfer.testing import PATIENCE_S, next_incarnation
+from kvtransfer.whole_pool_testing import (
+    BATCH,
+    BLOCK_BYTES,
+    NUM_BLOCKS,
+    SOURCE,
+    grant,
+    num_right_blocks,
+    reversed_moves,
+    wait_for,
+)
 from kvtransfer.word_checksum import word_checksum
-from runtime.clock import MonotonicClock
 
-BLOCK_BYTES, NUM_BLOCKS, SEED = 64 << 10, 64, 3
-ALL = tuple(range(NUM_BLOCKS))
-SOURCE = patterned_pool(NUM_BLOCKS, BLOCK_BYTES, SEED)
-BATCH = PushSettings(checksum_fraction=1.0, max_batch_bytes=8 * BLOCK_BYTES)
 GLOO = Gloo()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    clock = MonotonicClock()
-    deadline_at_s = clock.now() + PATIENCE_S
-    while not condition():
-        assert clock.now() < deadline_at_s, "the condition did not come true in time"
 
 
 @pytest.fixture
@@ -47,28 +45,6 @@ def receiver() -> Iterator[KvReceiver]:
 
 def push(sender: KvSender, moves: BlockMoves) -> PushReceipt:
     return sender.push(memoryview(SOURCE), moves, timeout_s=PATIENCE_S)
-
-
-def reversed_moves(generation: int = 1) -> BlockMoves:
-    """Scattered on purpose: every block is a span of its own."""
-    return BlockMoves("r/0", ALL, ALL[::-1], (generation,) * NUM_BLOCKS)
-
-
-def grant(receiver: KvReceiver, moves: BlockMoves) -> None:
-    receiver.expect(moves.dst_block_ids, moves.generations)
-
-
-def num_right_blocks(receiver: KvReceiver, moves: BlockMoves) -> int:
-    """How many blocks have arrived; each of them holds the sender's bytes."""
-    num_arrived = 0
-    for src, dst, tag in zip(
-        moves.src_block_ids, moves.dst_block_ids, moves.generations, strict=True
-    ):
-        if receiver.poll([dst], [tag]).is_complete:
-            num_arrived += 1
-            arrived = receiver.buffer()[dst * BLOCK_BYTES : (dst + 1) * BLOCK_BYTES]
-            assert arrived == SOURCE[src * BLOCK_BYTES : (src + 1) * BLOCK_BYTES]
-    return num_arrived
 
 
 def test_the_steps_of_nccl_make_one_communicator_a_pair_and_abort_it_in_the_end() -> None:

@@ -3,27 +3,20 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from kvtransfer.protocol import BlockMoves, KvReceiver
 from kvtransfer.sender_process_testing import PushRefused, SenderProcess, SenderSpec
 from kvtransfer.testing import PATIENCE_S, patterned_pool
-from runtime.clock import MonotonicClock
+from kvtransfer.whole_pool_testing import wait_for
 
 pytest.importorskip("nixl_cu13", reason="the extra `nixl` is not installed")
 
 BLOCK_BYTES, NUM_BLOCKS, SEED = 256 << 10, 64, 3
 ALL = tuple(range(NUM_BLOCKS))
 SOURCE = patterned_pool(NUM_BLOCKS, BLOCK_BYTES, SEED)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    clock = MonotonicClock()
-    deadline_at_s = clock.now() + PATIENCE_S
-    while not condition():
-        assert clock.now() < deadline_at_s, "the condition did not come true in time"
 
 
 @pytest.fixture

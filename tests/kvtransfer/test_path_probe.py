@@ -209,3 +209,34 @@ def test_the_log_warns_where_containers_of_one_machine_do_not_share_their_memory
     warnings = lines_of(lines, "kv_path_slower_than_offered")
     assert len(warnings) == is_same_machine
     assert all("share one between the containers" in line["problem"] for line in warnings)
+
+
+def test_a_way_that_only_one_side_was_told_of_is_warned_of_once(
+    make_receiver: Callable[..., KvReceiver],
+) -> None:
+    receiver = make_receiver(TcpTransport(), SharedMemoryTransport())
+    with structlog.testing.capture_logs() as lines:
+        pushes = Pushes({"loopback": LoopbackTransport(), "tcp": TcpTransport()}, ManualClock(), 0)
+        for host in ("first", "second", "first"):
+            outcome = pushes.push(receiver, replace(receiver.export(), host=host))
+            assert isinstance(outcome, PushReceipt)
+        pushes.close()
+    chosen = lines_of(lines, "kv_path_chosen")[0]
+    assert (chosen["not_offered"], chosen["not_tried"]) == ("loopback", "shared_memory")
+    (warning,) = lines_of(lines, "kv_transports_not_offered")
+    assert warning["transports"] == "loopback"
+    assert f"{receiver.export().worker_id} does not offer loopback: set" in warning["hint"]
+    assert "--decode-worker.transports" in warning["hint"]
+
+
+def test_sides_that_were_told_the_same_are_not_warned_of(
+    make_receiver: Callable[..., KvReceiver],
+) -> None:
+    receiver = make_receiver(TcpTransport())
+    with structlog.testing.capture_logs() as lines:
+        pushes = Pushes({"tcp": TcpTransport()}, ManualClock(), 0.0)
+        pushes.push(receiver, receiver.export())
+        pushes.close()
+    (chosen,) = lines_of(lines, "kv_path_chosen")
+    assert (chosen["not_offered"], chosen["not_tried"]) == (None, None)
+    assert lines_of(lines, "kv_transports_not_offered") == []

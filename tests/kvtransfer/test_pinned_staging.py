@@ -320,6 +320,50 @@ def test_a_copy_into_a_room_that_never_ends_is_told(make_side: Callable[..., Sid
     assert not any(stream.is_closed for stream in side.device.streams)
 
 
+def test_behind_a_stuck_copy_pushes_are_refused_at_once_until_the_device_goes_on(
+    make_side: Callable[..., Side],
+) -> None:
+    side = make_side(is_manual=True)
+    clock = _HurryingClock()
+    sender = StagedSender(side.wire, side.device, BLOCK_BYTES, BLOCK_BYTES, clock)
+    with pytest.raises(CopyStuck):
+        sender.push(side.source, moves_of((0,), (0,), transfer_id="first"), timeout_s=1.0)
+    num_begun = [stream.num_begun for stream in side.device.streams]
+    stuck_at_s = clock.now()
+    for _ in range(3):
+        with pytest.raises(CopyStuck, match=r"transfer r/0: .*after first, begun before"):
+            sender.push(side.source, moves_of((1,), (1,)), timeout_s=1e9)
+    # Nothing more was given to the device, and nobody looked at the clock.
+    assert [stream.num_begun for stream in side.device.streams] == num_begun
+    assert clock.now() == stuck_at_s + 1.0
+    # Blocks of the host go another way.
+    sender.push(memoryview(CONTENT), moves_of((2,), (2,)), timeout_s=1e9)
+    next(stream for stream in side.device.streams if stream.num_pending).advance()
+    helper = threading.Thread(target=side.device.streams[0].advance)
+    helper.start()
+    sender.push(side.source, moves_of((1,), (1,)), timeout_s=1e9)
+    helper.join(PATIENCE_S)
+    assert (
+        bytes(side.receiver.buffer()[BLOCK_BYTES:][:BLOCK_BYTES])
+        == CONTENT[BLOCK_BYTES:][:BLOCK_BYTES]
+    )
+    sender.close()
+    assert all(pinned.is_closed for pinned in side.device.pinned)
+
+
+def test_a_device_that_can_say_nothing_refuses_pushes_until_it_can(
+    make_side: Callable[..., Side],
+) -> None:
+    side = make_side()
+    side.sender.push(side.source, moves_of((0,), (0,)), timeout_s=PATIENCE_S)
+    side.device.streams[0].failures += ["is_done"] * 3
+    for _ in range(3):
+        with pytest.raises(CopyStuck):
+            side.sender.push(side.source, moves_of((1,), (1,)), timeout_s=PATIENCE_S)
+    side.sender.push(side.source, moves_of((1,), (1,)), timeout_s=PATIENCE_S)
+    assert side.receiver.poll([0, 1], [1, 1]).is_complete
+
+
 def test_a_link_whose_device_has_failed_leaves_its_place_to_others() -> None:
     good, bad = FakeDevice(), FakeDevice()
     settings = PushSettings(0.0)

@@ -10,6 +10,7 @@ from kvtransfer.plan import CopyRun, batch_runs, merge_runs, pushable_blocks, sa
 
 # Short jumps make runs likely.
 block_ids = st.lists(st.integers(0, 12), max_size=40)
+SAMPLED = (24, 79, 113, 134, 168, 223, 257, 278)
 pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=40)
 
 
@@ -98,6 +99,11 @@ def test_every_window_carries_nearly_its_share_of_checksums(
 ) -> None:
     num_samples = len(sampled_indices(transfer_id, first, 256, fraction))
     assert abs(num_samples - 256 * fraction) <= 6
+
+
+def test_the_sample_of_a_transfer_never_changes() -> None:
+    # What the definition in whole numbers without a bound gives.
+    assert sampled_indices("request-7/0", 3, 300, 0.03) == SAMPLED
 
 
 def test_fractions_of_none_and_all_are_exact() -> None:

@@ -19,7 +19,7 @@ from kvtransfer.errors import (
 from kvtransfer.group_meeting import send_group
 from kvtransfer.group_transport import GroupTransport
 from kvtransfer.process_group import Gloo, GroupFailed
-from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, PushReceipt
+from kvtransfer.protocol import KvReceiver, KvSender
 from kvtransfer.sender_process_testing import PushRefused, SenderProcess, SenderSpec
 from kvtransfer.tcp_connect import dial
 from kvtransfer.tcp_door import DoorSettings
@@ -27,23 +27,25 @@ from kvtransfer.tcp_frames import MEETING_BYTES, read_meeting
 from kvtransfer.testing import (
     PATIENCE_S,
     next_incarnation,
-    patterned_pool,
+)
+from kvtransfer.whole_pool_testing import (
+    ALL,
+    BATCH,
+    BLOCK_BYTES,
+    NUM_BLOCKS,
+    SEED,
+    grant,
+    has_come,
+    num_right_blocks,
+    push,
+    reversed_moves,
+    wait_for,
 )
 from runtime.clock import MonotonicClock
 from scheduling.kv_export import KvExport
 
-BLOCK_BYTES, NUM_BLOCKS, SEED = 64 << 10, 64, 3
-ALL = tuple(range(NUM_BLOCKS))
-SOURCE = patterned_pool(NUM_BLOCKS, BLOCK_BYTES, SEED)
-BATCH = PushSettings(checksum_fraction=1.0, max_batch_bytes=8 * BLOCK_BYTES)
+MAX_ROUNDS = 10
 OWN = b"\xa5" * (NUM_BLOCKS * BLOCK_BYTES)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    clock = MonotonicClock()
-    deadline_at_s = clock.now() + PATIENCE_S
-    while not condition():
-        assert clock.now() < deadline_at_s, "the condition did not come true in time"
 
 
 @pytest.fixture
@@ -66,44 +68,9 @@ def receiver(make_receiver: Callable[..., KvReceiver]) -> KvReceiver:
     return make_receiver()
 
 
-def reversed_moves(generation: int = 1) -> BlockMoves:
-    """Scattered on purpose: every block is a span of its own."""
-    return BlockMoves("r/0", ALL, ALL[::-1], (generation,) * NUM_BLOCKS)
-
-
-def grant(receiver: KvReceiver, moves: BlockMoves) -> None:
-    receiver.expect(moves.dst_block_ids, moves.generations)
-
-
 def connect(export: KvExport, settings: PushSettings = BATCH) -> KvSender:
     transport = GroupTransport(Gloo(), settings=settings)
     return transport.connect(export, sender_id="prefill-0#1", block_bytes=BLOCK_BYTES)
-
-
-def push(sender: KvSender, moves: BlockMoves, timeout_s: float = PATIENCE_S) -> PushReceipt:
-    return sender.push(memoryview(SOURCE), moves, timeout_s=timeout_s)
-
-
-def num_right_blocks(receiver: KvReceiver, moves: BlockMoves) -> int:
-    """How many blocks have arrived; each of them holds the sender's bytes."""
-    num_arrived = 0
-    for src, dst, tag in zip(
-        moves.src_block_ids, moves.dst_block_ids, moves.generations, strict=True
-    ):
-        if receiver.poll([dst], [tag]).is_complete:
-            num_arrived += 1
-            arrived = receiver.buffer()[dst * BLOCK_BYTES : (dst + 1) * BLOCK_BYTES]
-            assert arrived == SOURCE[src * BLOCK_BYTES : (src + 1) * BLOCK_BYTES]
-    return num_arrived
-
-
-def has_come(receiver: KvReceiver, moves: BlockMoves, least: int) -> Callable[[], bool]:
-    def look() -> bool:
-        arrival = receiver.poll(moves.dst_block_ids, moves.generations)
-        assert not arrival.damaged_block_ids
-        return arrival.num_arrived >= least
-
-    return look
 
 
 def sender_process(receiver: KvReceiver, batch_blocks: int = 8) -> SenderProcess:
@@ -154,13 +121,22 @@ def test_a_stopped_sender_keeps_no_block_and_writes_none_when_it_goes_on(
     make_receiver: Callable[..., KvReceiver],
 ) -> None:
     receiver = make_receiver(batch_timeout_s=1.0, max_senders=1)
-    moves = reversed_moves()
-    grant(receiver, moves)
     with sender_process(receiver, batch_blocks=1) as sender:
         sender.connect()
-        sender.begin_push(moves)
-        wait_for(has_come(receiver, moves, 5))
-        sender.signal(signal.SIGSTOP)
+        # Once, but for a machine that holds this process up until all is pushed.
+        for generation in range(1, MAX_ROUNDS):
+            moves = reversed_moves(generation)
+            grant(receiver, moves)
+            sender.begin_push(moves)
+            wait_for(has_come(receiver, moves, 5))
+            sender.signal(signal.SIGSTOP)
+            if not has_come(receiver, moves, NUM_BLOCKS // 2)():
+                break
+            sender.signal(signal.SIGCONT)
+            with contextlib.suppress(PushRefused):
+                sender.finish_push()
+            receiver.revoke(ALL)
+            wait_for(lambda: receiver.quarantine_clear(ALL))
         receiver.revoke(ALL)
         wait_for(lambda: receiver.quarantine_clear(ALL))
         receiver.buffer()[:] = OWN

@@ -5,7 +5,7 @@ What a death, a revocation or a restart leaves behind, over every transport of t
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -19,13 +19,14 @@ from kvtransfer.errors import ExportUnavailable
 from kvtransfer.protocol import BlockMoves, KvReceiver, Transport
 from kvtransfer.sender_process_testing import PushRefused, SenderProcess, SenderSpec
 from kvtransfer.shared_memory import SharedMemoryTransport
-from kvtransfer.testing import PATIENCE_S, patterned_pool
-from runtime.clock import MonotonicClock
-
-BLOCK_BYTES = 64 << 10
-NUM_BLOCKS = 64
-SEED = 3
-ALL = tuple(range(NUM_BLOCKS))
+from kvtransfer.testing import patterned_pool
+from kvtransfer.whole_pool_testing import (
+    BLOCK_BYTES,
+    NUM_BLOCKS,
+    SEED,
+    reversed_moves,
+    wait_for,
+)
 
 _lives = itertools.count(1)
 
@@ -66,13 +67,6 @@ def receiver(transport: Transport) -> Iterator[KvReceiver]:
     made.close()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    clock = MonotonicClock()
-    deadline_at_s = clock.now() + PATIENCE_S
-    while not condition():
-        assert clock.now() < deadline_at_s, "the condition did not come true in time"
-
-
 def spec_for(receiver: KvReceiver) -> SenderSpec:
     return SenderSpec(receiver.export(), "prefill-0#1", NUM_BLOCKS, SEED)
 
@@ -83,11 +77,6 @@ def block_of(pool: memoryview | bytearray, block_id: int) -> bytes:
 
 def content_of(receiver: KvReceiver, block_id: int) -> bytes:
     return read_bytes(receiver.memory(), block_id * BLOCK_BYTES, BLOCK_BYTES)
-
-
-def reversed_moves(generation: int = 1) -> BlockMoves:
-    """Scattered on purpose: every block is a copy of its own."""
-    return BlockMoves("r/0", ALL, ALL[::-1], (generation,) * NUM_BLOCKS)
 
 
 def require_arrived_blocks_right(receiver: KvReceiver, moves: BlockMoves) -> int:

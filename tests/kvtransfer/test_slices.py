@@ -17,6 +17,7 @@ from kvtransfer.slices import (
     PoolSlices,
     SliceRoute,
     export_of_rank,
+    is_first_rank,
     join_exports,
     pool_name,
     routes_to,
@@ -184,3 +185,9 @@ def test_routes_name_the_rank_alone() -> None:
     routes = routes_to(export_of(4, 4), PoolSlices.of_rank(0, 2, 4))
     assert [route.export.worker_id for route in routes] == ["decode-0", "decode-0/1"]
     assert all(isinstance(route, SliceRoute) and not route.export.other_ranks for route in routes)
+
+
+def test_a_name_tells_whether_it_is_of_the_first_rank() -> None:
+    assert is_first_rank(pool_name("decode-0", 0))
+    assert is_first_rank(f"{pool_name('prefill-0', 0)}#17")
+    assert not is_first_rank(f"{pool_name('prefill-0', 3)}#17")

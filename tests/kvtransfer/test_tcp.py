@@ -29,23 +29,22 @@ from kvtransfer.tcp import TcpTransport
 from kvtransfer.tcp_door import DoorSettings
 from kvtransfer.tcp_frames import Hello, pack_hello
 from kvtransfer.tcp_reception import socket_wait
-from kvtransfer.testing import PATIENCE_S, patterned_pool
-from runtime.clock import Clock, ManualClock, MonotonicClock
+from kvtransfer.testing import PATIENCE_S
+from kvtransfer.whole_pool_testing import (
+    BATCH,
+    BLOCK_BYTES,
+    NUM_BLOCKS,
+    SEED,
+    SOURCE,
+    grant,
+    num_right_blocks,
+    reversed_moves,
+    wait_for,
+)
+from runtime.clock import Clock, ManualClock
 from scheduling.kv_export import KvExport
 
-BLOCK_BYTES, NUM_BLOCKS, SEED = 64 << 10, 64, 3
-ALL = tuple(range(NUM_BLOCKS))
-SOURCE = patterned_pool(NUM_BLOCKS, BLOCK_BYTES, SEED)
-BATCH = PushSettings(checksum_fraction=1.0, max_batch_bytes=8 * BLOCK_BYTES)
-
 _lives = itertools.count(1)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    clock = MonotonicClock()
-    deadline_at_s = clock.now() + PATIENCE_S
-    while not condition():
-        assert clock.now() < deadline_at_s, "the condition did not come true in time"
 
 
 @pytest.fixture
@@ -67,34 +66,12 @@ def receiver(make_receiver: Callable[..., KvReceiver]) -> KvReceiver:
     return make_receiver()
 
 
-def reversed_moves(generation: int = 1) -> BlockMoves:
-    """Scattered on purpose: every block is a span of its own."""
-    return BlockMoves("r/0", ALL, ALL[::-1], (generation,) * NUM_BLOCKS)
-
-
-def grant(receiver: KvReceiver, moves: BlockMoves) -> None:
-    receiver.expect(moves.dst_block_ids, moves.generations)
-
-
 def connect(
     export: KvExport, settings: PushSettings = BATCH, clock: Clock | None = None
 ) -> KvSender:
     return TcpTransport(settings=settings, clock=clock).connect(
         export, sender_id="prefill-0#1", block_bytes=BLOCK_BYTES
     )
-
-
-def num_right_blocks(receiver: KvReceiver, moves: BlockMoves) -> int:
-    """How many blocks have arrived; each of them holds the sender's bytes."""
-    num_arrived = 0
-    for src, dst, tag in zip(
-        moves.src_block_ids, moves.dst_block_ids, moves.generations, strict=True
-    ):
-        if receiver.poll([dst], [tag]).is_complete:
-            num_arrived += 1
-            arrived = receiver.buffer()[dst * BLOCK_BYTES : (dst + 1) * BLOCK_BYTES]
-            assert arrived == SOURCE[src * BLOCK_BYTES : (src + 1) * BLOCK_BYTES]
-    return num_arrived
 
 
 def is_clear_soon(receiver: KvReceiver, moves: BlockMoves) -> None:

@@ -22,7 +22,7 @@ from kvtransfer.protocol import KvReceiver
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.tcp_door import DoorSettings
 from kvtransfer.testing import PATIENCE_S, patterned_pool
-from runtime.clock import MonotonicClock
+from kvtransfer.whole_pool_testing import wait_for
 
 BLOCK_BYTES, NUM_BLOCKS, SEED = 256 << 10, 16, 9
 # Each way.
@@ -146,13 +146,6 @@ def shortest_round_trip_s(namespace: Namespace) -> float:
             timeout=2 * PATIENCE_S,
         )
     return float(told.stdout)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    clock = MonotonicClock()
-    deadline_at_s = clock.now() + PATIENCE_S
-    while not condition():
-        assert clock.now() < deadline_at_s, "the condition did not come true in time"
 
 
 def start_sender(namespace: Namespace, receiver: KvReceiver) -> subprocess.Popen[str]:

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kvtransfer.tcp_frames import TOKEN_BYTES, Hello, Welcome, pack_hello
+from kvtransfer.tcp_frames import (
+    TOKEN_BYTES,
+    VERSION,
+    WELCOME_BYTES,
+    Hello,
+    Welcome,
+    pack_hello,
+    read_welcome,
+)
 from kvtransfer.tcp_reception import Reception
 from kvtransfer.testing import PATIENCE_S
 from runtime.clock import ManualClock
@@ -84,6 +92,18 @@ def test_who_has_not_said_a_whole_hello_after_five_seconds_is_dropped(
     assert is_connected(slow)
     desk.clock.advance(0.2)
     assert slow.recv(1) == b""
+
+
+def test_a_sender_of_another_version_is_told_so_and_not_let_in(desk: Desk) -> None:
+    hello = bytearray(pack_hello(HELLO))
+    hello[8:10] = (VERSION + 1).to_bytes(2, "little")
+    newer = desk.dial(bytes(hello))
+    frame = b""
+    while len(frame) < WELCOME_BYTES:
+        frame += newer.recv(WELCOME_BYTES - len(frame))
+    assert read_welcome(frame) == (Welcome.OTHER_VERSION, 1)
+    assert newer.recv(1) == b""
+    assert desk.admitted.empty()
 
 
 def test_of_those_that_say_no_hello_the_oldest_leaves_when_a_65th_comes(desk: Desk) -> None:

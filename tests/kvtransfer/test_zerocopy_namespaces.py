@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -19,7 +19,7 @@ from deploy.local.settings import ROOT
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.tcp_door import DoorSettings
 from kvtransfer.testing import PATIENCE_S, patterned_pool
-from runtime.clock import MonotonicClock
+from kvtransfer.whole_pool_testing import wait_for
 
 BLOCK_BYTES, NUM_BLOCKS, SEED = 4 << 10, 8, 9
 ALL = tuple(range(NUM_BLOCKS))
@@ -104,13 +104,6 @@ def slow_down(namespace: Namespace) -> None:
         run(f"ip netns exec {namespace.name} {slow}")
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no queue with a rate: {error.stderr.decode().strip()}")
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    clock = MonotonicClock()
-    deadline_at_s = clock.now() + PATIENCE_S
-    while not condition():
-        assert clock.now() < deadline_at_s, "the condition did not come true in time"
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from kvtransfer.protocol import BlockMoves, KvReceiver
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.tcp_stream import Stream
 from kvtransfer.testing import PATIENCE_S, patterned_pool
+from kvtransfer.whole_pool_testing import wait_for
 from kvtransfer.zerocopy import ZeroCopy
 from kvtransfer.zerocopy_socket import ZeroCopySocket
-from runtime.clock import MonotonicClock
 
 BLOCK_BYTES, NUM_BLOCKS, SEED = 64 << 10, 64, 5
 ALL = tuple(range(NUM_BLOCKS))
@@ -50,13 +50,6 @@ with structlog.testing.capture_logs() as lines:
     receiver.close()
 print([line["verdict"] for line in lines if line["event"] == "kv_tcp_zerocopy"])
 """
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    clock = MonotonicClock()
-    deadline_at_s = clock.now() + PATIENCE_S
-    while not condition():
-        assert clock.now() < deadline_at_s, "the condition did not come true in time"
 
 
 def go_on() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 
 from router.events import (
-    Action,
     CallerLeft,
     ReleaseHolding,
     ReservationAnswered,
@@ -20,6 +19,7 @@ from router.in_place_testing import (
     answer,
     ask,
     compute,
+    end,
     extensions,
     new_core,
     phase_of,
@@ -53,13 +53,6 @@ from scheduling.messages import (
     TaskReleased,
     WorkerLoad,
 )
-
-
-def end(core: CoreUnderTest, name: str) -> list[Action]:
-    """It is over, and its room comes back."""
-    task = task_of(core, name)
-    num_output = len(core.core.state.sequence_by_task[task].output_token_ids)
-    return core.report(MIXED, tokens(task, num_output, 9, finish="stop"), TaskReleased(task))
 
 
 def test_a_prompt_gets_room_for_itself_and_its_answer_gets_the_rest_when_it_is_computed() -> None:

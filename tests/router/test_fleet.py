@@ -27,17 +27,17 @@ def test_the_longest_request_is_what_the_best_pair_holds() -> None:
     assert fleet.max_request_tokens() == 12 * BLOCK_SIZE
     fleet.add(hello_of("decode-1", 100, compatibility="other"))
     assert fleet.max_request_tokens() == 12 * BLOCK_SIZE
-    fleet.remove(WorkerId("decode-0"))
+    fleet.remove(WorkerId("decode-0"), 0.0)
     assert fleet.max_request_tokens() == 0
 
 
 def test_what_fits_no_pair_is_refused_and_what_has_no_pair_waits_for_one() -> None:
     fleet = fleet_of(prefill_0=8, decode_0=4)
-    fleet.check_can_fit(16)
+    fleet.check_can_fit(16, 0.0)
     with pytest.raises(CanNeverFit):
-        fleet.check_can_fit(17)
+        fleet.check_can_fit(17, 0.0)
     with pytest.raises(NoWorkerAvailable, match="no prefill worker"):
-        fleet_of(decode_0=4).check_can_fit(1)
+        fleet_of(decode_0=4).check_can_fit(1, 0.0)
 
 
 def test_a_draining_worker_counts_for_nothing_new() -> None:
@@ -154,7 +154,7 @@ def test_of_a_large_fleet_some_are_looked_at_and_in_the_end_all() -> None:
 
     assert some(5) == some(9) == ["0", "1", "2", "3", "4"], "a small one is looked at whole"
     assert [some(3), some(3)] == [["0", "1", "2"], ["3", "4", "0"]]
-    fleet.remove(WorkerId("decode-1"))
+    fleet.remove(WorkerId("decode-1"), 0.0)
     assert [some(3), some(3)] == [["0", "2", "3"], ["4", "0", "2"]]
     for view in fleet.some(2):  # who has seen enough stops; the next look goes on behind
         assert view.hello.worker_id == "decode-3"

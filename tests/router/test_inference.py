@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,25 +16,21 @@ from router.events import (
     EmitFailed,
     EmitFinished,
     EmitTokens,
-    Event,
     PhaseTimings,
     RequestArrived,
     RequestSpec,
 )
-from router.inference import InferenceService, add_to_server
-from router.served_model import PromptEncoder, ServedModel, load_served_model
-from router.streams import RequestStream, StreamBook
-from router.testing import CoreUnderTest, GoneCaller
+from router.served_model import ServedModel, load_served_model
+from router.service_testing import ID, ServiceDesk, serving
+from router.testing import GoneCaller
 from scheduling.errors import DeadlineExceeded, QueueFull
-from scheduling.goals import Goals
-from scheduling.ids import RequestId, TaskId
+from scheduling.ids import TaskId
 from scheduling.messages import TokensEmitted
 from scheduling.sampling import SamplingParams
 from tandemserve.api.v1 import inference_pb2 as pb
 from tandemserve.api.v1 import inference_pb2_grpc
 
 PATIENCE_S = 20.0
-ID = RequestId("r")
 TIMINGS = PhaseTimings(0, 0, 0, 0, 0, 0, None, 0, 0, 0, "", "", "", False, 0, 0)
 
 
@@ -43,41 +39,12 @@ def model() -> ServedModel:
     return load_served_model(bundled_model_path(), "demo", max_chars=10_000)
 
 
-@dataclass
-class Desk:
-    """The service with a core that only writes down what it is told."""
+class Desk(ServiceDesk):
+    """With calls of the request ID."""
 
-    streams: StreamBook = field(default_factory=StreamBook)
-    events: list[Event] = field(default_factory=list)
-    refusal: Exception | None = None
-    stub: Any = None
-    service: Any = None
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def apply(self, event: Event) -> None:
-        if self.refusal is not None:
-            raise self.refusal
-        self.events.append(event)
-        self.news.set()
-
-    def stream(self) -> RequestStream:
-        stream = self.streams.get(ID)
-        assert stream is not None
-        return stream
-
-    async def told(self, event: Event) -> None:
-        """Wait until the core is told so."""
-        async with asyncio.timeout(PATIENCE_S):
-            while event not in self.events:
-                self.news.clear()
-                await self.news.wait()
-
-    async def told_of_a_request(self) -> None:
-        """Wait until the core is told of one."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not self.events:
-                self.news.clear()
-                await self.news.wait()
+    @property
+    def stub(self) -> Any:
+        return inference_pb2_grpc.InferenceServiceStub(self.channel)
 
     def call(self, **fields: Any) -> Any:
         request: dict[str, Any] = {"request_id": ID, "tokens": pb.TokenPrompt(ids=[5, 6])} | fields
@@ -86,22 +53,9 @@ class Desk:
 
 @asynccontextmanager
 async def desk_of(model: ServedModel) -> AsyncIterator[Desk]:
-    desk, encoder = Desk(), PromptEncoder(model, num_threads=1)
-    goals = {name: Goals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
-    core = CoreUnderTest().core
-    service = InferenceService(model, encoder, core, desk.streams, desk.apply, goals)
-    desk.service = service
-    server = grpc.aio.server()
-    add_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            desk.stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            yield desk
-    finally:
-        await server.stop(0)
-        encoder.close()
+    desk = Desk()
+    async with serving(desk, model):
+        yield desk
 
 
 def token(number: int, text: str = "x") -> EmitTokens:
@@ -210,7 +164,7 @@ async def test_who_takes_a_call_over_sends_the_other_its_first_message(model: Se
         )
         responses = desk.service.Generate(None, GoneCaller(request.SerializeToString()))
         opening = asyncio.create_task(anext(responses))
-        await desk.told_of_a_request()
+        await desk.told()
         desk.stream().append(token(0))
         desk.stream().take_over()
         assert (await asyncio.wait_for(opening, PATIENCE_S)).HasField("accepted")

@@ -6,27 +6,25 @@ import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
 from engine.bundled import bundled_model_path
-from router.events import CallerLeft, EmitFinished, Event, PhaseTimings
-from router.inference import SERVICE_NAME, InferenceService, add_to_server
+from router.events import CallerLeft, EmitFinished, PhaseTimings
+from router.inference import SERVICE_NAME
 from router.prompt_room import MEMORY_PER_BYTE, PromptRoom
-from router.served_model import PromptEncoder, ServedModel, load_served_model
-from router.streams import RequestStream, StreamBook
+from router.served_model import ServedModel, load_served_model
+from router.service_testing import ID, ServiceDesk, serving
 from router.testing import DECODE, CoreUnderTest, spec_of, through_prefill, tokens
-from scheduling.goals import Goals
 from scheduling.ids import RequestId
 from scheduling.messages import TaskReleased
 from tandemserve.api.v1 import inference_pb2 as pb
 
 PATIENCE_S = 60.0
 CONTEXT = 100_000
-ID = RequestId("r")
 TIMINGS = PhaseTimings(0, 0, 0, 0, 0, 0, None, 0, 0, 0, "", "", "", False, 0, 0)
 
 
@@ -36,29 +34,8 @@ def model() -> ServedModel:
     return replace(loaded, context_length=CONTEXT)
 
 
-@dataclass
-class Desk:
-    """The service with a core that only writes down what it is told."""
-
-    channel: Any = None
-    streams: StreamBook = field(default_factory=StreamBook)
-    events: list[Event] = field(default_factory=list)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def apply(self, event: Event) -> None:
-        self.events.append(event)
-        self.news.set()
-
-    def stream(self) -> RequestStream:
-        stream = self.streams.get(ID)
-        assert stream is not None
-        return stream
-
-    async def told(self, event: Event) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while event not in self.events:
-                self.news.clear()
-                await self.news.wait()
+class Desk(ServiceDesk):
+    """With calls that only large prompts need."""
 
     def send(self, message: bytes) -> Any:
         generate = self.channel.unary_stream(
@@ -75,20 +52,9 @@ class Desk:
 
 @asynccontextmanager
 async def desk_of(model: ServedModel, room: PromptRoom) -> AsyncIterator[Desk]:
-    desk, encoder = Desk(), PromptEncoder(model, num_threads=1)
-    goals = {name: Goals(1.0, 0.1) for name in ("interactive", "standard", "batch")}
-    core = CoreUnderTest().core
-    service = InferenceService(model, encoder, core, desk.streams, desk.apply, goals, room)
-    server = grpc.aio.server()
-    add_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as desk.channel:
-            yield desk
-    finally:
-        await server.stop(0)
-        encoder.close()
+    desk = Desk()
+    async with serving(desk, model, room):
+        yield desk
 
 
 async def accepted_of(call: Any) -> pb.RequestAccepted:

@@ -6,6 +6,7 @@ from router.in_place_testing import (
     answer,
     ask,
     compute,
+    end,
     extensions,
     new_core,
     running,
@@ -31,13 +32,6 @@ from scheduling.messages import (
     TaskReleased,
 )
 from scheduling.prediction import ResponseLength
-
-
-def end(core: CoreUnderTest, name: str) -> list[Action]:
-    """It is over, and its room comes back."""
-    task = task_of(core, name)
-    num_output = len(core.core.state.sequence_by_task[task].output_token_ids)
-    return core.report(MIXED, tokens(task, num_output, 9, finish="stop"), TaskReleased(task))
 
 
 def outgrow(core: CoreUnderTest, name: str, num_tokens: int) -> list[Action]:

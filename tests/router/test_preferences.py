@@ -135,7 +135,7 @@ def test_the_first_preferences_are_those_of_a_look_at_every_worker(
             if view is None:
                 fleet.add(hello)
             elif change.is_gone:
-                fleet.remove(hello.worker_id)
+                fleet.remove(hello.worker_id, 0.0)
             else:
                 apply(fleet, view, change)
         preferences.check_invariants()

@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from runtime.cores import available_cores, resolve_num_threads
-
-
-def machine(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
+from runtime.testing import machine_of
 
 
 def test_without_limits_the_affinity_counts(tmp_path: Path) -> None:
@@ -33,7 +26,7 @@ def test_without_limits_the_affinity_counts(tmp_path: Path) -> None:
     ],
 )
 def test_a_limit_of_the_group_or_one_above_it_counts(tmp_path: Path, files: dict[str, str]) -> None:
-    assert available_cores(machine(tmp_path, files)) == 1
+    assert available_cores(machine_of(tmp_path, files)) == 1
 
 
 @pytest.mark.parametrize(
@@ -49,7 +42,7 @@ def test_a_limit_of_the_group_or_one_above_it_counts(tmp_path: Path, files: dict
     ],
 )
 def test_no_limit_or_a_wide_one_changes_nothing(tmp_path: Path, files: dict[str, str]) -> None:
-    assert available_cores(machine(tmp_path, files)) == len(os.sched_getaffinity(0))
+    assert available_cores(machine_of(tmp_path, files)) == len(os.sched_getaffinity(0))
 
 
 def test_threads_are_as_asked_or_a_share_of_the_cores() -> None:

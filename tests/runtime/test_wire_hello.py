@@ -20,6 +20,7 @@ HELLO = WorkerHello(
     "m",
     max_num_batched_tokens=8192,
     policy="default+victims=last-arrived",
+    traits=("KV dtype=bfloat16", "block size=16"),
 )
 
 
@@ -31,7 +32,15 @@ def test_an_older_worker_tells_neither() -> None:
     message = encode_worker_hello(HELLO)
     message.hello.ClearField("max_num_batched_tokens")
     message.hello.ClearField("policy")
-    assert decode_response(message) == replace(HELLO, max_num_batched_tokens=0, policy="")
+    message.hello.ClearField("traits")
+    older = replace(HELLO, max_num_batched_tokens=0, policy="", traits=())
+    assert decode_response(message) == older
+
+
+def test_what_two_workers_must_share_is_bounded() -> None:
+    for traits in (("a=b",) * 65, ("",), ("x" * 600,)):
+        with pytest.raises(ProtocolError, match="traits"):
+            decode_response(encode_worker_hello(replace(HELLO, traits=traits)))
 
 
 @pytest.mark.parametrize("policy", ["x" * 4097, "default\nworker_lost", "d\x1b[2J"])

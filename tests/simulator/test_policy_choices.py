@@ -56,7 +56,7 @@ def crowded() -> Scenario:
     rng = random.Random(11)
     requests = [
         TraceRequest(0.03 * number, rng.randint(8, 900), rng.choice([rng.randint(1, 60), 400]))
-        for number in range(200)
+        for number in range(120)
     ]
     goals = [
         RequestSlo(ttft_s=rng.choice([0.5, 4.0]), gaps=((GapRule.MEAN, rng.choice([0.04, 0.4])),))

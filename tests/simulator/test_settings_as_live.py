@@ -46,7 +46,10 @@ DECODE_MAY_DIFFER = {
     "is_learning": "for `tandem admin workers`; where a policy decides by it, both learn",
     "max_untold_tokens": "engines that only count tell many tokens as one, with the same outcome",
 }
-PREFILL_MAY_DIFFER = {"is_learning": "for `tandem admin workers`"}
+PREFILL_MAY_DIFFER = {
+    "is_learning": "for `tandem admin workers`",
+    "are_cores_shared": "the hardware that is described has links of its own",
+}
 HELLO_MAY_DIFFER = {
     "compatibility": "simulated workers all fit one another",
     "model_fingerprint": "no model is loaded in a simulation",

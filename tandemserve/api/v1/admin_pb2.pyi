@@ -87,7 +87,7 @@ class ListWorkersResponse(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[WorkerView, _Mapping]]] = ...) -> None: ...
 
 class WorkerView(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "incarnation", "state", "problem", "num_blocks", "num_free_blocks", "block_size", "num_running", "num_waiting", "compatibility", "admission", "num_tasks", "num_swap_blocks", "num_free_swap_blocks", "num_timed_passes", "pass_error_median", "pass_error_p90", "policy")
+    __slots__ = ("worker_id", "role", "address", "incarnation", "state", "problem", "num_blocks", "num_free_blocks", "block_size", "num_running", "num_waiting", "compatibility", "admission", "num_tasks", "num_swap_blocks", "num_free_swap_blocks", "num_timed_passes", "pass_error_median", "pass_error_p90", "policy", "num_ranks")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,7 @@ class WorkerView(_message.Message):
     PASS_ERROR_MEDIAN_FIELD_NUMBER: _ClassVar[int]
     PASS_ERROR_P90_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    NUM_RANKS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     address: str
@@ -128,7 +129,8 @@ class WorkerView(_message.Message):
     pass_error_median: float
     pass_error_p90: float
     policy: str
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., compatibility: _Optional[str] = ..., admission: _Optional[str] = ..., num_tasks: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ..., num_timed_passes: _Optional[int] = ..., pass_error_median: _Optional[float] = ..., pass_error_p90: _Optional[float] = ..., policy: _Optional[str] = ...) -> None: ...
+    num_ranks: int
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., compatibility: _Optional[str] = ..., admission: _Optional[str] = ..., num_tasks: _Optional[int] = ..., num_swap_blocks: _Optional[int] = ..., num_free_swap_blocks: _Optional[int] = ..., num_timed_passes: _Optional[int] = ..., pass_error_median: _Optional[float] = ..., pass_error_p90: _Optional[float] = ..., policy: _Optional[str] = ..., num_ranks: _Optional[int] = ...) -> None: ...
 
 class ListQueuesRequest(_message.Message):
     __slots__ = ("max_tasks",)

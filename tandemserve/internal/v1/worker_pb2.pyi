@@ -88,7 +88,7 @@ class HeartbeatAnswer(_message.Message):
     def __init__(self, number: _Optional[int] = ..., num_turns: _Optional[int] = ..., turn_s: _Optional[float] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes", "num_growth_blocks", "max_task_blocks", "max_num_batched_tokens", "policy", "makes_room")
+    __slots__ = ("protocol_version", "worker_id", "incarnation", "role", "num_blocks", "block_size", "compatibility", "model_fingerprint", "max_num_seqs", "export", "admission", "max_message_bytes", "num_growth_blocks", "max_task_blocks", "max_num_batched_tokens", "policy", "makes_room", "num_ranks", "start_s", "traits")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,9 @@ class WorkerHello(_message.Message):
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     MAKES_ROOM_FIELD_NUMBER: _ClassVar[int]
+    NUM_RANKS_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    TRAITS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     incarnation: int
@@ -123,7 +126,10 @@ class WorkerHello(_message.Message):
     max_num_batched_tokens: int
     policy: str
     makes_room: bool
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[_kv_export_pb2.KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ..., num_growth_blocks: _Optional[int] = ..., max_task_blocks: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., makes_room: bool = ...) -> None: ...
+    num_ranks: int
+    start_s: float
+    traits: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., compatibility: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., export: _Optional[_Union[_kv_export_pb2.KvExport, _Mapping]] = ..., admission: _Optional[_Union[WorkerAdmission, str]] = ..., max_message_bytes: _Optional[int] = ..., num_growth_blocks: _Optional[int] = ..., max_task_blocks: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., makes_room: bool = ..., num_ranks: _Optional[int] = ..., start_s: _Optional[float] = ..., traits: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SetAdmission(_message.Message):
     __slots__ = ("admission",)

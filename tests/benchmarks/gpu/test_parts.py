@@ -1,5 +1,6 @@
 """The parts of the GPU benchmark, on the CPU: they run, and what they write can be read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from benchmarks.gpu.journal import Journal, read_journal
 from benchmarks.gpu.layout import APART, TOGETHER, measure_layout
 from benchmarks.gpu.prefill import measure_prefill
 from benchmarks.gpu.profile import OWN, PUBLISHED, SOURCE, measure_profile
+from benchmarks.gpu.shared_prefix import measure_shared_prefix
+from benchmarks.gpu.through_loop import ORDERINGS
 from benchmarks.record import Target
 from engine.models.capture_testing import FakeCapture
 from engine.models.tensor_layout import expected_shapes
+from engine.native.library import find_compiler
 from runtime.clock import ManualClock
 from scheduling.batch_time_fit import fit_error
 from simulator.hardware.alternatives import fit_chosen
@@ -38,9 +42,12 @@ def test_decode_is_measured_with_recorded_layers_and_without(
     rows = read_journal(journal.path)["rows"]
     cells = {(row["batch"], row["context"], row["ordering"]) for row in rows}
     grid = grid_for(is_quick=True)
-    orderings = ("recorded", "single kernels")
+    through_loop = (f"engine loop, {name}" for name in ORDERINGS)
+    orderings = ("recorded", "single kernels", *through_loop)
     assert cells == {(*cell, ordering) for cell in grid.cells() for ordering in orderings}
-    assert all(row["step_ms"] > 0 and row["memory_floor_ms"] > 0 for row in rows)
+    assert all(row["step_ms"] > 0 for row in rows)
+    bare = [row for row in rows if row["ordering"] in ("recorded", "single kernels")]
+    assert all(row["memory_floor_ms"] > 0 for row in bare)
 
 
 def test_the_whole_grid_holds_what_the_limit_is_asked_of() -> None:
@@ -79,6 +86,30 @@ def test_layouts_hold_the_same_tokens_in_more_or_fewer_pieces(
         for size in (1, 16, 32, 64)
     }
     assert all(row["attention_ms"] > 0 and row["gather_ms"] > 0 for row in rows)
+
+
+def test_a_beginning_that_answers_share_is_read_once_and_each_time_in_turns(
+    tmp_path: Path,
+) -> None:
+    torch.set_num_threads(1)
+    setup = EngineSetup(replace(TINY, attention="auto"))
+    journal = Journal(tmp_path / "prefix.json", 100.0)
+    measure_shared_prefix(setup, journal)
+    found = read_journal(journal.path)
+    if find_compiler() is None:
+        assert "--shared-prefix-attention auto" in found["skipped"][0]["why"]
+        return
+    (row,) = found["rows"]
+    assert (row["batch"], row["shared_tokens"]) == (4, 512)
+    assert row["together_ms"] > 0
+    assert row["apart_ms"] > 0
+
+
+def test_what_cannot_share_is_skipped(setup: EngineSetup, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "prefix.json", 100.0)
+    measure_shared_prefix(setup, journal)
+    (skipped,) = read_journal(journal.path)["skipped"]
+    assert "--shared-prefix-attention auto" in skipped["why"]
 
 
 def test_the_simulator_reads_both_tables_of_passes(setup: EngineSetup, tmp_path: Path) -> None:

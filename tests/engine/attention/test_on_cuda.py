@@ -12,6 +12,7 @@ import torch
 from engine.attention.backend import AttentionBackend
 from engine.attention.batch_over import batch_over
 from engine.attention.choice import AttentionName, AttentionShape, choose_attention
+from engine.attention.flashinfer import FlashInferAttention, InstalledKernels
 from engine.attention.testing import reference_attention, scattered_batch
 from engine.kv_dtype import dtype_name
 from engine.kv_pool import KvLayout, KvPool
@@ -104,3 +105,35 @@ def test_a_decoded_token_has_the_same_bits_in_any_batch(
         step = attention.begin(batch, pool)
         results.append(step.attend(0, query[:count], key[:count], value[:count])[0])
     assert torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "fp8_e4m3"])
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_a_shared_beginning_gives_what_reading_it_for_each_gives(
+    layer: LayerAttention, kv_dtype: str
+) -> None:
+    if find_spec("flashinfer") is None:
+        pytest.skip("the package flashinfer is absent")
+    layout = replace(LAYOUT, dtype=kv_dtype)
+    # 33 members with 1,024 common tokens; among them one that shares nothing, and a prompt chunk.
+    common = torch.arange(64).expand(35, 64).clone()
+    common[5] = torch.arange(64, 128)
+    own = 128 + torch.arange(35 * 2).view(35, 2)
+    tables = torch.cat((common, own), dim=1).numpy()
+    batch = batch_over(tables, [(1024 + i % 30, 1) for i in range(34)] + [(1024, 20)], 16)
+    history = torch.randn(KvPool(layout, NUM_BLOCKS).tensor.shape)
+    new = on_cuda(rows(54, seed=6))
+    outs = []
+    for min_shared_bytes in (None, 0):
+        pool = KvPool(layout, NUM_BLOCKS, "cuda")
+        pool.tensor.copy_(history)
+        kernels = InstalledKernels(torch.device("cuda"))
+        layers = (layer,) * layout.num_layers
+        attention = FlashInferAttention(
+            layout, NUM_HEADS, layers, kernels, torch.bfloat16, min_shared_bytes
+        )
+        outs.append(attention.begin(batch, pool).attend(0, *new))
+    torch.testing.assert_close(outs[1], outs[0], rtol=2e-2, atol=2e-2)
+    # Who shares nothing has no other bit, and neither has a layer with a window.
+    alone = [5, *range(34, 54)] if layer.sliding_window is None else range(54)
+    assert torch.equal(outs[1][list(alone)], outs[0][list(alone)])

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
+from tandemserve import Client
 from tandemserve.api.v1 import admin_pb2
+from tandemserve.cli.admin_workers import pass_time_rows
 from tandemserve.cli.main import app
 from tandemserve.cli.watch import show_until_interrupted
 from tandemserve.testing import Fail, FakeInferenceServer
@@ -140,6 +143,12 @@ def test_a_worker_that_decides_by_another_policy_is_shown_with_it(tandem: Tandem
     assert "workers that decide by another policy than default: 1" in status.stderr
 
 
+def test_a_worker_whose_model_is_divided_is_shown_with_its_ranks(tandem: Tandem) -> None:
+    assert "Ranks" in tandem("workers").stdout
+    (found,) = map(json.loads, tandem("workers", "--json").stdout.splitlines())
+    assert found[0]["num_ranks"] == 2
+
+
 def test_workers_are_shown_with_the_error_of_their_models(tandem: Tandem) -> None:
     shown = tandem("workers").stdout
     assert "Models of pass times" in shown
@@ -147,6 +156,25 @@ def test_workers_are_shown_with_the_error_of_their_models(tandem: Tandem) -> Non
         assert expected in shown
     (found,) = map(json.loads, tandem("workers", "--json").stdout.splitlines())
     assert (found[0]["num_timed_passes"], found[0]["pass_error_p90"]) == (640, 0.12)
+
+
+@pytest.mark.parametrize(
+    ("num_passes", "shown"),
+    [
+        (1, [None, None]),
+        (63, [None, None]),
+        (64, ["3.1%", None]),
+        (255, ["3.1%", None]),
+        (256, ["3.1%", "12.0%"]),
+    ],
+)
+def test_a_worker_that_has_computed_little_is_not_judged_by_its_first_guesses(
+    server: FakeInferenceServer, num_passes: int, shown: list[str | None]
+) -> None:
+    with Client(server.target) as client:
+        (view, *_) = client.admin.workers()
+    (row,) = pass_time_rows([replace(view, num_timed_passes=num_passes)])
+    assert row == ["decode-0", num_passes, *shown]
 
 
 def test_status_shows_what_became_of_predicted_lengths(tandem: Tandem) -> None:
