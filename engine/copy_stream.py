@@ -18,7 +18,11 @@ class CopyTicket(Protocol):
         ...
 
     def wait(self) -> None:
-        """Return when they have run."""
+        """Return when they have run.
+
+        On a device without a bound: whoever waits is on the engine's thread, whose watchdog shows a
+        worker that stands still as unhealthy.
+        """
         ...
 
     @property

@@ -44,7 +44,5 @@ class LateCopy:
 
 
 def zeros_of(tensor: Tensor) -> Tensor:
-    """What comes of a device that computes nothing; flags (of finite logits) are true."""
-    if tensor.dtype == torch.bool:
-        return torch.ones(tensor.shape, dtype=torch.bool)
+    """What comes of a device that computes nothing."""
     return torch.zeros(tensor.shape, dtype=tensor.dtype)

@@ -132,9 +132,7 @@ def _compute(
         blocks = tuple(range(first, first + count))
         runner.add(SequenceStart(slot, (0,) * length, length, SamplingParams(), blocks))
         first += count
-    plan = StepPlan(
-        tuple(ScheduledChunk(slot, 0, size, True) for slot, size in enumerate(lengths))
-    )
+    plan = StepPlan(tuple(ScheduledChunk(slot, 0, size, True) for slot, size in enumerate(lengths)))
     if is_first:
         runner.step(plan)
     else:

@@ -129,13 +129,16 @@ class ModelRunner:
             self._score_prompts(inputs.prompt_chunks, hidden, found)
             rows = self._on_device(inputs.score_rows)
             scored.append(hidden.index_select(0, rows))
-            newest.append(token_ids.index_select(0, rows))
+            if self._under_way:
+                newest.append(token_ids.index_select(0, rows))
             sampling_slots.append(inputs.sampling_slots)
         slots = np.concatenate(sampling_slots)
         drawn = copy = None
         if len(slots):
             logits = self.model.logits(_joined(scored))
-            drawn = draw(logits, self._slots.sampling_of(slots), _joined(newest))
+            sampling = self._slots.sampling_of(slots)
+            # Histories are known on the host, but for what a pass under way is sampling.
+            drawn = draw(logits, sampling, _joined(newest) if newest else None)
             copy = self._host_copies.start(drawn.tensors)
         # Non-finite numbers are told with the result: the ranks of a worker make the same
         # exchanges, whatever the numbers are.

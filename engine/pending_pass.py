@@ -44,18 +44,16 @@ class PendingPass:
         self._copy = copy
         self._ended = ended
         self._is_over = False
-        # [slots] in which row of the pass each is, where it samples there.
-        self._row_of_slot = np.zeros(slots.max_num_seqs, np.int64)
         if drawn is not None:
             slots.expect(sampling_slots)
-            self._row_of_slot[sampling_slots] = np.arange(len(sampling_slots))
 
     def tokens_of(self, slots: Int64Array) -> Tensor:
         """What it samples for these slots, [len(slots)] on the device; it must sample for each."""
         assert self._drawn is not None
         token_ids = self._drawn.token_ids
-        rows = to_device(self._row_of_slot[slots], token_ids.device)
-        return token_ids.index_select(0, rows)
+        row_of_slot = np.zeros(self._table.max_num_seqs, np.int64)
+        row_of_slot[self._slots] = np.arange(len(self._slots))
+        return token_ids.index_select(0, to_device(row_of_slot[slots], token_ids.device))
 
     def result(self) -> StepResult:
         """See `PendingStep.result`."""
@@ -65,13 +63,14 @@ class PendingPass:
             self._end()
             _require_finite(self._scored.not_finite)
             return StepResult((), (), prompt_logprobs=prompt_logprobs)
-        sampled = self._drawn.read(self._copy.wait())
-        bad_slots = self._slots[~sampled.is_finite].tolist()
-        not_finite = self._scored.not_finite.union(bad_slots)
         self._end()
-        if not_finite:
+        try:
+            sampled = self._drawn.read(self._copy.wait())
+            bad_slots = self._slots[~sampled.is_finite].tolist()
+            _require_finite(self._scored.not_finite.union(bad_slots))
+        except BaseException:
             self._table.give_up(self._slots)
-            _require_finite(not_finite)
+            raise
         self._table.arrived(self._slots, sampled.token_ids)
         return StepResult(
             tuple(self._slots.tolist()),
@@ -84,10 +83,10 @@ class PendingPass:
         """See `PendingStep.discard`."""
         if self._is_over:
             return
-        if self._copy is not None:
-            self._copy.wait()
-            self._table.give_up(self._slots)
         self._end()
+        if self._copy is not None:
+            self._table.give_up(self._slots)
+            self._copy.wait()
 
     def _end(self) -> None:
         self._is_over = True

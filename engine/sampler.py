@@ -54,8 +54,8 @@ class DrawnBatch:
 
     # [rows] int64; ids of the vocabulary also where the logits are no numbers.
     token_ids: Tensor
-    # [rows] bool
-    is_finite: Tensor
+    # [rows] float32: the highest logit, not finite where the logits are no numbers.
+    highest: Tensor
     # None where no row wants any.
     logprobs: OrderedLogprobs | None
 
@@ -63,14 +63,14 @@ class DrawnBatch:
     def tensors(self) -> tuple[Tensor, ...]:
         """What `read` wants on the host."""
         more = () if self.logprobs is None else self.logprobs.tensors
-        return self.token_ids, self.is_finite, *more
+        return self.token_ids, self.highest, *more
 
     def read(self, on_host: tuple[Tensor, ...]) -> SampledBatch:
         """The batch, of `tensors` copied to the host."""
-        token_ids, is_finite, *logprobs = on_host
+        token_ids, highest, *logprobs = on_host
         return SampledBatch(
             token_ids.numpy(),
-            is_finite.numpy(),
+            np.isfinite(highest.numpy()),
             () if self.logprobs is None else self.logprobs.read(*logprobs),
         )
 
@@ -102,7 +102,7 @@ def draw(logits: Tensor, batch: SamplingBatch, newest: Tensor | None = None) -> 
     rows = np.flatnonzero(is_drawn)
     _draw(logits, rows, rows, batch, token_ids)
     logprobs = order_logprobs(logits, token_ids, batch.num_logprobs)
-    return DrawnBatch(token_ids, torch.isfinite(highest), logprobs)
+    return DrawnBatch(token_ids, highest, logprobs)
 
 
 def kept_tokens(

@@ -12,6 +12,7 @@ import torch
 from kvtransfer.batches import TaggedBlocks
 from kvtransfer.device import KvSource
 from kvtransfer.doors import ServedPool
+from kvtransfer.errors import DeviceFailed
 from kvtransfer.group_meeting import new_meeting, receive_group
 from kvtransfer.group_rooms import GroupRooms
 from kvtransfer.process_group import GroupKind, Moving
@@ -88,6 +89,12 @@ class GroupArrivals:
 
     def refuse(self, head: BatchHead, patience: Patience) -> None:
         """Its bytes were received, and are overwritten by the next ones."""
+
+    def is_still(self) -> bool:
+        try:
+            return self._staging.is_done()
+        except DeviceFailed:
+            return False
 
     def close(self) -> None:
         self._received = None

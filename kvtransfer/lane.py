@@ -21,7 +21,7 @@ from kvtransfer.errors import (
 from kvtransfer.probe import measure_path
 from kvtransfer.protocol import BlockMoves, KvSender, PushReceipt, Transport
 from kvtransfer.slices import is_first_rank
-from runtime.clock import Clock, thread_cpu_s
+from runtime.clock import Clock
 from runtime.logging import get_logger
 from scheduling.kv_export import KvExport
 
@@ -230,15 +230,13 @@ class PeerLane:
             left_s = item.deadline_at_s - self._clock.now()
             if left_s <= 0:
                 raise TransferTimeout(moves.transfer_id, 0, moves.num_blocks)
-            before_s = thread_cpu_s()
             receipt = path.sender.push(
                 self._source,
                 moves,
                 timeout_s=left_s,
                 should_stop=lambda: item.is_cancelled or self._must_cancel,
             )
-            cpu_s = thread_cpu_s() - before_s
-            return replace(receipt, transport=path.transport, cpu_s=cpu_s)
+            return replace(receipt, transport=path.transport)
         except TransferError as error:
             return error
         except Exception as error:

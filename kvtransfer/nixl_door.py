@@ -81,6 +81,9 @@ class NixlArrivals:
     def refuse(self, head: BatchHead, patience: Patience) -> None:
         """No bytes were sent."""
 
+    def is_still(self) -> bool:
+        return True
+
     def close(self) -> None:
         self._agent.close()
 

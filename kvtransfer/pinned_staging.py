@@ -72,9 +72,9 @@ class Rooms:
         """Raises: CopyStuck, at once, while a copy of an earlier transfer is."""
         self._stuck.require_over(transfer_id)
 
-    def look_again(self) -> None:
-        """Whether a stuck copy has ended meanwhile."""
-        self._stuck.is_over()
+    def is_usable(self) -> bool:
+        """Whether no copy is stuck, or not any more; never waits."""
+        return self._stuck.is_over()
 
     def wait_for_all(self, transfer_id: str) -> None:
         """Until no copy uses a room. Raises: CopyStuck."""
@@ -137,7 +137,7 @@ class StagedSender:
 
     def check(self) -> None:
         self._inner.check()
-        self._rooms.look_again()
+        self._rooms.is_usable()
 
     def close(self) -> None:
         self._rooms.close()
@@ -227,6 +227,10 @@ class StagedBlocks:
         """
         with kept_if_stuck(self._pool):
             self._take(blocks, receive_into)
+
+    def is_still(self) -> bool:
+        """Whether nothing is written into the pool any more, after CopyStuck; never waits."""
+        return self._rooms.is_usable()
 
     def close(self) -> None:
         """Let go of the rooms. Twice is fine."""

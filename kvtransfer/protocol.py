@@ -64,8 +64,6 @@ class PushReceipt:
     elapsed_s: float
     # Filled in where the transport was chosen.
     transport: str = ""
-    # CPU time of the thread that pushed; filled in there as well.
-    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from scheduling.kv_export import KvExport
 log = get_logger()
 
 NAME: Final = "tcp"
-_SET_HOST: Final = "set kv_host to an address of this machine (ip address)"
+_SET_HOST: Final = "set kv_host to an address of this machine; `ip address` lists them"
 _BACKLOG: Final = 128
 _JOIN_TIMEOUT_S: Final = 2.0
 
@@ -103,6 +103,8 @@ class TcpDoor:
         # Guards what follows; held for an instant only.
         self._lock = threading.Lock()
         self._link_by_slot: dict[int, tuple[TcpLink, threading.Thread]] = {}
+        # Of senders that are gone and left a copy that is stuck: its claim stays as long.
+        self._stuck_by_slot: dict[int, Arrivals] = {}
         self._is_closed = False
         listener = _listen(settings.host, settings.port)
         port = listener.getsockname()[1]
@@ -129,6 +131,7 @@ class TcpDoor:
 
     def is_writing(self, block_ids: npt.NDArray[np.int64]) -> bool:
         # Exact: a link's claim ends when nothing of its batch is written any more.
+        self._look_at_stuck()
         return bool(self._claims.writing_slots(block_ids))
 
     def forget_sender(self, sender_id: str) -> bool:
@@ -186,6 +189,18 @@ class TcpDoor:
                 return Welcome.FULL
         return Welcome.COME_IN
 
+    def _look_at_stuck(self) -> None:
+        """Drop the claims of copies that have ended after all."""
+        if not self._stuck_by_slot:
+            return
+        with self._lock:
+            ended = [slot for slot, left in self._stuck_by_slot.items() if left.is_still()]
+            arrivals = [self._stuck_by_slot.pop(slot) for slot in ended]
+            for slot in ended:
+                self._claims.clear(slot)
+        for each in arrivals:
+            each.close()
+
     def _is_free(self, slot: int) -> bool:
         """Also without a sender a slot is not free where a copy on a device is stuck."""
         return slot not in self._link_by_slot and not self._claims.slots[slot, SLOT_CLAIM]
@@ -218,6 +233,8 @@ class TcpDoor:
         finally:
             with self._lock:
                 del self._link_by_slot[slot]
+                if arrivals is not None and self._claims.slots[slot, SLOT_CLAIM]:
+                    self._stuck_by_slot[slot] = arrivals
             stream.reset()
 
     def _welcome_patience(self) -> Patience:

@@ -49,6 +49,10 @@ class Arrivals(Protocol):
         """Get past the bytes of a refused batch, so that the next one is found."""
         ...
 
+    def is_still(self) -> bool:
+        """Whether nothing is written any more: asked, from any thread, after CopyStuck. No wait."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -186,6 +190,9 @@ class SocketArrivals:
     def refuse(self, head: BatchHead, patience: Patience) -> None:
         _read_past(self._stream, head.num_blocks * self._block_bytes, patience)
 
+    def is_still(self) -> bool:
+        return True
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -206,6 +213,9 @@ class StagedArrivals:
 
     def refuse(self, head: BatchHead, patience: Patience) -> None:
         _read_past(self._stream, head.num_blocks * self._block_bytes, patience)
+
+    def is_still(self) -> bool:
+        return self._staged.is_still()
 
     def close(self) -> None:
         self._staged.close()

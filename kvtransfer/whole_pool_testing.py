@@ -1,4 +1,4 @@
-"""For tests: a pool that is pushed whole, its blocks in another order, and looked at as it comes."""
+"""For tests: a pool that is pushed whole, in another order, and looked at while it comes."""
 
 from collections.abc import Callable
 from typing import Final

@@ -77,7 +77,7 @@ class PrefillSettings:
     is_learning: bool = False
     # `AUTO` learns too, and keeps that to itself.
     kv_overlap: KvOverlap = KvOverlap.CHUNK
-    # Pushes take their CPU time from the passes.
+    # Pushes take their time from the passes.
     are_cores_shared: bool = False
 
 

@@ -89,7 +89,7 @@ class Pushing:
         """A push of this task is over."""
         task.num_pushes_in_flight -= 1
         assert task.target is not None, "nothing is pushed without a target"
-        measured = MeasuredPush(event.num_blocks, event.copy_s, event.cpu_s)
+        measured = MeasuredPush(event.num_blocks, event.copy_s)
         worker_id = task.target.export.worker_id
         self._paths.ended(worker_id, measured if event.error is None else None)
 

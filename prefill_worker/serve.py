@@ -4,6 +4,7 @@ from prefill_worker.core import PrefillCore, PrefillSettings
 from runtime.cores import available_cores, resolve_num_threads
 from runtime.process import StopRequested
 from runtime.worker_config import PrefillConfig
+from scheduling.push_pacing import KvOverlap
 from worker.assembly import RoleParts, Workplace
 from worker.rank_transfer import push
 from worker.shell import run_worker
@@ -35,13 +36,13 @@ def prefill_settings_of(config: PrefillConfig, num_blocks: int) -> PrefillSettin
         max_num_batched_tokens=config.max_num_batched_tokens,
         prefix_caching=config.prefix_caching,
         is_learning=True,
-        kv_overlap=config.kv_overlap,
+        kv_overlap=KvOverlap(config.kv_overlap),
         are_cores_shared=_are_cores_shared(config),
     )
 
 
 def _are_cores_shared(config: PrefillConfig) -> bool:
-    """No core is left beside those of the engine, so pushes take their CPU time from passes."""
+    """No core is left beside those of the engine, so pushes take their time from passes."""
     if config.device != "cpu":
         return False
     return resolve_num_threads(config.num_threads) >= available_cores()

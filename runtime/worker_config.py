@@ -6,7 +6,6 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from runtime.config import WILDCARD_HOSTS, Name, ProcessConfig, Seconds
-from scheduling.push_pacing import KvOverlap
 
 
 class WorkerConfig(ProcessConfig):
@@ -188,8 +187,8 @@ class PrefillConfig(WorkerConfig):
     process: ClassVar[str] = "prefill"
     worker_id: Name = Field("prefill-0", description="name of this worker, unique in the cluster")
     role: Literal["prefill"] = Field("prefill", description="what the worker computes")
-    kv_overlap: KvOverlap = Field(
-        KvOverlap.AUTO,
+    kv_overlap: Literal["auto", "chunk", "whole"] = Field(
+        "auto",
         description="when KV goes to the decode worker; chunk: after every pass of a prompt; "
         "whole: once all of it is computed; auto: after those passes by which it arrives sooner, "
         "by what pushes and passes take, and a long pass may be cut for that",

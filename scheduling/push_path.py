@@ -25,15 +25,13 @@ class MeasuredPush:
 
     num_blocks: int
     seconds: float
-    # CPU time of the thread that pushed.
-    cpu_s: float
 
 
 def fitted(pushes: Sequence[MeasuredPush], *, are_cores_shared: bool) -> PushPath:
     """The line through pushes, at least one, that a few held up do not bend: by medians of slopes.
 
     Where all were of one size nothing is known of the fixed cost, and it counts as none: then more
-    pushes are made, of other sizes. `are_cores_shared`: pushing takes its CPU time from passes.
+    pushes are made, of other sizes. `are_cores_shared`: pushes take their time from passes.
     """
     slopes = [
         (one.seconds - other.seconds) / (one.num_blocks - other.num_blocks)
@@ -44,10 +42,8 @@ def fitted(pushes: Sequence[MeasuredPush], *, are_cores_shared: bool) -> PushPat
     most_s = median(one.seconds / one.num_blocks for one in pushes)
     per_block_s = min(max(0.0, median(slopes)), most_s) if slopes else most_s
     fixed_s = median(one.seconds - one.num_blocks * per_block_s for one in pushes)
-    wall_s = sum(one.seconds for one in pushes)
-    cpu_s = sum(one.cpu_s for one in pushes)
-    share = min(1.0, cpu_s / wall_s) if are_cores_shared and wall_s > 0 else 0.0
-    return PushPath(max(0.0, fixed_s), per_block_s, share)
+    # All of it: a copy that takes one core from a team of threads holds up the whole team.
+    return PushPath(max(0.0, fixed_s), per_block_s, 1.0 if are_cores_shared else 0.0)
 
 
 @dataclass(slots=True)

@@ -95,8 +95,6 @@ class PushFinished:
     error: str | None = None
     # By which the blocks went; empty where none did.
     transport: str = ""
-    # CPU time of the thread that pushed.
-    cpu_s: float = 0.0
 
 
 @value

@@ -24,6 +24,7 @@ from scheduling.ids import RequestId
 from scheduling.lifecycle import TERMINAL
 from scheduling.policy import Policy
 from scheduling.prefix_chain import PromptPrefix
+from scheduling.push_pacing import KvOverlap
 from scheduling.sampling import SamplingParams, StopParams
 from simulator.cluster_spec import ClusterSpec
 from simulator.core_cluster import CoreCluster
@@ -67,6 +68,8 @@ class Scenario:
     prefix_caching: bool = False
     # Host memory of each worker for KV that makes room.
     swap_bytes: int = 0
+    # Of prefill workers.
+    kv_overlap: KvOverlap = KvOverlap.AUTO
     # 1: each step and each token is an event of its own. The outcome is the same, later.
     max_untold_tokens: int = MAX_UNTOLD_TOKENS
     # Callers allow each answer exactly what it takes, instead of max_tokens.
@@ -325,6 +328,7 @@ def worker_spec(role: str, scenario: Scenario, policy: Policy) -> WorkerSpec:
         preemption=policy.preemption,
         swap_bytes_per_s=hardware.swap_model().out.bytes_per_s,
         prefix_caching=scenario.prefix_caching,
+        kv_overlap=scenario.kv_overlap,
         max_untold_tokens=scenario.max_untold_tokens,
         batching=policy.batching_rule(limits.max_num_batched_tokens, limits.max_num_seqs),
         block_bytes=block_bytes,

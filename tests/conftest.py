@@ -13,11 +13,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("tandem", deadline=None, print_blob=True)
 settings.load_profile("tandem")
 
+# Whatever is made until all tests are collected lives as long as the process: no look finds any
+# garbage among it. (`pytest_collection_finish` ends this.)
+gc.disable()
+
 
 def pytest_collection_finish() -> None:
-    """Modules and tests live as long as the process: looks of the collector need not visit them.
-
-    Every simulated run begins with such a look, and the heap of all tests takes longer than a run.
-    """
+    """Nor need looks visit it later: a simulated run begins with one, which would take longer than
+    most runs do."""
     gc.collect()
     gc.freeze()
+    gc.enable()

@@ -66,7 +66,6 @@ class _OpenPush:
             self._num_bytes,
             slowest.elapsed_s,
             transport=slowest.transport,
-            cpu_s=slowest.cpu_s,
         )
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from kvtransfer.errors import CopyStuck
 from kvtransfer.protocol import Ids, KvReceiver
 from kvtransfer.slices import WHOLE, PoolSlices
 from runtime.clock import Clock
@@ -27,6 +28,9 @@ from scheduling.worker_events import (
 )
 
 log = get_logger()
+
+# Swaps wait for the passes before them, and take milliseconds then.
+SWAP_STUCK_S: Final = 60.0
 
 
 class FinishedCopies(Protocol):
@@ -93,6 +97,8 @@ class KvReceive:
         self._quarantined: dict[TaskId, Ids] = {}
         # Not told yet; at most those of one turn of the engine.
         self._swapped: list[KvSwapped] = []
+        # Since when copies of swaps are under way of which none has ended.
+        self._copying_since_s: float | None = None
 
     @property
     def is_polling(self) -> bool:
@@ -130,10 +136,16 @@ class KvReceive:
                 raise ValueError(f"a decode worker pushes no KV: {action}")
 
     def poll(self) -> list[WorkerEvent]:
-        """What arrived, failed, was cleared or swapped since the last look."""
+        """What arrived, failed, was cleared or swapped since the last look.
+
+        Raises: CopyStuck where a swap does not end. Then nothing can be known of its blocks, and
+        the worker has to end: other workers compute on what it had.
+        """
         if self._swap is not None:
-            for swap in self._swap.finished():
+            finished = self._swap.finished()
+            for swap in finished:
                 self._note(swap.num_blocks, swap.num_copies, swap.copy_s, is_out=swap.is_out)
+            self._watch_copies(self._swap.is_copying and not finished)
         events: list[WorkerEvent] = [*self._swapped]
         self._swapped.clear()
         for task_id, awaited in list(self._awaited.items()):
@@ -146,6 +158,16 @@ class KvReceive:
                 del self._quarantined[task_id]
                 events.append(QuarantineCleared(task_id))
         return events
+
+    def _watch_copies(self, are_standing: bool) -> None:
+        if not are_standing:
+            self._copying_since_s = None
+            return
+        now = self._clock.now()
+        if self._copying_since_s is None:
+            self._copying_since_s = now
+        elif now - self._copying_since_s >= SWAP_STUCK_S:
+            raise CopyStuck("of a swap", SWAP_STUCK_S)
 
     def _units_of(
         self, block_ids: tuple[BlockId, ...], generations: tuple[Generation, ...]

@@ -47,8 +47,20 @@ class FarSide:
         self._connection, theirs = context.Pipe()
         arguments = (theirs, place, transport, door)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
-        theirs.close()
+        # Ctrl-C is for the doctor, whose end of the connection tells the other process: that
+        # inherits what is held back, from its very start.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            if self._process.pid is not None:
+                self._process.kill()
+                self._process.join(_END_TIMEOUT_S)
+            raise
+        finally:
+            theirs.close()
 
     def __enter__(self) -> "FarSide":
         return self
@@ -111,8 +123,6 @@ def _in_two(problem: str) -> tuple[str, str]:
 
 
 def _serve(commands: Connection, place: Place, name: str, door: DoorSettings) -> None:
-    # Ctrl-C is for the doctor, whose end of the connection tells this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure_logging("doctor", level="error")
     try:
         receiver = _receiver(place, name, door)

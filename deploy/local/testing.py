@@ -20,7 +20,7 @@ from deploy.local.port import reserve_port
 from deploy.local.redis import OwnRedis
 from deploy.local.settings import ROOT
 from kvtransfer.segment import segment_name
-from tandemserve import Client
+from tandemserve import AsyncClient, Client, Completion, Delta
 
 # Loading takes a few seconds on an idle machine; these are for one that is busy.
 START_TIMEOUT_S = 120.0
@@ -175,6 +175,23 @@ class Saboteur:
         redis = self._cluster.redis
         assert isinstance(redis, OwnRedis), "a given Redis belongs to others"
         return redis
+
+
+async def answer_without_gaps(
+    client: AsyncClient, prompt: list[int], num_output: int
+) -> Completion:
+    """A drawn answer with logprobs; each of its tokens comes once and in its turn."""
+    received: list[int] = []
+    async with client.stream(
+        prompt, max_tokens=num_output, temperature=0.8, seed=11, ignore_eos=True, logprobs=1
+    ) as stream:
+        async for event in stream:
+            if isinstance(event, Delta):
+                assert event.first_token_index == len(received)
+                received += event.token_ids
+        answer = await stream.completion()
+    assert tuple(received) == answer.token_ids
+    return answer
 
 
 @dataclass(frozen=True, slots=True)

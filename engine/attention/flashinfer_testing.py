@@ -1,6 +1,7 @@
 """A fake of FlashInfer's paged wrappers: their documented contract, in plain torch."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Unpack
 
 import torch
@@ -39,19 +40,19 @@ class FakeFlashInferKernels:
         return torch.as_tensor(joined).to(v_a.dtype), both.float()
 
 
-class _Run:
+class _Wrapper(ABC):
     """What both wrappers have in common."""
 
     def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
         return self.run_return_lse(q, paged_kv_cache)[0]
 
+    @abstractmethod
     def run_return_lse(
         self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+    ) -> tuple[Tensor, Tensor]: ...
 
 
-class FakeDecodeWrapper(_Run):
+class FakeDecodeWrapper(_Wrapper):
     """One query token a request, which is the last of its KV."""
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ class FakeDecodeWrapper(_Run):
         return _attend(q, paged_kv_cache, (ones, *pages), planned, causal=True)
 
 
-class FakePrefillWrapper(_Run):
+class FakePrefillWrapper(_Wrapper):
     """Some query tokens a request, the last of its KV, each seeing no later one if causal."""
 
     def __init__(self) -> None:

@@ -107,6 +107,7 @@ class _Tables:
             return
         for members in self._alike(sequences, unit):
             last = self._end_of_common(members, unit)
+            assert last > unit, "the members have this unit in common"
             unit_tokens = self.unit_tokens
             yield SharedRange(unit * unit_tokens, last * unit_tokens, members, depth, parent)
 

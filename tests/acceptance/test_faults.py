@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -56,8 +57,9 @@ class Load:
     """
 
     def __init__(self, client: AsyncClient, prompts: Sequence[Prompt]) -> None:
-        self._options = {"max_tokens": NUM_OUTPUT, "temperature": 0.0, "ignore_eos": True}
-        self._options |= {"timeout_s": PATIENCE_S, "cache_salt": f"load {next(_salts)}"}
+        self._options: dict[str, Any] = {"max_tokens": NUM_OUTPUT, "ignore_eos": True}
+        self._options |= {"temperature": 0.0, "timeout_s": PATIENCE_S}
+        self._options["cache_salt"] = f"load {next(_salts)}"
         self._received: list[list[int]] = [[] for _ in prompts]
         self._calls = [
             asyncio.create_task(self._follow(client, number, prompt))
@@ -79,7 +81,7 @@ class Load:
         return answers
 
     async def _follow(self, client: AsyncClient, number: int, prompt: Prompt) -> Completion:
-        async with client.stream(prompt, **self._options) as stream:  # type: ignore[arg-type]
+        async with client.stream(prompt, **self._options) as stream:
             async for event in stream:
                 if isinstance(event, Delta):
                     assert event.first_token_index == len(self._received[number])

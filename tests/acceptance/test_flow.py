@@ -233,10 +233,9 @@ async def test_a_prompt_too_large_for_a_message_is_refused_with_the_limit_and_no
 async def test_large_prompts_leave_the_router_its_turns(place: Place) -> None:
     max_bursts, num_prompts, num_tokens = 8, 6, 200_000
     prompt = [1000 + i % 900 for i in range(num_tokens)]
-    quiet_s, silences_s, began_at_s = [0.0], [PATIENCE_S], MonotonicClock().now()
-    # Several threads share the interpreter with the loop, so it is slower than without the load;
-    # what else the machine does hits both. A loop that is held up is so in every burst, so the
-    # best of them counts: one that the machine disturbed proves nothing.
+    quiet_s, silences_s = [0.0], [PATIENCE_S]
+    # Several threads share the interpreter with the loop, so it is slower than without the load. A
+    # loop that is held up is so in every burst: one that the machine disturbed proves nothing.
     async with AsyncClient(place.address) as client:
         while min(silences_s) >= 0.5 + 5 * max(quiet_s):
             assert len(silences_s) <= max_bursts, (silences_s, quiet_s)
@@ -247,9 +246,7 @@ async def test_large_prompts_leave_the_router_its_turns(place: Place) -> None:
                 calls = [client.generate(prompt, max_tokens=2) for _ in range(num_prompts)]
                 await asyncio.gather(*calls)
             silences_s.append(pulse.longest_s)
-    took_s, num_bursts = MonotonicClock().now() - began_at_s, len(quiet_s) - 1
-    megabytes = num_bursts * num_prompts * 2 * num_tokens / 1e6
-    print(f"{megabytes / took_s:.1f} MB/s; silences {silences_s}, without the load {quiet_s}")
+    print(f"silences {silences_s}, without the load {quiet_s}")
 
 
 async def test_two_thousand_idle_streams_cost_little_and_all_end_right(place: Place) -> None:
@@ -258,10 +255,12 @@ async def test_two_thousand_idle_streams_cost_little_and_all_end_right(place: Pl
     before = place.num_bytes
     async with place.channel() as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        calls = [stub.Generate(request_of(5, 6, 7, max_tokens=3)) for _ in range(num_streams)]
-        for call in calls:
-            first: Any = await asyncio.wait_for(call.read(), PATIENCE_S)
-            assert first.HasField("accepted")
+        calls: list[Any] = []
+        # In portions: gRPC gives up calls that no server has taken within 30 s.
+        while len(calls) < num_streams:
+            calls += [stub.Generate(request_of(5, 6, 7, max_tokens=3)) for _ in range(200)]
+            firsts = asyncio.gather(*(call.read() for call in calls[-200:]))
+            assert all(x.HasField("accepted") for x in await asyncio.wait_for(firsts, PATIENCE_S))
         per_stream = (place.num_bytes - before) / num_streams
         print(f"{per_stream / 1024:.1f} KiB for each waiting stream")
         assert per_stream < 100 * 1024
@@ -317,8 +316,9 @@ for number in range(int(sys.argv[2])):
         channels.append(grpc.insecure_channel(sys.argv[1], options))
         stub = inference_pb2_grpc.InferenceServiceStub(channels[-1])
     calls.append(stub.Generate(request))
-for call in calls:
-    next(call)
+    if len(calls) % 500 == 0:
+        for call in calls[-500:]:
+            next(call)
 print("all sent", flush=True)
 threading.Event().wait()
 """

@@ -27,7 +27,7 @@ HURRIED_MS, AT_LEISURE_MS = 0.01, 600_000.0
 # Of the answer beside them; far more than there are pieces of prompts.
 NUM_TOKENS = 1800
 # One is enough, but for a machine that holds this process up while that answer goes on.
-MAX_ROUNDS = 8
+MAX_ROUNDS = 20
 _numbers = count()
 
 

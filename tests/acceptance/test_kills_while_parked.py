@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from deploy.local.cluster import LocalCluster
-from deploy.local.testing import Saboteur
-from tandemserve import AsyncClient, Completion, Delta, Holding
+from deploy.local.testing import Saboteur, answer_without_gaps
+from tandemserve import AsyncClient, Completion, Holding
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
@@ -55,17 +55,7 @@ class Case:
     asking: list[asyncio.Task[Completion]] = field(default_factory=list)
 
     async def ask(self, prompt: list[int]) -> Completion:
-        received: list[int] = []
-        async with self.client.stream(
-            prompt, max_tokens=NUM_OUTPUT, temperature=0.8, seed=11, ignore_eos=True, logprobs=1
-        ) as stream:
-            async for event in stream:
-                if isinstance(event, Delta):
-                    assert event.first_token_index == len(received)
-                    received += event.token_ids
-            answer = await stream.completion()
-        assert tuple(received) == answer.token_ids
-        return answer
+        return await answer_without_gaps(self.client, prompt, NUM_OUTPUT)
 
     async def until_num(self, phase: str, number: int) -> None:
         async def is_so() -> bool:

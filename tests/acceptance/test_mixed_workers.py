@@ -255,7 +255,7 @@ async def test_answers_that_are_longer_than_predicted_are_the_models_own(
     changes: list[str] = []
     num_guests = 0
     # A cluster each: what an answer's length may be is not known at the start.
-    for number in range(1, MAX_ROUNDS + 1):
+    for _ in range(MAX_ROUNDS):
         async with (
             start_cluster(
                 model_folders["qwen2"],
@@ -278,8 +278,6 @@ async def test_answers_that_are_longer_than_predicted_are_the_models_own(
         if num_guests:
             break
     num_outgrown, num_preempted = changes.count("outgrown"), changes.count("preempted")
-    print(
-        f"{number} rounds, {num_guests} guests, {num_outgrown} waited again, {num_preempted} computed again"
-    )
+    print(f"{num_guests} guests, {num_outgrown} waited, {num_preempted} preempted")
     assert num_guests
-    assert num_outgrown > num_preempted
+    assert num_outgrown > num_preempted, "most wait in place, few are computed again"

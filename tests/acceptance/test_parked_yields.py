@@ -21,7 +21,7 @@ Until = Callable[..., Awaitable[float]]
 EndedInOrder = Callable[[AsyncClient], Awaitable[list[str]]]
 
 MODEL = "qwen2"
-MAX_ROUNDS = 8
+MAX_ROUNDS = 20
 # Who came last makes room, and its KV goes to host memory.
 CHOICES = "victims=last-arrived,preemption=swap,reserves_more_again=yes"
 # Two answers fill the pool of 29 blocks of 16 halfway; whoever then makes room needs the other half

@@ -48,20 +48,18 @@ async def ask(client: AsyncClient, rng: random.Random, prompt: Prompt, expected:
     num_choices = rng.choice((1, 1, 1, 2))
     fate = rng.choice(("finish", "finish", "cancel", "leave", "deadline"))
     timeout_s = moment_s(rng) if fate == "deadline" else 240.0
-    stream = client.stream(
-        prompt,
-        max_tokens=max_tokens,
-        n=num_choices,
-        temperature=0.0,
-        ignore_eos=True,
-        timeout_s=timeout_s,
-    )
-    loop = asyncio.get_running_loop()
-    timer = loop.call_later(moment_s(rng), stream.cancel) if fate == "cancel" else None
+    options = {"max_tokens": max_tokens, "n": num_choices, "timeout_s": timeout_s}
+    timer: asyncio.TimerHandle | None = None
+    cancel_after_s = moment_s(rng)
     leave_after = rng.randint(1, max_tokens) if fate == "leave" else None
     received: list[list[int]] = [[] for _ in range(num_choices)]
     outcome = "finished"
     try:
+        # A deadline may have passed before the call is made.
+        stream = client.stream(prompt, temperature=0.0, ignore_eos=True, **options)  # type: ignore[arg-type]
+        if fate == "cancel":
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(cancel_after_s, stream.cancel)
         async with stream:
             async for event in stream:
                 if isinstance(event, Delta):

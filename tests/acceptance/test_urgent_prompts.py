@@ -22,7 +22,7 @@ EndedInOrder = Callable[[AsyncClient], Awaitable[list[str]]]
 
 MODEL = "qwen2"
 # One is enough, but for a machine that holds this process up while the answer goes on.
-MAX_ROUNDS = 8
+MAX_ROUNDS = 20
 # In a pool of 29 blocks of 16 tokens the prompt has no room beside the answer.
 NUM_BLOCKS = 29
 LONG, SHORT = tuple(5 + 7 * i % 300 for i in range(12)), tuple(5 + 11 * i % 300 for i in range(400))

@@ -1,5 +1,6 @@
 """A pass of answers is planned while one runs: the same tokens, and no block with two owners."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,8 @@ def check(scene: Scene) -> None:
     """Every answer is the one that it has to be, as far as somebody wanted it."""
     scene.settle()
     scene.check_nothing_left()
+    for failed in scene.failures:
+        assert re.search(r"\((LogitsNotFinite|RuntimeError)\)", failed.message), "not by the test"
     assert scene.whole or scene.cut
     for sequence, output in scene.whole.items():
         assert output == sequence.answer
@@ -159,11 +162,7 @@ def test_whatever_happens_in_whatever_order_tokens_are_right_and_nothing_is_left
         scene.admit(Wanted(1, 2, 3))
     for name, what in script:
         play(scene, troubles, name, what)
-    troubles.poisoned, troubles.is_broken = None, False
-    num_failures = len(scene.failures)
     check(scene)
-    assert len(scene.failures) == num_failures, "nothing fails that the test did not break"
-    assert all("KvMismatch" not in failed.message for failed in scene.failures)
 
 
 def ahead(tokenizer: Tokenizer, kind: DecodeSettings = PLAIN) -> tuple[Scene, PlanningAheadCore]:
@@ -267,6 +266,32 @@ def test_answers_make_room_for_a_prompt_when_nothing_runs_any_more(tokenizer: To
     before = scene.num_room_made
     scene.turn()
     assert (before, scene.num_room_made) == (0, 1)
+    check(scene)
+
+
+def test_a_prompt_is_begun_although_answers_run(tokenizer: Tokenizer) -> None:
+    scene, _ = ahead(tokenizer, KINDS["mixed"])
+    scene.admit(sequence_of(30, stops=False))
+    for _ in range(5):
+        turn_and_grow(scene)
+    scene.admit(Wanted(2, 9, 3))
+    turn_and_grow(scene)  # the pass that runs comes to its end
+    turn_and_grow(scene)
+    assert max(chunk.num_tokens for chunk in scene.runner.steps[-1].chunks) == 9
+    check(scene)
+
+
+def test_who_lacks_room_is_not_passed_over_where_one_is_to_make_room_at_once(
+    tokenizer: Tokenizer,
+) -> None:
+    scene, _ = ahead(tokenizer, KINDS["eager"])
+    goes_on = sequence_of(30, stops=False, num_prompt=4)
+    refused, _ = started(scene, sequence_of(30, stops=False), goes_on)
+    while not scene.parked:
+        scene.turn()
+        while scene.questions:
+            scene.answer_growth(is_refused=scene.questions[0].task_id == refused)
+    assert goes_on not in scene.whole
     check(scene)
 
 

@@ -7,21 +7,26 @@ import pytest
 
 from decode_worker.answers_testing import BLOCK_SIZE, NOW, Answer, begin, finish, who_makes_room
 from decode_worker.core import DecodeCore
-from decode_worker.serve import build_decode
+from decode_worker.planning_ahead import PlanningAheadCore
+from decode_worker.serve import build_decode, decode_settings_of
+from decode_worker.turn_taking import new_core
 from engine.kv_pool import KvLayout
 from kvtransfer.loopback import LoopbackTransport
 from kvtransfer.protocol import Transport
 from runtime.errors import StartupError
 from runtime.worker_config import DecodeConfig
 from scheduling.ids import Incarnation, WorkerId
+from scheduling.kv_export import KvExport
 from scheduling.messages import Preempted, SwappedOut
 from scheduling.policies import POLICIES
+from scheduling.policy_settings import policy_of
 from simulator.hardware.description import load_hardware
 from simulator.simulation import worker_spec
 from simulator.simulation_testing import scene_of
 from worker.assembly import RoleParts, Workplace
 
 EARLY = Answer("early", num_prompt=3, num_blocks=1, arrived_at_s=1.0)
+EXPORT = KvExport("loopback", "a", 16, 64, WorkerId("decode-0"), Incarnation(1), "h")
 LATE = Answer("late", num_prompt=3, num_blocks=4, arrived_at_s=2.0)
 
 
@@ -110,3 +115,34 @@ def test_the_policy_says_whether_answers_go_on_beside_a_prompt(
     _, plan = core.plan(NOW)
     assert plan is not None
     assert plan.num_tokens == 20 + num_beside
+
+
+@pytest.mark.parametrize(
+    ("settings", "plans_ahead"),
+    [
+        ({}, False),
+        ({"plan_ahead": "yes"}, True),
+        ({"plan_ahead": "yes", "role": "decode"}, True),
+        ({"plan_ahead": "yes", "policy": "fastserve"}, False),
+        ({"device": "cuda"}, True),
+        ({"device": "cuda", "plan_ahead": "no"}, False),
+        ({"device": "cuda", "tensor_parallel_size": 2}, False),
+        ({"plan_ahead": "yes", "tensor_parallel_size": 2}, False),
+    ],
+)
+def test_passes_are_planned_ahead_on_a_gpu_of_one_rank_or_where_asked_for(
+    settings: dict[str, object], plans_ahead: bool
+) -> None:
+    given = {"model": Path("unread"), "role": "mixed", "policy": "default", **settings}
+    config = DecodeConfig.model_validate(given)
+    policy = policy_of(config.policy_name)
+    core = new_core(decode_settings_of(config, policy, 16, 64), EXPORT)
+    assert isinstance(core, PlanningAheadCore) == plans_ahead
+
+
+def test_parts_whose_passes_are_planned_ahead_say_so() -> None:
+    assert parts_of("default", 16).ahead is None
+    parts = parts_of("default", 16, plan_ahead="yes")
+    core: object = parts.core
+    assert parts.ahead is core
+    assert parts_of("fastserve", 16, plan_ahead="yes").ahead is None

@@ -1,5 +1,6 @@
 """The doctor: it tries the real ways of this machine, and what it says follows from what it saw."""
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -192,6 +194,16 @@ def test_a_port_that_is_taken_is_told_with_what_to_do() -> None:
             transport.create_receiver(1, 64, "decode-0", 1)
 
 
+def num_running_of_group(group: int) -> int:
+    """Processes that have not ended, whether anybody has taken note of their end or not."""
+    found = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            is_of_group = os.getpgid(process.pid) == group
+            found += is_of_group and process.status() != psutil.STATUS_ZOMBIE
+    return found
+
+
 def test_an_interrupt_is_one_line_and_leaves_no_process() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "deploy.doctor", "--transports", "shared_memory,tcp"],
@@ -209,8 +221,11 @@ def test_an_interrupt_is_one_line_and_leaves_no_process() -> None:
     assert said == ""
     lines = [line for line in errors.splitlines() if "trying" not in line]
     assert lines == ["tandem: interrupted; what was measured is not told"]
-    with pytest.raises(ProcessLookupError):
-        os.killpg(doctor.pid, 0)
+    # Python's own helper ends a moment later, when it hears of the end.
+    clock = MonotonicClock()
+    until_s = clock.now() + PATIENCE_S
+    while num_running_of_group(doctor.pid):
+        assert clock.now() < until_s, "a process was left behind"
 
 
 def test_each_gpu_is_tried_alone_and_the_first_with_every_other() -> None:
@@ -275,7 +290,7 @@ def test_the_first_way_that_works_and_is_fast_enough_is_used() -> None:
     # Those that are named already are not what to name.
     told = printed(none)
     assert "none moves 1e+12 bytes/s; lower --min-kv-bytes-per-s" in told
-    assert "to 9e+09 or less" in told
+    assert "to 8.1e+09 or less" in told
     assert "in transports" not in told.split("published")[1]
 
 

@@ -1,5 +1,6 @@
 """The launcher's command line becomes settings, or one line that says what is wrong."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from deploy.local.options import BUNDLED, parse_options
 from deploy.local.settings import effective_configs
 from engine.bundled import bundled_model_path
 from runtime.errors import ConfigError
+from tandemserve.cli.cluster import up
 
 
 def test_up_alone_is_the_bundled_model_on_one_prefill_and_two_decode_workers() -> None:
@@ -148,3 +150,24 @@ def test_settings_of_processes_are_told_by_how_they_are_given(argument: str, hin
     with pytest.raises(ConfigError, match="unrecognized arguments") as caught:
         parse_options(["up", argument])
     assert str(caught.value).endswith(hint)
+
+
+EXAMPLES = [
+    line.strip() for line in (up.__doc__ or "").splitlines() if line.strip().startswith("tandem up")
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_of_the_help_page_is_one(example: str) -> None:
+    _, *arguments = shlex.split(example)
+    configs = effective_configs(parse_options(arguments).settings)
+    flags = " ".join(arguments)
+    assert ("tensor-parallel" in flags) == (configs.decode.tensor_parallel_size == 2)
+    assert ("--device cuda" in flags) == (configs.prefill.device == configs.decode.device == "cuda")
+    assert ("--kv-dtype" in flags) == (configs.decode.kv_dtype == "fp8_e4m3")
+
+
+def test_the_help_page_has_an_example_of_each_kind() -> None:
+    assert EXAMPLES[0] == "tandem up"
+    for part in ("--model", "--decode 2", "--mixed", "cuda", "--transports", "--router."):
+        assert any(part in example for example in EXAMPLES)

@@ -16,7 +16,7 @@ from engine.models.capture_testing import FakeCapture
 from engine.models.captured_layers import bucket_sizes
 from engine.models.decoder import Decoder
 from engine.tensor_parallel import Reduce
-from engine.tensor_parallel_testing import RankThreads
+from engine.tensor_parallel_testing import RankThreads, thread_exchanges
 from engine.testing import (
     FAMILIES,
     TrialRequest,
@@ -127,6 +127,19 @@ def test_every_number_of_rows_has_a_size_that_wastes_less_than_half(
 def test_graphs_of_a_gpu_give_the_bits_of_single_kernels(tmp_path: Path, dtype: str) -> None:
     make_random_model_folder(tmp_path)
     model = load_model(tmp_path, dtype, "cuda")
+    expected = run(model)
+    model.capture(MAX_ROWS, CudaCapture(model.device))
+    assert run(model) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("reduce", ["gather", "sum"])
+def test_graphs_of_a_gpu_end_and_begin_where_ranks_exchange(tmp_path: Path, reduce: Reduce) -> None:
+    make_random_model_folder(tmp_path)
+    # Two ranks of NCCL need two devices: this one exchanges with itself.
+    (end,) = thread_exchanges(1, reduce)
+    model = load_model(tmp_path, "bfloat16", "cuda", exchange=end)
     expected = run(model)
     model.capture(MAX_ROWS, CudaCapture(model.device))
     assert run(model) == expected

@@ -143,7 +143,7 @@ def sharing_batch(num_members: int, own_tokens: int) -> AttentionBatch:
     return batch_over(np.stack(rows), pieces, 16)
 
 
-# (papers_7_4_5)
+# PAPERS 7.4.5: what is fused gives what ordinary paged attention gives.
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "fp8_e4m3"])
 @pytest.mark.parametrize("own_tokens", [0, 40])
 def test_a_shared_beginning_gives_what_plain_attention_gives(

@@ -103,6 +103,12 @@ def test_a_receiver_whose_device_does_not_end_a_copy_keeps_the_claim(side: Side)
     side.receiver.revoke([1, 2])
     assert not side.receiver.quarantine_clear([2])
     assert side.receiver.quarantine_clear([1])
+    # Until the device answers again.
+    side.receiving.streams[0].problem = None
+    assert side.receiver.quarantine_clear([2])
+    side.receiver.expect([2], [2])
+    side.sender.push(side.source, moves_of((2,), (2,), generation=2), timeout_s=PATIENCE_S)
+    assert side.receiver.poll([2], [2]).is_complete
 
 
 def rooms_of(group: object, stream: FakeSideStream) -> GroupRooms:

@@ -284,6 +284,11 @@ def test_a_stuck_copy_keeps_its_claim_though_the_connection_ends() -> None:
     receiver.revoke([0])
     assert not receiver.quarantine_clear([0])
     assert receiver.quarantine_clear([1])
+    # The device answers again: nothing is written any more, and what was held for it is let go.
+    for stream in bad.streams:
+        stream.failures.clear()
+    assert receiver.quarantine_clear([0])
+    assert all(pinned.is_closed for pinned in bad.pinned)
     for each in (sender, other):
         each.close()
     receiver.close()

@@ -36,7 +36,6 @@ def gloo() -> Transport:
 def receiver_of_another_version(export: KvExport) -> Iterator[KvExport]:
     """Whoever says hello there hears a welcome of the next version."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-
         listener.settimeout(PATIENCE_S)
 
         def welcome() -> None:

@@ -67,7 +67,7 @@ class Worker:
                 seconds = self.fixed_s + len(action.block_ids) * self.per_block_s
                 self.free_at_s = max(self.now, self.free_at_s) + seconds
                 num_blocks = len(action.block_ids)
-                done = PushFinished(action.task_id, num_blocks, num_blocks, seconds, cpu_s=seconds)
+                done = PushFinished(action.task_id, num_blocks, num_blocks, seconds)
                 self.under_way.append((self.free_at_s, done))
                 self.pushes.append(action)
             elif isinstance(action, SendReport):

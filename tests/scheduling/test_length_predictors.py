@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from scheduling.length_bound import BoundedPredictor, Hoeffding, Padded
@@ -51,32 +51,33 @@ def requests(draw: st.DrawFn) -> RequestFeatures:
     )
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
+# Drawing requests takes longer than all predictors do.
 @given(answered=st.lists(requests(), max_size=60), asked=requests())
 def test_a_prediction_lies_where_the_answer_can_end(
-    name: str, answered: list[RequestFeatures], asked: RequestFeatures
+    answered: list[RequestFeatures], asked: RequestFeatures
 ) -> None:
-    predictor = PREDICTORS[name]()
-    for each in answered:
-        predictor.predict(each)
-        assert each.known_output_tokens is not None
-        predictor.observe(each, each.known_output_tokens)
-    predicted = predictor.predict(asked)
-    assert asked.num_output_tokens < predicted.mean <= predicted.bound <= asked.max_tokens
-    assert predicted.spread >= 0
+    for name, make in PREDICTORS.items():
+        note(name)
+        predictor = make()
+        for each in answered:
+            predictor.predict(each)
+            assert each.known_output_tokens is not None
+            predictor.observe(each, each.known_output_tokens)
+        predicted = predictor.predict(asked)
+        assert asked.num_output_tokens < predicted.mean <= predicted.bound <= asked.max_tokens
+        assert predicted.spread >= 0
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
 @given(answered=st.lists(requests(), max_size=40))
-def test_the_same_answers_give_the_same_predictions(
-    name: str, answered: list[RequestFeatures]
-) -> None:
-    one, other = PREDICTORS[name](), PREDICTORS[name]()
-    for each in answered:
-        assert one.predict(each) == other.predict(each)
-        assert each.known_output_tokens is not None
-        one.observe(each, each.known_output_tokens)
-        other.observe(each, each.known_output_tokens)
+def test_the_same_answers_give_the_same_predictions(answered: list[RequestFeatures]) -> None:
+    for name, make in PREDICTORS.items():
+        note(name)
+        one, other = make(), make()
+        for each in answered:
+            assert one.predict(each) == other.predict(each)
+            assert each.known_output_tokens is not None
+            one.observe(each, each.known_output_tokens)
+            other.observe(each, each.known_output_tokens)
 
 
 @pytest.mark.parametrize("make", [OnlineQuantiles, OnlineRegression])

@@ -13,7 +13,7 @@ FIXED_S, PER_BLOCK_S = 1e-3, 1e-4
 
 def pushed(num_blocks: int, held_up_s: float = 0.0) -> MeasuredPush:
     seconds = FIXED_S + num_blocks * PER_BLOCK_S + held_up_s
-    return MeasuredPush(num_blocks, seconds, seconds / 4)
+    return MeasuredPush(num_blocks, seconds)
 
 
 @given(st.lists(st.integers(1, 4096), min_size=2, max_size=WINDOW).filter(lambda x: len({*x}) > 1))
@@ -21,7 +21,7 @@ def test_a_line_is_found_through_pushes_of_different_sizes(sizes: list[int]) -> 
     path = fitted([pushed(size) for size in sizes], are_cores_shared=True)
     assert path.fixed_s == pytest.approx(FIXED_S, rel=1e-3)
     assert path.per_block_s == pytest.approx(PER_BLOCK_S, rel=1e-3)
-    assert path.pass_share == pytest.approx(0.25)
+    assert path.pass_share == 1.0
 
 
 def test_a_few_that_were_held_up_change_little() -> None:
@@ -42,15 +42,14 @@ def test_of_pushes_of_one_size_the_fixed_cost_counts_as_none() -> None:
 
 @given(
     st.lists(
-        st.builds(MeasuredPush, st.integers(1, 99), st.floats(1e-6, 10), st.floats(0, 99)),
+        st.builds(MeasuredPush, st.integers(1, 99), st.floats(1e-6, 10)),
         min_size=1,
         max_size=WINDOW,
     )
 )
 def test_whatever_was_measured_nothing_is_negative(pushes: list[MeasuredPush]) -> None:
     path = fitted(pushes, are_cores_shared=True)
-    assert min(path.fixed_s, path.per_block_s, path.pass_share) >= 0
-    assert path.pass_share <= 1
+    assert min(path.fixed_s, path.per_block_s) >= 0
 
 
 def test_a_path_is_unknown_until_a_push_has_ended_well() -> None:

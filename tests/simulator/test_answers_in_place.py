@@ -72,7 +72,7 @@ def new_cluster(
     return cluster
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(
     wanted=st.lists(long_asks, min_size=4, max_size=16),
     seed=st.integers(0, 2**32),
@@ -108,7 +108,7 @@ def test_every_answer_is_right_and_every_block_comes_back(
     run_and_check(cluster, wanted)
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     wanted=st.lists(long_asks.map(at_once), min_size=4, max_size=12),
     seed=st.integers(0, 2**32),

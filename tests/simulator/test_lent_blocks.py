@@ -54,7 +54,7 @@ def predictor_of(kind: str, seed: int) -> LengthPredictor | None:
 
 
 # PAPERS 1.4.1, 1.4.3, 2.4.2.
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(
     wanted=st.lists(long_asks, min_size=4, max_size=14),
     seed=st.integers(0, 2**32),
@@ -85,7 +85,7 @@ def test_every_answer_is_right_and_every_block_comes_back(
     run_and_check(cluster, wanted)
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     # At the very start nobody is dead yet, so nothing is refused for want of a worker.
     wanted=st.lists(long_asks.map(at_once), min_size=4, max_size=12),
@@ -139,7 +139,7 @@ def lending_of(cluster: CheckedCluster) -> Lending:
 # sizes alone, so they hold for all timings. (An answer that may begin with less room than is
 # predicted needs no host.)
 @pytest.mark.parametrize("policy", ["ecoserve", "cacheopt+least_share=1.0"])
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=5)
 @given(seed=st.integers(0, 2**32))
 def test_where_lengths_are_known_a_crowd_has_guests_and_all_of_them_end_in_time(
     policy: str, seed: int

@@ -88,7 +88,7 @@ from tandemserve import Client
 rng = random.Random(5)
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 with Client({server.target!r}) as client:
-    for i in range(400):
+    for i in range(200):
         try:
             signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.00003, 0.004))
             if i % 3:

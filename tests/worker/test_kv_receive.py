@@ -8,6 +8,7 @@ from engine.copy_stream_testing import FakeCopyStream
 from engine.kv_pool import KvLayout, KvPool
 from engine.kv_swap import KvSwap
 from kvtransfer.batches import PushSettings
+from kvtransfer.errors import CopyStuck
 from kvtransfer.loopback import LoopbackTransport
 from kvtransfer.protocol import BlockMoves
 from kvtransfer.testing import patterned_pool
@@ -26,7 +27,7 @@ from scheduling.worker_events import (
     SwapIn,
     SwapOut,
 )
-from worker.kv_receive import KvReceive
+from worker.kv_receive import SWAP_STUCK_S, KvReceive
 
 NUM_BLOCKS, BLOCK_BYTES = 8, 64
 ARRIVAL_TIMEOUT_S = 5.0
@@ -161,4 +162,25 @@ def test_copies_beside_passes_are_told_when_they_have_run_and_awaited_before_a_g
     (swapped,) = kv.poll()
     assert isinstance(swapped, KvSwapped)
     assert (swapped.num_blocks, swapped.is_out, kv.is_polling) == (2, True, False)
+    receiver.close()
+
+
+def test_a_swap_that_does_not_end_ends_the_worker_in_time() -> None:
+    pool = KvPool(KvLayout(1, 1, 4, 2, "float32"), NUM_BLOCKS)
+    receiver = LoopbackTransport().create_receiver(NUM_BLOCKS, BLOCK_BYTES, "decode-0", 1)
+    stream, clock = FakeCopyStream(), ManualClock()
+    kv = KvReceive(receiver, ARRIVAL_TIMEOUT_S, clock, KvSwap(pool, 2, stream))
+    for block_id, swap_block_id in ((2, 0), (5, 1)):
+        kv.perform(SwapOut((BlockId(block_id),), (BlockId(swap_block_id),)))
+    kv.poll()
+    clock.advance(SWAP_STUCK_S - 1)
+    assert kv.poll() == []
+    # As long as some end, the others are only waiting for their turn.
+    stream.advance()
+    assert len(kv.poll()) == 1
+    clock.advance(SWAP_STUCK_S - 1)
+    assert kv.poll() == []
+    clock.advance(SWAP_STUCK_S)
+    with pytest.raises(CopyStuck, match="restart this worker"):
+        kv.poll()
     receiver.close()

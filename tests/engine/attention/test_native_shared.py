@@ -19,8 +19,8 @@ from engine.native.library import KernelLibrary, find_compiler, load_kernels
 PLAIN = LayerAttention(0.2)
 # Which branch a sequence takes at each of some places, one split apart; and tokens of its own.
 SEQUENCES = st.lists(
-    st.tuples(st.lists(st.sampled_from("aab"), max_size=3), st.integers(0, 270)),
-    min_size=2,
+    st.tuples(st.lists(st.sampled_from("aaab"), max_size=3), st.integers(0, 270)),
+    min_size=3,
     max_size=6,
 )
 
@@ -160,6 +160,22 @@ def test_what_is_no_number_in_a_shared_beginning_is_none_in_its_members_only(
     numbers = outs[0].view(torch.float32)[0]
     assert torch.isnan(numbers[:3]).all()
     assert torch.isfinite(numbers[3:]).all()
+
+
+@pytest.mark.parametrize("window", [40, 600])
+def test_what_a_window_has_left_behind_is_not_read_for_anybody(
+    kernels: KernelLibrary, window: int
+) -> None:
+    torch.set_num_threads(1)
+    # The last has gone further than the others, and out of sight of the first block.
+    batch = branching_batch([("aa", 3), ("aa", 30), ("aa", 150)], (), 16)
+    layout = KvLayout(1, 2, 64, 16, "bfloat16")
+    layers = (LayerAttention(0.2, sliding_window=window),)
+    outs, rounds = both_ways(kernels, layout, 6, layers, batch, broken_block=0)
+    assert rounds == 1
+    assert torch.equal(*outs)
+    sees_numbers = torch.isfinite(outs[0].view(torch.float32)[0]).flatten(1).all(1)
+    assert sees_numbers.tolist() == [window == 40, window == 40, True]
 
 
 def test_tiles_hold_no_more_rows_than_the_kernel_has_room_for() -> None:

@@ -144,7 +144,7 @@ def best_by_trying(ranges: Sequence[SharedRange], num_seqs: int) -> int:
     return best
 
 
-# (papers_7_4_2)
+# PAPERS 7.4.2: the exact programme saves what trying everything does.
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), tables=TABLES)
 def test_one_level_saves_as_much_as_the_best_of_all_choices(
