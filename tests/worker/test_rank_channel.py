@@ -62,7 +62,7 @@ MESSAGES: list[RankMessage] = [
         )
     ),
     RankStarted(),
-    RankLoaded("any"),
+    RankLoaded("any", 7),
     PoolMade(EXPORT),
     KvExpected(),
     KvHappened((PushFinished(TaskId("t"), 1, 2, 0.5), KvArrived(TaskId("t")))),
