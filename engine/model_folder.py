@@ -36,7 +36,11 @@ def open_model_folder(path: str | Path, max_model_len: int | None = None) -> Mod
     Raises: a leaf of ModelFolderError.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # a name that is too long, a folder above it that is closed to us
+        raise ModelFolderMissing(folder, f"cannot be read ({error.strerror})") from None
+    if not is_folder:
         raise ModelFolderMissing(folder)
     config, generation = read_model_config(folder, max_model_len)
     tokenizer_file = folder / TOKENIZER_FILE

@@ -33,8 +33,8 @@ class ModelFolderMissing(ModelFolderError):
 
     code = "model_folder_missing"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "is not a folder; give the folder that holds config.json")
+    def __init__(self, path: Path, problem: str = "is not a folder") -> None:
+        super().__init__(path, f"{problem}; give the folder that holds config.json")
 
 
 class ModelFileMissing(ModelFolderError):

@@ -53,7 +53,7 @@ class WeightHeader:
     """The header of one file: a source of tensors that tells of them and reads none."""
 
     def __init__(self, path: Path) -> None:
-        """Raises: InvalidWeightFile."""
+        """Raises: ModelFileMissing, InvalidWeightFile."""
         self._header_by_name = {
             name: TensorHeader(entry["dtype"], tuple(entry["shape"]))
             for name, entry in _read_header(path).items()
@@ -67,10 +67,10 @@ class WeightHeader:
         """Of this name, which is one of them."""
         return self._header_by_name[name]
 
-    @property
-    def num_elements(self) -> int:
-        """Of all tensors."""
-        return sum(header.num_elements for header in self._header_by_name.values())
+    def num_elements_besides(self, dtype: str) -> int:
+        """Of all tensors that are of another type, by the name that the format has for it."""
+        headers = self._header_by_name.values()
+        return sum(header.num_elements for header in headers if header.dtype != dtype)
 
 
 def checked_weight_files(folder: Path) -> tuple[Path, ...]:
@@ -99,20 +99,14 @@ def checked_weight_files(folder: Path) -> tuple[Path, ...]:
 def read_tensor_names(path: Path) -> frozenset[str]:
     """The names of the tensors in one file whose header and length agree.
 
-    Raises: InvalidWeightFile.
+    Raises: ModelFileMissing, InvalidWeightFile.
     """
     return frozenset(_read_header(path))
 
 
 def _read_header(path: Path) -> dict[str, Any]:
     """Of every tensor, its entry, checked."""
-    file_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        data_bytes = file_bytes - _LENGTH_BYTES - header_bytes
-        if file_bytes < _LENGTH_BYTES or data_bytes < 0 or header_bytes > _MAX_HEADER_BYTES:
-            raise InvalidWeightFile(path, f"is cut off in its header ({file_bytes} bytes)")
-        text = file.read(header_bytes)
+    text, data_bytes = _header_text(path)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError):
@@ -127,6 +121,20 @@ def _read_header(path: Path) -> dict[str, Any]:
             path, f"holds {data_bytes} bytes of tensors, its header describes {described_bytes}"
         )
     return header
+
+
+def _header_text(path: Path) -> tuple[bytes, int]:
+    """And how many bytes of tensors follow it."""
+    try:
+        file_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            data_bytes = file_bytes - _LENGTH_BYTES - header_bytes
+            if file_bytes < _LENGTH_BYTES or data_bytes < 0 or header_bytes > _MAX_HEADER_BYTES:
+                raise InvalidWeightFile(path, f"is cut off in its header ({file_bytes} bytes)")
+            return file.read(header_bytes), data_bytes
+    except OSError as error:
+        raise ModelFileMissing(path, f"let this user read it ({error.strerror})") from None
 
 
 def _checked_end(path: Path, name: str, entry: object) -> int:

@@ -22,7 +22,8 @@ def cgroup_limit(
 def text_of(path: Path) -> str | None:
     """The content of a small file; None where there is none."""
     try:
-        return path.read_text(encoding="ascii")
+        # Names of groups are paths, which may be of any bytes.
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
 

@@ -17,6 +17,9 @@ from runtime.worker_config import WorkerConfig
 if TYPE_CHECKING:
     from kvtransfer.slices import PoolSlices
 
+# How safetensors spells them.
+_SAVED_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
 
 def resolve_dtype(wanted: str, saved: str, device: str) -> str:
     """What a model that was `saved` in some dtype is computed in; `wanted` may be "auto"."""
@@ -82,12 +85,17 @@ def kv_bytes_of(config: WorkerConfig, folder: ModelFolder) -> int:
 
 
 def weight_bytes_of(config: WorkerConfig, folder: ModelFolder) -> int:
-    """Of the weights in all ranks of a worker, as it computes with them."""
+    """Of the weights in all ranks of a worker that it has in memory of its own, on a CPU.
+
+    The transformers library maps what it need not convert: those pages are the files', the same
+    for all workers, and need not be in memory at once.
+    """
     model = folder.config
+    dtype = resolve_dtype(config.dtype, model.torch_dtype, config.device)
     if isinstance(model, ModelConfig):
         num_elements = sum(map(prod, expected_shapes(model).values()))
     else:
         headers = map(WeightHeader, folder.weight_files)
-        num_elements = sum(header.num_elements for header in headers)
-    dtype = resolve_dtype(config.dtype, model.torch_dtype, config.device)
+        saved = _SAVED_NAMES[dtype]
+        num_elements = sum(header.num_elements_besides(saved) for header in headers)
     return num_elements * BYTES_BY_DTYPE[dtype]

@@ -137,7 +137,7 @@ class LocalCluster:
         settings, self._configs, remarks = checked(self._settings)
         for remark in remarks:
             self._say(f"warning: {remark}")
-        await ask_machine(settings, self._configs)
+        await ask_machine(settings, self._configs, self._say)
         try:
             await self._start_all(settings)
         except BaseException as error:

@@ -6,7 +6,7 @@ same is said in one line at once, and not after seconds in a worker's log.
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from deploy.local.errors import CannotServe
 from deploy.local.log_folder import make_log_folder
@@ -31,8 +31,6 @@ from worker.engine_fit import kv_bytes_of, weight_bytes_of
 from worker.preflight import needs_a_process, require_servable, require_settings_fit
 from worker.transport_names import SHARED_MEMORY, transport_names
 
-# Loading torch and a driver from a slow disk.
-_PROCESS_TIMEOUT_S = 120.0
 _MIB = 1 << 20
 
 
@@ -62,15 +60,18 @@ def checked(
     return settings, configs, (*folder.config.remarks, *_transport_remarks(groups))
 
 
-async def ask_machine(settings: ClusterSettings, configs: EffectiveConfigs) -> None:
+async def ask_machine(
+    settings: ClusterSettings, configs: EffectiveConfigs, say: Callable[[str], None]
+) -> None:
     """What only a library or a device can tell, in processes that end with the answer.
 
-    Takes seconds, and nothing where no setting needs it. Raises: CannotServe.
+    Takes seconds, of which `say` tells, and nothing where no setting needs it. Raises: CannotServe.
     """
     needed = [role for role, _, config in _groups(settings, configs) if needs_a_process(config)]
     for plan in plan_preflights(settings, configs):
         if plan.name not in needed:
             continue
+        say(f"asking libraries and devices what {plan.name} workers need of them")
         process = await asyncio.create_subprocess_exec(
             *bound_to_this_process(plan.command),
             env=child_environ(os.environ, plan),  # noqa: TID251  children inherit it
@@ -80,10 +81,13 @@ async def ask_machine(settings: ClusterSettings, configs: EffectiveConfigs) -> N
             start_new_session=True,
         )
         try:
-            async with asyncio.timeout(_PROCESS_TIMEOUT_S):
+            async with asyncio.timeout(settings.start_timeout_s):
                 _, told = await process.communicate()
         except TimeoutError as error:
-            problem = f"its device has not answered in {_PROCESS_TIMEOUT_S:g} s; see nvidia-smi"
+            problem = (
+                f"their libraries and device have not answered in {settings.start_timeout_s:g} s; "
+                "see nvidia-smi, or raise --start-timeout-s"
+            )
             raise CannotServe(problem, plan.name) from error
         finally:
             if process.returncode is None:

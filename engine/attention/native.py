@@ -65,9 +65,9 @@ class NativeAttention:
     def begin(self, batch: AttentionBatch, kv_pool: KvPool) -> "NativeStep":
         pairs = int(batch.num_queries @ (batch.starts + batch.num_queries))
         num_threads = min(torch.get_num_threads(), 1 + pairs // _MIN_PAIRS_OF_THREAD)
-        return NativeStep(self._describe(batch, kv_pool), num_threads, self)
+        return NativeStep(self._describe(batch, kv_pool, num_threads), num_threads, self)
 
-    def _describe(self, batch: AttentionBatch, kv_pool: KvPool) -> "_HeldStep":
+    def _describe(self, batch: AttentionBatch, kv_pool: KvPool, num_threads: int) -> "_HeldStep":
         layout = self._layout
         arrays = tuple(
             np.ascontiguousarray(array, np.int64)
@@ -95,7 +95,7 @@ class NativeAttention:
             batch.block_tables.shape[1],
             slots,
         )
-        shared = None if self._planner is None else self._planner.plan(batch)
+        shared = None if self._planner is None else self._planner.plan(batch, num_threads)
         if shared is not None:
             _describe_shared(step, shared)
         return _HeldStep(step, arrays, shared, kv_pool)

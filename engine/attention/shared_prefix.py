@@ -50,6 +50,10 @@ class SharedRanges:
         """See `shared_ranges`; the same object as before where the ranges are."""
         num_single = int(np.count_nonzero(batch.num_queries == 1))
         whole_units = batch.starts[:num_single] // self._unit_tokens
+        if not _may_share(batch, whole_units):
+            # Without a look at long tables, of which none is kept.
+            self._last, self._found = None, ()
+            return ()
         num_tokens = int(whole_units.max(initial=0)) * self._unit_tokens
         # All that the ranges depend on.
         blocks = batch.block_tables[:num_single, : -(-num_tokens // self._block_size)]
@@ -69,10 +73,9 @@ def shared_ranges(
     """
     num_single = int(np.count_nonzero(batch.num_queries == 1))
     whole_units = batch.starts[:num_single] // unit_tokens
-    candidates = np.flatnonzero(whole_units)
-    first_blocks = batch.block_tables[candidates, 0]
-    if len(np.unique(first_blocks)) == len(candidates):
+    if not _may_share(batch, whole_units):
         return ()
+    candidates = np.flatnonzero(whole_units)
     tables = _Tables(batch.block_tables, whole_units, block_size, unit_tokens)
     found: list[SharedRange] = []
     # Not by recursion: a conversation may branch as often as it has units.
@@ -86,6 +89,12 @@ def shared_ranges(
             )
         )
     return tuple(found)
+
+
+def _may_share(batch: AttentionBatch, whole_units: IntArray) -> bool:
+    """Whether two of those that have a unit behind them begin with the same block."""
+    first_blocks = np.sort(batch.block_tables[: len(whole_units), 0][whole_units > 0])
+    return bool((first_blocks[1:] == first_blocks[:-1]).any())
 
 
 @dataclass(frozen=True, slots=True)

@@ -323,10 +323,10 @@ static void attend_shared(const void *shared, int64_t share, int64_t num_shares)
     }
 }
 
-/* `num_units` for all heads, by threads that each find several shares. */
-static void in_units(share_function *compute, attention_call *call, int64_t num_units, int64_t num_threads) {
-    /* A head alone reads memory with gaps, so heads part only where there is too little else. */
-    call->head_parts = num_units < 2 * num_threads ? call->step->num_kv_heads : 1;
+/* `num_units` for all heads or, if they part, for each, by threads that each find several shares. */
+static void in_units(share_function *compute, attention_call *call, int64_t num_units, int is_parting,
+                     int64_t num_threads) {
+    call->head_parts = is_parting ? call->step->num_kv_heads : 1;
     call->num_units = num_units * call->head_parts;
     const int64_t most = SHARES_OF_THREAD * num_threads;
     tandem_in_shares(compute, call, call->num_units < most ? call->num_units : most, num_threads);
@@ -343,7 +343,9 @@ void tandem_attend(const tandem_step *s, const tandem_layer *layer, int64_t num_
     call.is_shared = s->num_rounds > 0 && (!window || s->longest_member <= window);
     for (int64_t round = 0; call.is_shared && round < s->num_rounds; round++) {
         call.first_tile = s->rounds[round];
-        in_units(attend_shared, &call, s->rounds[round + 1] - call.first_tile, num_threads);
+        /* Rows of many members are of one head or two anyway, and one tile may be much of a round. */
+        in_units(attend_shared, &call, s->rounds[round + 1] - call.first_tile, num_threads > 1, num_threads);
     }
-    in_units(attend_share, &call, num_units, num_threads);
+    /* A head alone reads memory with gaps, so heads part only where there is too little else. */
+    in_units(attend_share, &call, num_units, num_units < 2 * num_threads, num_threads);
 }

@@ -10,9 +10,11 @@ import pytest
 
 from deploy.local.errors import CannotServe
 from deploy.local.preflight import ask_machine, checked
-from deploy.local.settings import ClusterSettings
+from deploy.local.settings import ClusterSettings, effective_configs
 from engine.bundled import bundled_model_path
+from engine.model_folder import open_model_folder
 from runtime.errors import ConfigError
+from worker.engine_fit import weight_bytes_of
 
 Spoil = Callable[[Path], object]
 
@@ -99,6 +101,12 @@ def _widen(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(fields))
 
 
+def _make_unreadable(folder: Path) -> None:
+    """Also for root: the kernel reads nothing from there."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("/proc/self/mem")
+
+
 def _shorten(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
@@ -110,6 +118,7 @@ def _shorten(folder: Path) -> None:
         (shutil.rmtree, "is not a folder"),
         (lambda folder: (folder / "config.json").unlink(), "config.json: is missing"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "is not a tokenizer"),
+        (_make_unreadable, "model.safetensors: is missing or unreadable; let this user read it"),
         (_shorten, "the copy is incomplete or damaged"),
         (_widen, "config.json and the weights are from different models"),
         (lambda folder: _rename(folder, "T5Encoder"), "architecture T5Encoder is not supported"),
@@ -125,6 +134,24 @@ def test_a_folder_that_no_worker_can_load_is_refused_by_name(
     message = refusal_of(replace(settings, model=folder))
     assert str(folder) in message
     assert told in message
+
+
+def test_a_path_that_no_system_takes_is_refused(settings: ClusterSettings) -> None:
+    assert "cannot be read (File name too long)" in refusal_of(
+        replace(settings, model=Path("/", 300 * "a"))
+    )
+
+
+def test_what_a_library_maps_from_files_needs_no_memory_of_the_workers(
+    settings: ClusterSettings, tmp_path: Path
+) -> None:
+    shutil.copytree(settings.model, tmp_path / "other")
+    _rename(tmp_path / "other", "Olmo2ForCausalLM")
+    own, other = open_model_folder(settings.model), open_model_folder(tmp_path / "other")
+    saved, short = effective_configs(settings).prefill, "bfloat16"
+    converted = saved.model_copy(update={"dtype": short})
+    assert weight_bytes_of(saved, other) == 0
+    assert weight_bytes_of(converted, other) == weight_bytes_of(converted, own) > 0
 
 
 def test_a_way_that_only_prefill_workers_are_to_take_is_told(settings: ClusterSettings) -> None:
@@ -148,7 +175,7 @@ async def test_what_only_a_library_can_tell_is_asked_of_it_in_a_process(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     settings, configs, _ = checked(with_worker(settings, "decode", **values))
     with pytest.raises(CannotServe) as refused:
-        await ask_machine(settings, configs)
+        await ask_machine(settings, configs, lambda line: None)
     assert refused.value.message.startswith("decode workers: ")
     assert told in refused.value.message
 
@@ -156,4 +183,16 @@ async def test_what_only_a_library_can_tell_is_asked_of_it_in_a_process(
 @pytest.mark.slow
 async def test_what_is_there_passes(settings: ClusterSettings) -> None:
     settings, configs, _ = checked(with_worker(settings, "decode", transports="gloo,tcp"))
-    await ask_machine(settings, configs)
+    said: list[str] = []
+    await ask_machine(settings, configs, said.append)
+    assert said == ["asking libraries and devices what decode workers need of them"]
+
+
+@pytest.mark.slow
+async def test_a_library_that_does_not_answer_has_as_long_as_the_start(
+    settings: ClusterSettings,
+) -> None:
+    settings = replace(settings, start_timeout_s=0.001)
+    settings, configs, _ = checked(with_worker(settings, "prefill", transports="gloo,tcp"))
+    with pytest.raises(CannotServe, match=r"in 0\.001 s; see nvidia-smi, or raise --start"):
+        await ask_machine(settings, configs, lambda line: None)

@@ -1,6 +1,7 @@
 """The compiled kernel reads a common beginning once: never another bit than without."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_what_a_window_has_left_behind_is_not_read_for_anybody(
 def test_tiles_hold_no_more_rows_than_the_kernel_has_room_for() -> None:
     planner = TilePlanner(KvLayout(1, 2, 64, 16, "bfloat16"), num_heads=6)
     batch = branching_batch([("aa", i) for i in range(25)], (9,), 16)
-    tiles = planner.plan(batch)
+    tiles = planner.plan(batch, num_threads=1)
     assert tiles is not None
     assert tiles.tiles[:, 3].tolist() == [9, 8, 8]
     assert max(tiles.tiles[:, 3]) * 3 <= MAX_ROWS
@@ -193,13 +194,89 @@ def test_tiles_hold_no_more_rows_than_the_kernel_has_room_for() -> None:
 def test_a_step_like_the_last_one_is_not_planned_anew_and_too_little_is_not_planned() -> None:
     planner = TilePlanner(KvLayout(1, 2, 64, 16, "bfloat16"), num_heads=6)
     first, second = (
-        planner.plan(branching_batch([("aa", i), ("aa", 2 * i)], (), 16)) for i in (3, 4)
+        planner.plan(branching_batch([("aa", i), ("aa", 2 * i)], (), 16), 1) for i in (3, 4)
     )
     assert first is not None
     assert second is not None
     assert first.tiles is second.tiles
     assert (first.longest_member, second.longest_member) == (512 + 7, 512 + 9)
-    assert planner.plan(branching_batch([("a", 3), ("a", 5)], (), 16)) is None
+    assert planner.plan(branching_batch([("a", 3), ("a", 5)], (), 16), 1) is None
     # Few rows fit beside those of one token where many heads share a KV head.
     wide = TilePlanner(KvLayout(1, 1, 64, 16, "bfloat16"), num_heads=16)
-    assert wide.plan(branching_batch([("aa", i) for i in range(9)], (), 16)) is None
+    assert wide.plan(branching_batch([("aa", i) for i in range(9)], (), 16), 1) is None
+
+
+@pytest.mark.parametrize(
+    ("num_members", "num_threads", "sizes"),
+    [(8, 1, [8]), (8, 2, [8]), (8, 3, [4, 4]), (8, 8, [2, 2, 2, 2]), (8, 9, None), (3, 3, None)],
+)
+def test_every_thread_gets_a_tile_and_a_head_or_nothing_is_shared(
+    num_members: int, num_threads: int, sizes: list[int] | None
+) -> None:
+    planner = TilePlanner(KvLayout(1, 2, 64, 16, "bfloat16"), num_heads=8)
+    batch = branching_batch([("aaa", 9 * i) for i in range(num_members)], (), 16)
+    tiles = planner.plan(batch, num_threads)
+    assert (None if tiles is None else tiles.tiles[:, 3].tolist()) == sizes
+
+
+def test_the_number_of_threads_may_change_from_step_to_step() -> None:
+    planner = TilePlanner(KvLayout(1, 2, 64, 16, "bfloat16"), num_heads=8)
+    batch = branching_batch([("aa", i) for i in range(8)], (), 16)
+    plans = [planner.plan(batch, num_threads) for num_threads in (1, 9, 3)]
+    assert [None if plan is None else len(plan.tiles) for plan in plans] == [1, None, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequences=SEQUENCES, num_threads=st.integers(1, 9))
+def test_no_tile_keeps_the_other_threads_waiting(
+    sequences: list[tuple[list[str], int]], num_threads: int
+) -> None:
+    num_kv_heads = 2
+    planner = TilePlanner(KvLayout(1, num_kv_heads, 64, 16, "bfloat16"), num_heads=8)
+    plan = planner.plan(branching_batch(sequences, (), 16), num_threads)
+    if plan is None:
+        return
+    for first, last in pairwise(plan.rounds.tolist()):
+        tiles = plan.tiles[first:last]
+        assert tiles[:, 3].min() >= 2
+        # Of one head; one member more than an equal part has where they do not divide.
+        tokens = tiles[:, 1] - tiles[:, 0]
+        share = num_kv_heads * int(tokens @ tiles[:, 3]) / num_threads
+        assert (tokens * (tiles[:, 3] - 1) < share).all()
+
+
+# A plan is of block ids at one time: tables are one array here, changed in place.
+def test_blocks_and_sequences_that_change_places_are_found_where_they_are(
+    kernels: KernelLibrary,
+) -> None:
+    torch.set_num_threads(1)
+    layout = KvLayout(1, 2, 64, 16, "bfloat16")
+    pool = KvPool(layout, 400)
+    generator = torch.Generator().manual_seed(5)
+    pool.tensor.copy_(torch.randn(pool.tensor.shape, generator=generator))
+    query = torch.randn(5, 6, 64, generator=generator)
+    new = torch.randn(2, 5, 2, 64, generator=generator)
+    sharing = NativeAttention(layout, 6, (PLAIN,), kernels)
+    tables = np.array([[*range(36), *range(40 + 10 * i, 44 + 10 * i)] for i in range(5)], np.int64)
+    starts = np.array([600, 601, 602, 603, 604])
+    changes: list[tuple[tuple[int, slice], Sequence[int]]] = [
+        # Nothing; a block moved by one; all moved the same way; another sequence in a place.
+        ((0, slice(0, 0)), []),
+        ((2, slice(20, 21)), [300]),
+        ((2, slice(20, 21)), [20]),
+        ((4, slice(0, 36)), range(320, 356)),
+        ((3, slice(0, 36)), range(320, 356)),
+        ((3, slice(0, 16)), range(16)),
+    ]
+    rounds: list[int] = []
+    for place, blocks in changes:
+        tables[place] = blocks
+        batch = batch_over(tables, [(int(start), 1) for start in starts], 16)
+        batch = AttentionBatch(starts, batch.num_queries, tables, batch.slot_mapping)
+        apart = NativeAttention(layout, 6, (PLAIN,), kernels, is_sharing=False)
+        steps = [attention.begin(batch, pool) for attention in (sharing, apart)]
+        rounds.append(steps[0].description.num_rounds)
+        outs = [step.attend(0, query, *new) for step in steps]
+        assert torch.equal(*outs)
+        starts += 1
+    assert rounds == [1, 2, 1, 1, 1, 2]

@@ -111,6 +111,16 @@ def test_a_step_that_shares_as_the_last_one_did_plans_nothing_anew() -> None:
     assert finder.of(batch_of([[0, 2, 2], [0, 1, 3]], [10, 11], 4)) == ()
 
 
+def test_sequences_that_share_nothing_are_forgotten_at_once() -> None:
+    finder = SharedRanges(4, 8)
+    tables = [[0, 1, 2], [0, 1, 3]]
+    shared = finder.of(batch_of(tables, [9, 10], 4))
+    assert finder.of(batch_of([[4, 1, 2], [0, 1, 3]], [9, 10], 4)) == ()
+    again = finder.of(batch_of(tables, [9, 10], 4))
+    assert [(r.last, r.members.tolist()) for r in again] == [(8, [0, 1])]
+    assert [(r.last, r.members.tolist()) for r in shared] == [(8, [0, 1])]
+
+
 @settings(max_examples=100, deadline=None)
 @given(tables=TABLES, min_tokens=st.integers(1, 60))
 def test_what_saves_too_little_is_left_out_from_the_leaves_on(
