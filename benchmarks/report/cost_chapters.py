@@ -7,7 +7,7 @@ from html import escape
 
 from benchmarks.report.charts import Axis, Bar, Line, Mark, Panel, Row, bar_panels, line_chart
 from benchmarks.report.fields import Field, Results
-from benchmarks.report.markup import Chapter, facts, figure, reasons, side_by_side, targets
+from benchmarks.report.markup import Chapter, chapter, ending, facts, figure, side_by_side
 from benchmarks.report.prose import Section, table
 from benchmarks.report.scales import short
 from benchmarks.report.scheduling_pairs import row_of
@@ -39,7 +39,7 @@ def decision_cost(results: Results, sections: Sequence[Section]) -> Chapter:
     parts.append(side_by_side(figures))
     if alone:
         parts.append(table(["beside the queue", "us"], alone))
-    return _chapter("What a decision costs", results, [*parts, *_end(results, sections)])
+    return chapter("What a decision costs", results, [*parts, *ending(results, sections)])
 
 
 def simulator_speed(results: Results, sections: Sequence[Section]) -> Chapter:
@@ -62,7 +62,7 @@ def simulator_speed(results: Results, sections: Sequence[Section]) -> Chapter:
             x, y = Axis("workers", is_log=True), Axis(title, is_log=True)
             figures.append(figure(line_chart(lines, x, y, title), title, results.source))
     parts = [facts(results), side_by_side(figures), _rows(runs)]
-    return _chapter("How fast the simulator is", results, [*parts, *_end(results, sections)])
+    return chapter("How fast the simulator is", results, [*parts, *ending(results, sections)])
 
 
 def simulator_replays(results: Results, sections: Sequence[Section]) -> Chapter:
@@ -71,12 +71,12 @@ def simulator_replays(results: Results, sections: Sequence[Section]) -> Chapter:
         (run.at("run").text(), run.at("seconds")) for run in results.content.at("runs").elements()
     ]
     title = "The simulator beside recorded runs of vLLM"
-    parts = [facts(results), *_errors(results, found, "real"), *_end(results, sections)]
+    parts = [facts(results), *_errors(results, found, "real"), *ending(results, sections)]
     left_out = results.content.get("left_out")
     if left_out is not None:
         names = ", ".join(one.text() for one in left_out.elements())
         parts.append(f"<p>Left out: {escape(names)}.</p>")
-    return _chapter(title, results, parts)
+    return chapter(title, results, parts)
 
 
 def live_run(results: Results, sections: Sequence[Section]) -> Chapter:
@@ -91,7 +91,7 @@ def live_run(results: Results, sections: Sequence[Section]) -> Chapter:
     parts = [facts(results), *_errors(results, found, "live")]
     parts.append(f"<p>Replayed by a fresh core: {escape(replayed)}.</p>")
     title = "The simulator beside a run of our own cluster"
-    return _chapter(title, results, [*parts, *_end(results, sections)])
+    return chapter(title, results, [*parts, *ending(results, sections)])
 
 
 def _errors(results: Results, runs: Sequence[tuple[str, Field]], truth: str) -> list[str]:
@@ -134,12 +134,3 @@ def _cell(one: Field | None) -> str:
     if isinstance(one.value, str):
         return escape(one.value)
     return short(one.number())
-
-
-def _end(results: Results, sections: Sequence[Section]) -> list[str]:
-    return [targets(results.outcomes), reasons(sections)]
-
-
-def _chapter(title: str, results: Results, parts: Sequence[str]) -> Chapter:
-    whole = f"{title}: {results.name}"
-    return Chapter(whole, results.anchor, (results.name,), tuple(filter(None, parts)))

@@ -93,3 +93,14 @@ def code(text: str) -> str:
 
 def _digits(values: Sequence[float]) -> int:
     return 0 if min(map(abs, values)) >= 100 else 2 if max(map(abs, values)) >= 0.1 else 4
+
+
+def ending(results: Results, sections: Sequence[Section]) -> list[str]:
+    """What most chapters end with: targets, and what the text says."""
+    return [targets(results.outcomes), reasons(sections)]
+
+
+def chapter(title: str, results: Results, parts: Sequence[str]) -> Chapter:
+    """Of one file; empty parts are left out."""
+    whole = f"{title}: {results.name}"
+    return Chapter(whole, results.anchor, (results.name,), tuple(filter(None, parts)))

@@ -11,16 +11,17 @@ from benchmarks.report.cost_chapters import (
     simulator_speed,
 )
 from benchmarks.report.fields import Field, Results
+from benchmarks.report.kv_chapters import (
+    gpu,
+    kv_overlap,
+    kv_overlap_live,
+    kv_push,
+    kv_push_network,
+)
 from benchmarks.report.markup import Chapter, code, facts, reasons, targets
 from benchmarks.report.prose import Section, sections_of, table
 from benchmarks.report.scheduling_chapter import other_goals, scheduling_chapter
-from benchmarks.report.server_chapters import (
-    end_to_end,
-    kv_push,
-    kv_push_network,
-    prompt_flow,
-    router,
-)
+from benchmarks.report.server_chapters import end_to_end, prompt_flow, router
 from benchmarks.report.style import style
 
 Maker = Callable[[Results, Sequence[Section]], Chapter]
@@ -38,6 +39,9 @@ MAKER_BY_MODULE: Mapping[str, Maker] = {
     "prompt_flow": prompt_flow,
     "kv_push": kv_push,
     "kv_push_network": kv_push_network,
+    "kv_overlap": kv_overlap,
+    "kv_overlap_live": kv_overlap_live,
+    "gpu": gpu,
 }
 _LEAD = (
     "Every figure says which file it is from, by which command, when and on which machine; the "

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Sequence
 from html import escape
 
-from benchmarks.report.charts import Axis, Bar, Line, Mark, Panel, Row, bar_panels, line_chart
+from benchmarks.report.charts import Axis, Bar, Line, Panel, Row, bar_panels, line_chart
 from benchmarks.report.fields import Field, Results
-from benchmarks.report.markup import Chapter, facts, figure, reasons, side_by_side, targets
+from benchmarks.report.markup import Chapter, chapter, ending, facts, figure, side_by_side
 from benchmarks.report.prose import Section, table
 from benchmarks.report.scales import short
 
@@ -42,8 +42,8 @@ def end_to_end(results: Results, sections: Sequence[Section]) -> Chapter:
     failures = [one.text() for one in results.content.at("failures").elements()]
     if failures:
         more += f"<br>Failed: {escape('; '.join(failures))}."
-    parts = [facts(results, more), side_by_side(figures), *_end(results, sections)]
-    return _chapter(f"End to end beside its peers, {model}", results, parts)
+    parts = [facts(results, more), side_by_side(figures), *ending(results, sections)]
+    return chapter(f"End to end beside its peers, {model}", results, parts)
 
 
 def router(results: Results, sections: Sequence[Section]) -> Chapter:
@@ -60,7 +60,7 @@ def router(results: Results, sections: Sequence[Section]) -> Chapter:
         drawing = bar_panels([row for row, _ in there], panels, load)
         figures.append(figure(drawing, load, results.source, "Medians of the blocks."))
     parts = [facts(results), side_by_side(figures), _added(results), _footprint(results)]
-    return _chapter("The router", results, [*parts, *_end(results, sections)])
+    return chapter("The router", results, [*parts, *ending(results, sections)])
 
 
 def prompt_flow(results: Results, sections: Sequence[Section]) -> Chapter:
@@ -78,65 +78,7 @@ def prompt_flow(results: Results, sections: Sequence[Section]) -> Chapter:
     ]
     drawn = figure(drawing, title, results.source, "Medians of the rounds.")
     parts = [facts(results), drawn, table(["MB/s over its limit", "share"], shares)]
-    return _chapter("What prompts cost", results, [*parts, *_end(results, sections)])
-
-
-def kv_push(results: Results, sections: Sequence[Section]) -> Chapter:
-    """Pushes through shared memory over one memcpy of as many bytes. Raises: ResultsUnreadable."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    speeds: dict[str, list[tuple[float, float]]] = {}
-    for row in results.content.at("rows").elements():
-        size = row.at("block_bytes").number()
-        copied = size * row.at("num_blocks").number() / 2**20
-        place = "scattered" if row.at("is_scattered").flag() else "contiguous"
-        name = f"{size / 1024:g} KiB blocks, {place}"
-        found = row.at("mb_per_s")
-        push, memcpy = found.at("push").numbers(), found.at("memcpy").positives()
-        shares = [one / other for one, other in zip(push, memcpy, strict=False)]
-        points.setdefault(name, []).append((copied, statistics.median(shares)))
-        speeds.setdefault(name, []).append((copied, statistics.median(push)))
-    figures = []
-    told: Sequence[tuple[str, dict[str, list[tuple[float, float]]], list[Mark]]] = (
-        ("bytes/s of a push over those of one memcpy", points, [Mark(0.95, "target 0.95")]),
-        ("MB/s of a push", speeds, []),
-    )
-    for title, by_name, levels in told:
-        if by_name:
-            lines = [
-                Line(Row(name, number), sorted(found))
-                for number, (name, found) in enumerate(by_name.items())
-            ]
-            axes = Axis("MiB a push", is_log=True), Axis("share" if levels else "MB/s", is_log=True)
-            drawing = line_chart(lines, *axes, title, levels)
-            figures.append(figure(drawing, title, results.source, "Medians of the rounds."))
-    parts = [facts(results), side_by_side(figures), *_end(results, sections)]
-    return _chapter("KV through shared memory", results, parts)
-
-
-def kv_push_network(results: Results, sections: Sequence[Section]) -> Chapter:
-    """Pushes over the network over a plain socket in the same round. Raises: ResultsUnreadable."""
-    found: dict[str, dict[str, Bar]] = {}
-    shapes: dict[str, None] = {}
-    for row in results.content.at("rows").elements():
-        size, number = row.at("block_bytes").number(), row.at("num_blocks").number()
-        place = "scattered" if row.at("is_scattered").flag() else "together"
-        shape = f"{number:g} x {size / 1024:g} KiB {place}"
-        shapes[shape] = None
-        push, plain = row.at("push_mb_per_s").numbers(), row.at("socket_mb_per_s").positives()
-        share = statistics.median(one / other for one, other in zip(push, plain, strict=False))
-        bar = Bar(share, f"{share:.2f}")
-        found.setdefault(row.at("transport").text().replace("_", " "), {})[shape] = bar
-    panels = [
-        Panel(name, [by_shape.get(shape) for shape in shapes], [Mark(0.9, "target for TCP")])
-        for name, by_shape in found.items()
-    ]
-    parts = [facts(results)]
-    if panels:
-        title = "bytes/s of a push over those of a plain socket"
-        drawing = bar_panels([Row(shape, 0) for shape in shapes], panels, title)
-        note = "Medians of the rounds; the line is the target for TCP, 0.9."
-        parts.append(figure(drawing, title, results.source, note))
-    return _chapter("KV over the network", results, [*parts, *_end(results, sections)])
+    return chapter("What prompts cost", results, [*parts, *ending(results, sections)])
 
 
 def _by_clients(measured: Sequence[Field], server: str, name: str) -> list[tuple[float, float]]:
@@ -192,12 +134,3 @@ def _footprint(results: Results) -> str:
         if one.value is not None
     ]
     return f"<h3>Memory and start-up</h3>{table(['figure', 'value'], rows)}" if rows else ""
-
-
-def _end(results: Results, sections: Sequence[Section]) -> list[str]:
-    return [targets(results.outcomes), reasons(sections)]
-
-
-def _chapter(title: str, results: Results, parts: Sequence[str]) -> Chapter:
-    whole = f"{title}: {results.name}"
-    return Chapter(whole, results.anchor, (results.name,), tuple(filter(None, parts)))
