@@ -133,13 +133,13 @@ class ModelRunner:
                 newest.append(token_ids.index_select(0, rows))
             sampling_slots.append(inputs.sampling_slots)
         slots = np.concatenate(sampling_slots)
-        drawn = copy = None
+        drawn = None
         if len(slots):
             logits = self.model.logits(_joined(scored))
             sampling = self._slots.sampling_of(slots)
             # Histories are known on the host, but for what a pass under way is sampling.
             drawn = draw(logits, sampling, _joined(newest) if newest else None)
-            copy = self._host_copies.start(drawn.tensors)
+        copy = self._host_copies.start(() if drawn is None else drawn.tensors)
         # Non-finite numbers are told with the result: the ranks of a worker make the same
         # exchanges, whatever the numbers are.
         return PendingPass(self._slots, slots, found, drawn, copy, self._under_way.remove)
@@ -170,7 +170,10 @@ class ModelRunner:
 
     def _forward_pieces(self, plan: StepPlan) -> "Iterator[tuple[_StepInputs, Tensor, Tensor]]":
         """Each piece with its token ids [num_tokens] and hidden states on the device."""
-        for chunks in pieces_of(plan.chunks, self.model.max_rows):
+        for number, chunks in enumerate(pieces_of(plan.chunks, self.model.max_rows)):
+            if number:
+                # Attention plans for two at a time: for this one where that before the last ran.
+                self._host_copies.settle()
             inputs = self._inputs(chunks)
             token_ids = self._token_ids(inputs)
             yield inputs, token_ids, self._forward(inputs, token_ids)

@@ -35,10 +35,11 @@ class NumberlessModel:
     device = META
     dtype = torch.float32
     arithmetic = "none"
-    max_rows = None
 
-    def __init__(self) -> None:
+    def __init__(self, max_rows: int | None = None) -> None:
+        """`max_rows`: tokens that it computes at once; None: any number."""
         self.config = NumberlessDimensions()
+        self.max_rows = max_rows
         width = self.config.num_heads * self.config.head_dim
         self._embedding = torch.empty(self.config.vocab_size, width, device=META)
 

@@ -33,10 +33,11 @@ class PendingPass:
         sampling_slots: Int64Array,
         scored: Scored,
         drawn: DrawnBatch | None,
-        copy: HostCopy | None,
+        copy: HostCopy,
         ended: "Callable[[PendingPass], None]",
     ) -> None:
-        """`drawn`, `copy`: None where nothing is sampled. `ended` is told once."""
+        """`drawn`: None where nothing is sampled; `copy`: of its tensors, or of none, behind the
+        pass all the same. `ended` is told once."""
         self._table = slots
         self._slots = sampling_slots
         self._scored = scored
@@ -59,11 +60,12 @@ class PendingPass:
         """See `PendingStep.result`."""
         assert not self._is_over, "the result is taken once"
         prompt_logprobs = tuple(self._scored.prompt_logprobs)
-        if self._drawn is None or self._copy is None:
-            self._end()
+        self._end()
+        if self._drawn is None:
+            # Nothing is read; but it writes to blocks that somebody may be given now.
+            self._copy.wait()
             _require_finite(self._scored.not_finite)
             return StepResult((), (), prompt_logprobs=prompt_logprobs)
-        self._end()
         try:
             sampled = self._drawn.read(self._copy.wait())
             bad_slots = self._slots[~sampled.is_finite].tolist()
@@ -84,9 +86,9 @@ class PendingPass:
         if self._is_over:
             return
         self._end()
-        if self._copy is not None:
+        if self._drawn is not None:
             self._table.give_up(self._slots)
-            self._copy.wait()
+        self._copy.wait()
 
     def _end(self) -> None:
         self._is_over = True

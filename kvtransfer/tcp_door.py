@@ -162,6 +162,8 @@ class TcpDoor:
             return None
         if (hello.num_blocks, hello.block_bytes) != (layout.num_blocks, layout.block_bytes):
             return Welcome.OTHER_LAYOUT
+        # Nobody may have asked for its blocks since such a copy has ended.
+        self._look_at_stuck()
         with self._lock:
             if self._is_closed:
                 return Welcome.OTHER_WORKER

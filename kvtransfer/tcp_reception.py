@@ -121,6 +121,7 @@ class Reception:
             with contextlib.suppress(OSError):
                 # What is closed unread may take along what was sent.
                 pending.connection.recv(MAX_HELLO_BYTES)
+            with contextlib.suppress(OSError):
                 pending.connection.send(pack_welcome(Welcome.OTHER_VERSION, self._incarnation))
             self._drop(pending, str(error))
         except (FrameError, OSError) as error:

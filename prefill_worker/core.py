@@ -7,6 +7,7 @@ known target: `prefill_worker/pushing.py`. A task lets go of its blocks only whe
 any more.
 """
 
+import math
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -79,6 +80,8 @@ class PrefillSettings:
     kv_overlap: KvOverlap = KvOverlap.CHUNK
     # Pushes take their time from the passes.
     are_cores_shared: bool = False
+    # `AUTO` lets no push become longer for what it gains.
+    max_push_s: float = math.inf
 
 
 class PrefillCore:
@@ -103,6 +106,7 @@ class PrefillCore:
             settings.block_size,
             settings.kv_overlap,
             are_cores_shared=settings.are_cores_shared,
+            max_push_s=settings.max_push_s,
         )
         # Kept as a sum: the load goes out with every frame.
         self._num_backlog_tokens = 0
@@ -301,9 +305,10 @@ class PrefillCore:
             self._prefixes.computed(task, chunk.num_tokens)
             task.num_computed_tokens += chunk.num_tokens
             self._num_backlog_tokens -= chunk.num_tokens
-            actions += self._pushing.at_once(task)
             if chunk.samples:
                 actions += self._first_token(task, output_by_slot[chunk.slot])
+            else:
+                actions += self._pushing.at_once(task)
         self._planned = ()
         return actions
 
@@ -311,7 +316,8 @@ class PrefillCore:
         emitted = output.as_report(task.task_id, len(task.sequence.output_token_ids))
         actions: list[WorkerAction] = [SendReport(task.session_id, emitted)]
         if output.finish_reason is not None:
-            return actions + self._end(task)
+            return actions + self._end(task)  # nobody goes on with its KV
+        actions += self._pushing.at_once(task)
         return actions + self._leave_engine(task) + self._finish_if_pushed(task)
 
     def _push_finished(self, event: PushFinished) -> list[WorkerAction]:

@@ -41,9 +41,16 @@ class Pushing:
     """Owned by the core."""
 
     def __init__(
-        self, pool: BlockPool, block_size: int, overlap: KvOverlap, *, are_cores_shared: bool
+        self,
+        pool: BlockPool,
+        block_size: int,
+        overlap: KvOverlap,
+        *,
+        are_cores_shared: bool,
+        max_push_s: float,
     ) -> None:
         self._pool = pool
+        self._max_push_s = max_push_s
         self._block_size = block_size
         self._overlap = overlap
         self._paths = PushPaths(are_cores_shared=are_cores_shared)
@@ -63,12 +70,16 @@ class Pushing:
         path = self._path(task)
         if path is None or not model.num_observed:
             # That is how it becomes known.
-            return self._push(task)
+            return self._push(task, coming.now)
         rest = self._rest(task, coming.now)
+        is_long = path.seconds(rest.num_ready_blocks) >= self._max_push_s
+        if is_long and rest.busy_s <= self._max_push_s:
+            # Whatever is gained: together with what comes later it might never be done in time.
+            return self._push(task, coming.now)
         num_next = coming.chunk.num_tokens
         first, *others = passes_of(model, rest, num_next, coming.max_num_tokens)
         passes = (PassAhead(coming.pass_s, first.num_blocks), *others)
-        return self._push(task) if is_push_due(path, rest.state(passes)) else []
+        return self._push(task, coming.now) if is_push_due(path, rest.state(passes)) else []
 
     def cut(
         self, task: PromptTask, chunk: ScheduledChunk, model: OnlineBatchTime, now: float
@@ -124,7 +135,8 @@ class Pushing:
             num_final = min(num_full - target.first_block_index, len(target.block_ids))
         return max(0, num_final - task.num_submitted_blocks)
 
-    def _push(self, task: PromptTask) -> list[WorkerAction]:
+    def _push(self, task: PromptTask, now: float | None = None) -> list[WorkerAction]:
+        """All that is ready. None: after an event, before anybody told the time."""
         num_ready = self._num_ready(task)
         if not num_ready:
             return []
@@ -135,5 +147,5 @@ class Pushing:
         push = Push(task.task_id, target, task.num_submitted_blocks, blocks)
         task.num_submitted_blocks += num_ready
         task.num_pushes_in_flight += 1
-        self._paths.ordered(target.export.worker_id, num_ready)
+        self._paths.ordered(target.export.worker_id, num_ready, now)
         return [push]

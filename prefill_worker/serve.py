@@ -9,6 +9,10 @@ from worker.assembly import RoleParts, Workplace
 from worker.rank_transfer import push
 from worker.shell import run_worker
 
+# Of the time that a push may take, what one shall be predicted to take: a path may become slower,
+# and what lies before it counts as well.
+_MAX_SHARE_OF_TIMEOUT = 0.25
+
 
 async def serve(config: PrefillConfig, stop: StopRequested) -> None:
     """Run prompt tasks until asked to stop. Raises: StartupError."""
@@ -38,6 +42,7 @@ def prefill_settings_of(config: PrefillConfig, num_blocks: int) -> PrefillSettin
         is_learning=True,
         kv_overlap=KvOverlap(config.kv_overlap),
         are_cores_shared=_are_cores_shared(config),
+        max_push_s=config.push_timeout_s * _MAX_SHARE_OF_TIMEOUT,
     )
 
 
@@ -45,4 +50,6 @@ def _are_cores_shared(config: PrefillConfig) -> bool:
     """No core is left beside those of the engine, so pushes take their time from passes."""
     if config.device != "cpu":
         return False
+    if config.shared_cores is not None:
+        return True  # by turns it has all of them
     return resolve_num_threads(config.num_threads) >= available_cores()

@@ -302,8 +302,9 @@ class Fleet:
             )
             return (
                 "prefill and decode workers are connected, but no two are compatible: "
-                f"{differs or 'nobody says why'}; they must serve one model with one dtype, KV "
-                "dtype, block size and number of KV slices, see `tandem admin workers`"
+                f"{differs or 'nobody says why'}; they must be of one release and serve one model "
+                "with one dtype, KV dtype, block size and number of KV slices, see `tandem admin "
+                "workers`"
             )
         missing = " and ".join(
             role for role, there in (("prefill", prefill), ("decode", decode)) if not there

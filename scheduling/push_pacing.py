@@ -184,6 +184,8 @@ def _ahead(
 _CUTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
 # Passes of fewer tokens are not made on purpose: kernels are not busy with them.
 MIN_CUT_TOKENS = 512
+# By what share of the pass a cut may make the first token later, whatever it gains.
+MAX_LATER = 0.05
 
 
 def tokens_before_cut(path: PushPath, model: BatchTimeModel, rest: RestOfPrompt) -> int:
@@ -191,8 +193,9 @@ def tokens_before_cut(path: PushPath, model: BatchTimeModel, rest: RestOfPrompt)
 
     A cut lets KV travel while the rest is computed, and costs another pass: weights are read
     again, kernels are smaller. The first token is later by as much, so a cut must bring the last
-    block forward by more than that. That two passes take less than one is not believed: a cut
-    counts as one smallest pass at least.
+    block forward by more than that, and no cut makes it later by much: its caller may wait for it
+    with a goal that is known to the router alone. That two passes take less than one is not
+    believed: a cut counts as one smallest pass at least.
     """
     num_tokens = rest.end - rest.start
     least_s = model.seconds(BatchShape().with_chunk(rest.start, 1))
@@ -205,8 +208,11 @@ def tokens_before_cut(path: PushPath, model: BatchTimeModel, rest: RestOfPrompt)
         if min(num_first, num_tokens - num_first) < MIN_CUT_TOKENS:
             continue
         cut_s, cut_ends_s = _earliest_s(path, model, rest, num_first)
+        later_s = max(cut_ends_s - whole_ends_s, least_s)
+        if later_s > MAX_LATER * whole_ends_s:
+            continue
         saved_s = (whole_s - whole_ends_s) - (cut_s - cut_ends_s)
-        gained_s = saved_s - 2 * max(cut_ends_s - whole_ends_s, least_s)
+        gained_s = saved_s - 2 * later_s
         if gained_s > best_s:
             best, best_s = num_first, gained_s
     return best

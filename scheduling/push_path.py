@@ -51,10 +51,14 @@ class _Peer:
     ended: deque[MeasuredPush] = field(default_factory=lambda: deque(maxlen=WINDOW))
     # None: to be fitted again.
     path: PushPath | None = None
-    num_open: int = 0
-    # Of what is under way, as predicted when it was ordered, less the time since.
+    # What each push that is under way takes, as predicted when it was ordered; in that order, in
+    # which they end. As many as the worker has blocks at most: each holds one.
+    open_s: deque[float] = field(default_factory=deque)
+    # Of all these, less the time that went by.
     left_s: float = 0.0
     looked_at_s: float = 0.0
+    # Part of `left_s` from which no time goes until the next look.
+    new_s: float = 0.0
 
 
 class PushPaths:
@@ -81,37 +85,48 @@ class PushPaths:
         peer = self._peer_by_worker.get(worker_id)
         if peer is None:
             return 0.0
-        peer.left_s = max(0.0, peer.left_s - max(0.0, now - peer.looked_at_s))
-        peer.looked_at_s = now
+        self._look(peer, now)
         return peer.left_s
 
-    def ordered(self, worker_id: WorkerId, num_blocks: int) -> None:
-        """A push is on its way."""
+    def ordered(self, worker_id: WorkerId, num_blocks: int, now: float | None) -> None:
+        """A push is on its way. None: just now, but nobody knows what time it is."""
         path = self.path_to(worker_id)
         peer = self._peer_by_worker.get(worker_id)
         if peer is None:
             peer = self._peer_by_worker[worker_id] = _Peer()
         self._peer_by_worker.move_to_end(worker_id)
-        peer.num_open += 1
+        seconds = 0.0 if path is None else path.seconds(num_blocks)
+        if now is None:
+            peer.new_s += seconds
+        else:
+            self._look(peer, now)
+        peer.open_s.append(seconds)
+        peer.left_s += seconds
         self._forget_one()
-        if path is not None:
-            peer.left_s += path.seconds(num_blocks)
 
     def ended(self, worker_id: WorkerId, push: MeasuredPush | None) -> None:
         """One that was ordered is over; None where it failed, or says nothing."""
         peer = self._peer_by_worker.get(worker_id)
         assert peer is not None, "a peer is remembered while a push is under way"
-        peer.num_open -= 1
-        if not peer.num_open:
-            peer.left_s = 0.0
+        peer.open_s.popleft()
         if push is not None and push.num_blocks > 0 and push.seconds > 0:
             peer.ended.append(push)
             peer.path = None
+
+    def _look(self, peer: _Peer, now: float) -> None:
+        went_by_s = max(0.0, now - peer.looked_at_s)
+        old_s = max(0.0, peer.left_s - peer.new_s - went_by_s)
+        # One is carried out at a time: what takes longer than predicted is not made up for by those
+        # behind it, and of what has ended nothing is left.
+        most_s = sum(peer.open_s)
+        least_s = most_s - peer.open_s[0] if peer.open_s else 0.0
+        peer.left_s = min(max(least_s, old_s + peer.new_s), most_s)
+        peer.looked_at_s, peer.new_s = now, 0.0
 
     def _forget_one(self) -> None:
         if len(self._peer_by_worker) <= MAX_PEERS:
             return
         for worker_id, peer in self._peer_by_worker.items():
-            if not peer.num_open:
+            if not peer.open_s:
                 del self._peer_by_worker[worker_id]
                 return

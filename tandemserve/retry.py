@@ -40,7 +40,8 @@ class RetryPolicy:
     resume_for_s: float | None = None
     first_delay_s: float = 0.2
     max_delay_s: float = 2.0
-    # A server that asks for a longer wait is not waited for; the caller decides.
+    # A server that asks for a longer wait is not waited for; the caller decides. Where it has no
+    # workers, it is asked again for as long as `retry_for_s`, however long they may take.
     max_retry_after_s: float = 30.0
 
 
@@ -106,12 +107,16 @@ class Attempts:
             self._failing_since_s = now
         if isinstance(error, _ROUTER_GONE) and not isinstance(error, ConnectionFailed):
             self._told = error
-        if self._is_enough(error) or (asked_s or 0.0) > policy.max_retry_after_s:
+        is_gone = isinstance(error, _ROUTER_GONE)
+        if self._is_enough(error):
             raise self._reason(error)
+        if not is_gone and (asked_s or 0.0) > policy.max_retry_after_s:
+            raise error
         delay_s = self._draw_delay(error, asked_s)
-        if self._deadline_s is not None and now + delay_s >= self._deadline_s:
-            raise self._reason(error)
-        if isinstance(error, _ROUTER_GONE) and self._is_impatient(now, delay_s):
+        if is_gone and asked_s is not None and self._is_too_long(error, now, delay_s):
+            # For so long it was away the last time: it is asked on, since it may be back sooner.
+            delay_s = self._draw_delay(error, None)
+        if self._is_too_long(error, now, delay_s):
             raise self._reason(error)
         self._num_failures += 1
         # Also by callers whose clock stands still while they wait.
@@ -130,6 +135,12 @@ class Attempts:
                 return False
             most = _MAX_OTHER_RETRIES
         return self._num_failures >= most
+
+    def _is_too_long(self, error: TandemError, now: float, delay_s: float) -> bool:
+        """Whether this wait would end after the deadline, or after what the policy waits for."""
+        if self._deadline_s is not None and now + delay_s >= self._deadline_s:
+            return True
+        return isinstance(error, _ROUTER_GONE) and self._is_impatient(now, delay_s)
 
     def _is_impatient(self, now: float, delay_s: float) -> bool:
         """Whether all routers have failed, and this wait would end after the last moment."""

@@ -23,6 +23,8 @@ from scheduling.worker_events import (
 START_TIMEOUT_S = 120.0
 # Longer than the longest prompt that any worker takes.
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+# Of why a rank cannot go on.
+MAX_REASON_CHARS = 2000
 _CONFIGS: dict[str, type[WorkerConfig]] = {
     PrefillConfig.process: PrefillConfig,
     DecodeConfig.process: DecodeConfig,
@@ -142,6 +144,12 @@ class RankFailed:
     """The last message of a rank that cannot go on."""
 
     message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> "RankFailed":
+        """In one line, and without what nobody reads: a device tells of its errors in many."""
+        told = " ".join(str(error).split()) or type(error).__name__
+        return cls(told if len(told) <= MAX_REASON_CHARS else f"{told[:MAX_REASON_CHARS]}...")
 
 
 RankMessage: TypeAlias = (

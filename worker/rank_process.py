@@ -80,7 +80,7 @@ def main(fd: int, timeout_s: float) -> int:
             log.exception("rank_failed")
         # Rank 0 may have ended of the same.
         with suppress(RankLost):
-            channel.send(RankFailed(f"{error}" or type(error).__name__))
+            channel.send(RankFailed.of(error))
     return 1
 
 

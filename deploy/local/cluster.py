@@ -7,7 +7,7 @@ a test looks at what the others do.
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -150,13 +150,16 @@ class LocalCluster:
 
         Raises: ProcessEnded, WorkerIncompatible, StartTimedOut.
         """
-        waiting = dict.fromkeys(names or self._begun().child_by_name)
+        wanted = names or tuple(self._begun().child_by_name)
+        waiting = dict.fromkeys(wanted)
         total = len(waiting)
         timeout_s = self._settings.start_timeout_s if timeout_s is None else timeout_s
         clock = MonotonicClock()
         began_at_s, news_at_s = clock.now(), next_news_after(0.0)
         while waiting:
             views = await self._probe().workers()
+            # Those that were ready as well: without them the others may never be.
+            self._require_running(wanted)
             for name in [name for name in waiting if self._is_ready(name, views)]:
                 del waiting[name]
                 self._say(f"{total - len(waiting)}/{total} processes ready: {name}")
@@ -253,10 +256,14 @@ class LocalCluster:
                 log_path = self.process(view.worker_id).log_path
                 raise WorkerIncompatible(view.worker_id, problem, log_path)
 
+    def _require_running(self, names: Iterable[str]) -> None:
+        """Raises: ProcessEnded."""
+        for child in map(self.process, names):
+            if not child.is_running:
+                raise child.ending()
+
     def _is_ready(self, name: str, views: tuple[WorkerView, ...] | None) -> bool:
         child = self.process(name)
-        if not child.is_running:
-            raise child.ending()
         if name == ROUTER:
             return views is not None
         view = next((view for view in views or () if view.worker_id == name), None)

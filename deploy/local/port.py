@@ -10,22 +10,23 @@ from deploy.local.errors import LaunchFailed
 class ReservedPort:
     """A port that was free. Made by `reserve_port`; owned until `release`."""
 
-    def __init__(self, port: int, holder: socket.socket | None) -> None:
+    def __init__(self, port: int, *holders: socket.socket) -> None:
         self.port = port
-        self._holder = holder
+        self._holders = holders
 
     def release(self) -> None:
         """Let the port go; twice is harmless. A listener of somebody else is not touched."""
-        if self._holder is not None:
-            self._holder.close()
-            self._holder = None
+        for holder in self._holders:
+            holder.close()
 
 
 def reserve_port(host: str, port: int) -> ReservedPort:
     """Take `port`, or a free one for 0, in such a way that a child can listen on it.
 
     On Linux a socket that is bound with SO_REUSEADDR and never listens keeps others from being
-    given the port, yet lets a server with the same option have it. Elsewhere the port is let go.
+    given the port, yet lets a server with the same option have it. Another such socket it does not
+    keep out, so that a second one, with a name, is there for whoever reserves. Elsewhere the port
+    is let go.
     Raises: LaunchFailed when the port is taken or cannot be had.
     """
     bare = host.strip("[]")
@@ -39,13 +40,28 @@ def reserve_port(host: str, port: int) -> ReservedPort:
     try:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(address)
+        bound_host, bound_port = holder.getsockname()[:2]
+        if sys.platform != "linux":
+            holder.close()
+            return ReservedPort(bound_port)
+        return ReservedPort(bound_port, holder, _claim(bound_host, bound_port))
     except OSError as error:
         holder.close()
         raise LaunchFailed(_why_not(error, host, port)) from error
-    reserved = ReservedPort(holder.getsockname()[1], holder)
-    if sys.platform != "linux":
-        reserved.release()
-    return reserved
+
+
+def _claim(host: str, port: int) -> socket.socket:
+    """Such names belong to a network namespace, as ports do, and end with their process.
+
+    Raises: OSError where somebody has it.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        claim.bind(f"\0tandem-router {host} {port}")
+    except OSError:
+        claim.close()
+        raise
+    return claim
 
 
 def _why_not(error: OSError, host: str, port: int) -> str:

@@ -49,15 +49,22 @@ def checked(
         raise CannotServe(str(error)) from error
     _require_settings_fit(settings, configs, folder)
     settings = with_common_slices(settings, configs)
-    if configs.decode.device == "cpu" and (num_free := free_bytes()) is not None:
+    if _is_in_shared_memory(configs.decode) and (num_free := free_bytes()) is not None:
         settings = with_fitting_kv_cache(settings, configs.decode, num_free)
-    configs = effective_configs(settings)
+    wanted_mib, configs = configs.decode.kv_cache_mib, effective_configs(settings)
     _require_settings_fit(settings, configs, folder)
     groups = list(_groups(settings, configs))
     _require_memory(groups, folder)
     if settings.log_dir is not None:
         make_log_folder(settings.log_dir)
-    return settings, configs, (*folder.config.remarks, *_transport_remarks(groups))
+    remarks = [*folder.config.remarks, *_transport_remarks(groups)]
+    if configs.decode.kv_cache_mib != wanted_mib:
+        remarks.append(
+            f"the KV caches of decode workers have {configs.decode.kv_cache_mib} MiB each and not "
+            f"{wanted_mib}, since /dev/shm is small; enlarge it (docker: --shm-size), or move KV "
+            "by --transports tcp"
+        )
+    return settings, configs, tuple(remarks)
 
 
 async def ask_machine(
@@ -133,12 +140,13 @@ def _require_memory(groups: list[tuple[str, int, WorkerConfig]], folder: ModelFo
         kv_bytes = count * kv_bytes_of(config, folder)
         needed_bytes += count * weight_bytes_of(config, folder) + kv_bytes
         num_workers += count
-        if isinstance(config, DecodeConfig) and SHARED_MEMORY in transport_names(config):
+        if isinstance(config, DecodeConfig) and _is_in_shared_memory(config):
             remove_leftovers()
             try:
                 require_room(kv_bytes)
             except ExportUnavailable as error:
-                raise CannotServe(f"{error}; or lower --kv-cache-mib", role) from error
+                hint = "or lower --kv-cache-mib, or move KV by --transports tcp"
+                raise CannotServe(f"{error}; {hint}", role) from error
     total_bytes = memory_bytes()
     if total_bytes is not None and needed_bytes > total_bytes:
         raise CannotServe(
@@ -146,6 +154,11 @@ def _require_memory(groups: list[tuple[str, int, WorkerConfig]], folder: ModelFo
             f"their KV alone, and processes here can have {total_bytes // _MIB} MiB; start fewer "
             "workers, lower --kv-cache-mib, or take a smaller model or --dtype"
         )
+
+
+def _is_in_shared_memory(config: DecodeConfig) -> bool:
+    """Whether that is where the worker's pool lies."""
+    return config.device == "cpu" and SHARED_MEMORY in transport_names(config)
 
 
 def _transport_remarks(groups: list[tuple[str, int, WorkerConfig]]) -> list[str]:

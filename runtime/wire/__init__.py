@@ -346,6 +346,9 @@ def _traits(traits: Sequence[str]) -> tuple[str, ...]:
     """They go into errors that callers see."""
     if len(traits) > MAX_TRAITS:
         raise ProtocolError("traits", f"are {len(traits)}, not {MAX_TRAITS} at most")
+    if not all(trait.isascii() and trait.isprintable() for trait in traits):
+        # Others take up to twelve times the room where errors travel.
+        raise ProtocolError("traits", "must be printable ASCII")
     return tuple(checked_name("traits", trait) for trait in traits)
 
 

@@ -23,6 +23,7 @@ from tandemserve.cli.generate import generate
 from tandemserve.cli.models import models, tokenize
 from tandemserve.cli.option_groups import AsJson
 from tandemserve.cli.output import note, print_json
+from tandemserve.cli.streams import open_closed_streams
 from tandemserve.errors import TandemError
 from tandemserve.version import VERSION
 
@@ -124,6 +125,7 @@ def version(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point of the console script; always ends in SystemExit."""
+    open_closed_streams()
     # gRPC's own log would stand between our lines. A user's setting wins; gRPC is not loaded yet.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251  it has no other switch
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -95,10 +95,10 @@ async def test_kv_goes_between_workers_of_different_numbers_of_ranks(
         await assert_empty(cluster)
 
 
-async def test_when_a_rank_is_killed_its_answers_go_on_elsewhere(
+async def test_when_a_rank_is_killed_its_answers_go_on_elsewhere_also_where_ranks_add_up_parts(
     start_cluster: StartCluster, greedy: Greedy, model_folders: dict[str, Path]
 ) -> None:
-    settings = TWO_RANKS | {"max_num_batched_tokens": "32"}
+    settings = TWO_RANKS | {"max_num_batched_tokens": "32", "tensor_parallel_reduce": "sum"}
     async with (
         start_cluster(
             model_folders["qwen2"], num_prefill=0, num_decode=0, num_mixed=2, decode=settings
@@ -127,5 +127,6 @@ async def test_when_a_rank_is_killed_its_answers_go_on_elsewhere(
         assert told == greedy("qwen2", wanted, 200)
         assert await first.wait_ended(PATIENCE_S)
         assert "rank 1 of this worker was ended by SIGKILL" in str(first.ending())
+        assert "-sum2-" in first.log_path.read_text("utf-8")
         first.restart()
         await cluster.wait_ready("mixed-0")

@@ -75,6 +75,18 @@ async def test_a_cluster_that_cannot_start_leaves_no_process(
     assert [child for child in below if f"--model={own}" in child.cmdline()] == []
 
 
+async def test_a_router_that_ends_while_workers_load_ends_the_start(
+    settings: ClusterSettings,
+) -> None:
+    def kill_the_router(line: str) -> None:
+        if line.startswith("1/3 processes ready"):
+            cluster.process("router-0").kill()
+
+    cluster = LocalCluster(settings, kill_the_router)
+    with pytest.raises(ProcessEnded, match="router-0 was ended by SIGKILL"):
+        await cluster.start()
+
+
 async def test_a_context_that_the_model_does_not_have_is_told_before_anything_starts(
     settings: ClusterSettings,
 ) -> None:

@@ -30,6 +30,17 @@ def test_a_reserved_port_can_be_listened_on_while_it_is_held() -> None:
         reserved.release()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the port is let go")
+def test_two_cannot_reserve_a_port_on_which_nobody_listens_yet() -> None:
+    reserved = reserve_port("127.0.0.1", 0)
+    try:
+        with pytest.raises(LaunchFailed, match=rf"port {reserved.port} is taken; .* --port"):
+            reserve_port("127.0.0.1", reserved.port)
+    finally:
+        reserved.release()
+    reserve_port("127.0.0.1", reserved.port).release()
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_a_host_that_is_not_this_machine_is_refused(host: str) -> None:
     with pytest.raises(LaunchFailed, match="host"):

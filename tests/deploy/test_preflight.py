@@ -11,6 +11,7 @@ import pytest
 from deploy.local.errors import CannotServe
 from deploy.local.preflight import ask_machine, checked
 from deploy.local.settings import ClusterSettings, effective_configs
+from deploy.local.shared_memory import free_bytes
 from engine.bundled import bundled_model_path
 from engine.model_folder import open_model_folder
 from runtime.errors import ConfigError
@@ -88,6 +89,22 @@ def test_more_memory_than_the_machine_has_is_refused(settings: ClusterSettings) 
     message = refusal_of(with_worker(settings, "prefill", num_blocks="2000000000"))
     assert message.startswith("3 workers need ")
     assert "start fewer workers" in message
+
+
+def test_caches_that_nobody_chose_are_made_smaller_for_shared_memory_alone_and_it_is_told(
+    settings: ClusterSettings,
+) -> None:
+    num_free = free_bytes()
+    assert num_free is not None
+    num_decode = num_free // 2 // (200 << 20) + 1
+    settings = replace(settings, num_decode=num_decode, decode_worker={})
+    _, configs, (remark,) = checked(settings)
+    assert configs.decode.kv_cache_mib <= 200
+    assert f"have {configs.decode.kv_cache_mib} MiB each and not 256" in remark
+    by_network = replace(settings, num_decode=1)
+    by_network = with_worker(by_network, "decode", transports="tcp")
+    *_, remarks = checked(by_network)
+    assert not [remark for remark in remarks if "MiB" in remark]
 
 
 def _rename(folder: Path, architecture: str) -> None:

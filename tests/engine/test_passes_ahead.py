@@ -62,6 +62,13 @@ def runner_of(
     return ModelRunner(model, pool, len(KINDS), attention, host_copies=copies)
 
 
+def numberless_runner(copies: LateCopies, max_rows: int | None = None) -> ModelRunner:
+    layout = KvLayout(1, 1, 8, BLOCK_SIZE, "float32")
+    pool = KvPool(layout, BLOCKS_EACH * len(KINDS), META)
+    model = NumberlessModel(max_rows)
+    return ModelRunner(model, pool, len(KINDS), NumberlessAttention(), host_copies=copies)
+
+
 def table(slot: int) -> tuple[int, ...]:
     return tuple(range(slot * BLOCKS_EACH, (slot + 1) * BLOCKS_EACH))
 
@@ -157,18 +164,36 @@ def test_nothing_is_waited_for_between_two_begins(model: Decoder) -> None:
 
 def test_no_number_is_looked_at_while_passes_are_ordered() -> None:
     """Nothing has a number on this device: what waits for one raises."""
-    copies = LateCopies(zeros_of)
-    layout = KvLayout(1, 1, 8, BLOCK_SIZE, "float32")
-    pool = KvPool(layout, BLOCKS_EACH * len(KINDS), META)
-    runner = ModelRunner(
-        NumberlessModel(), pool, len(KINDS), NumberlessAttention(), host_copies=copies
-    )
+    runner = numberless_runner(LateCopies(zeros_of))
     samplings = [
         replace(sampling, end_token_ids=tuple(i for i in sampling.end_token_ids if i < 100))
         for sampling in KINDS.values()
     ]
     results = one_behind_the_other(runner, samplings)
     assert len(results) == NUM_STEPS + 1
+
+
+def test_a_pass_that_samples_nothing_has_ended_as_well_when_its_result_is_there() -> None:
+    """Its blocks may go to a sender then, and attention plans in the memory of its plan."""
+    copies = LateCopies(zeros_of)
+    runner = numberless_runner(copies)
+    runner.add(SequenceStart(0, PROMPT, len(PROMPT), GREEDY, table(0)))
+    pending = runner.begin(StepPlan((ScheduledChunk(0, 0, 8, samples=False),)))
+    assert copies.notes == ["begun"]
+    assert pending.result() == StepResult((), ())
+    assert copies.notes == ["begun", "waited"]
+    runner.begin(StepPlan((ScheduledChunk(0, 8, 4, samples=False),))).discard()
+    assert copies.notes == ["begun", "waited"] * 2
+
+
+def test_a_piece_of_a_pass_waits_for_the_pieces_before_it() -> None:
+    """Attention plans for one that runs and one behind it, whatever these are."""
+    copies = LateCopies(zeros_of)
+    runner = numberless_runner(copies, max_rows=8)
+    runner.begin(prompts(runner, [GREEDY])).result()
+    assert copies.notes == ["settled", "settled", "begun", "waited"]
+    runner.begin(decode(0, [0])).result()
+    assert copies.notes[4:] == ["begun", "waited"]
 
 
 def test_at_most_two_passes_are_under_way_and_a_slot_stays_taken(model: Decoder) -> None:

@@ -72,11 +72,7 @@ def prompt(index: int) -> tuple[int, ...]:
     return common + tuple(3 + (5 * i + 11 * index) % (VOCAB - 3) for i in range(6 + 9 * index))
 
 
-def answers(
-    model: Decoder, indices: Sequence[int], *, is_sharing: bool
-) -> tuple[list[Answer], int]:
-    """Greedy answers over one common beginning, and the steps that read it for several."""
-    torch.set_num_threads(1)
+def runner_of(model: Decoder, *, is_sharing: bool) -> tuple[ModelRunner, CountingAttention]:
     config = model.config
     layout = KvLayout(
         config.num_layers,
@@ -86,7 +82,14 @@ def answers(
         dtype_name(model.dtype),
     )
     attention = CountingAttention(model, layout, is_sharing=is_sharing)
-    runner = ModelRunner(model, KvPool(layout, NUM_BLOCKS), 8, attention)
+    return ModelRunner(model, KvPool(layout, NUM_BLOCKS), 8, attention), attention
+
+
+def answers(
+    model: Decoder, indices: Sequence[int], *, is_sharing: bool
+) -> tuple[list[Answer], int]:
+    """Greedy answers over one common beginning, and the steps that read it for several."""
+    runner, attention = runner_of(model, is_sharing=is_sharing)
     num_common = COMMON_TOKENS // BLOCK_SIZE
     free = num_common
     results: list[StepResult] = []
@@ -104,19 +107,83 @@ def answers(
         ends = [len(prompt(index)) + step for index in indices]
         chunks = [ScheduledChunk(slot, end, 1, True) for slot, end in enumerate(ends)]
         results.append(runner.step(StepPlan(tuple(chunks))))
-    by_slot: list[Answer] = [([], []) for _ in indices]
+    return by_slot(results, len(indices)), attention.num_shared_steps
+
+
+def by_slot(results: Sequence[StepResult], num_slots: int) -> list[Answer]:
+    found: list[Answer] = [([], []) for _ in range(num_slots)]
     for result in results:
         for place, slot in enumerate(result.slots):
-            by_slot[slot][0].append(result.token_ids[place])
-            by_slot[slot][1].append(result.logprobs[place])
-    return by_slot, attention.num_shared_steps
+            found[slot][0].append(result.token_ids[place])
+            found[slot][1].append(result.logprobs[place])
+    return found
 
 
-@pytest.mark.parametrize("num_answers", [2, 6])
+@pytest.mark.parametrize("num_answers", [2, 8])
 def test_answers_to_one_beginning_are_those_of_each_alone(model: Decoder, num_answers: int) -> None:
+    torch.set_num_threads(1)
     indices = range(num_answers)
     together, num_shared_steps = answers(model, indices, is_sharing=True)
     assert num_shared_steps == NUM_STEPS
     assert together == answers(model, indices, is_sharing=False)[0]
     for index in indices:
         assert together[index] == answers(model, [index], is_sharing=True)[0][0]
+
+
+def answers_with_changes(model: Decoder, *, is_sharing: bool) -> tuple[list[Answer], list[bool]]:
+    """Eight answers: one ends, its slot goes to another prompt, blocks of two others move.
+
+    Also whether something was read for several, step by step.
+    """
+    runner, attention = runner_of(model, is_sharing=is_sharing)
+    num_common = COMMON_TOKENS // BLOCK_SIZE
+    lengths = [len(prompt(index)) for index in range(8)]
+    results: list[StepResult] = []
+    shared: list[bool] = []
+
+    def step(*prompt_chunks: ScheduledChunk) -> None:
+        computing = {chunk.slot for chunk in prompt_chunks}
+        decoding = [slot for slot in range(8) if slot not in computing and slot in live]
+        chunks = [ScheduledChunk(slot, lengths[slot], 1, True) for slot in decoding]
+        before = attention.num_shared_steps
+        results.append(runner.step(StepPlan((*chunks, *prompt_chunks))))
+        shared.append(attention.num_shared_steps > before)
+        for slot in decoding:
+            lengths[slot] += 1
+
+    live: set[int] = set()
+    for slot in range(8):
+        first = num_common + 5 * slot
+        table = (*range(num_common), *range(first, first + 5))
+        runner.add(SequenceStart(slot, prompt(slot), lengths[slot], SAMPLING, table))
+        start = COMMON_TOKENS if slot else 0
+        # Those that came before go on beside the prompt.
+        step(ScheduledChunk(slot, start, lengths[slot] - start, True))
+        live.add(slot)
+    step()
+    runner.remove(3)
+    lengths[3], own = 530, num_common + 5 * 8
+    tokens = tuple(3 + 13 * i % (VOCAB - 3) for i in range(530))
+    runner.add(SequenceStart(3, tokens, 530, SAMPLING, tuple(range(own, own + 34))))
+    step(ScheduledChunk(3, 0, 530, True))
+    step()
+    pool, moved = runner.kv_pool.tensor, own + 34
+    pool[moved : moved + 32] = pool[:num_common]
+    for slot in (5, 6):
+        runner.replace_blocks(slot, 0, range(moved, moved + 32))
+    step()
+    runner.replace_blocks(5, 0, range(16))
+    step()
+    return by_slot(results, 8), shared
+
+
+def test_answers_stay_the_same_when_others_come_and_go_and_blocks_move(model: Decoder) -> None:
+    torch.set_num_threads(1)
+    found, shared = answers_with_changes(model, is_sharing=True)
+    # From the step on in which two go on beside a third one's prompt.
+    assert shared == [False, False] + [True] * 11
+    assert found == answers_with_changes(model, is_sharing=False)[0]
+    for slot in (1, 5):
+        tokens, logprobs = answers(model, [slot], is_sharing=True)[0][0]
+        assert found[slot][0][: 1 + NUM_STEPS] == tokens
+        assert found[slot][1][: 1 + NUM_STEPS] == logprobs

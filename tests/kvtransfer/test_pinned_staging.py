@@ -251,49 +251,6 @@ def test_a_connection_that_breaks_is_told_once_nothing_is_written_any_more() -> 
     staged.close()
 
 
-class _FailingStream(FakeStream):
-    """Loses its device once it was given a copy into device memory."""
-
-    def begin(self, target: KvSource, source: KvSource, runs: Sequence[ByteRun]) -> None:
-        super().begin(target, source, runs)
-        if isinstance(target, FakePool):
-            self.failures.extend(["is_done"] * 100)
-
-
-class _FailingDevice(FakeDevice):
-    def new_stream(self) -> CopyStream:
-        stream = _FailingStream(self._copy_bytes, is_manual=False)
-        self.streams.append(stream)
-        return stream
-
-
-def test_a_stuck_copy_keeps_its_claim_though_the_connection_ends() -> None:
-    good, bad = FakeDevice(), _FailingDevice()
-    receiving = StagedTcpTransport(lambda: bad, settings=PushSettings(0.0))
-    sending = StagedTcpTransport(lambda: good, settings=PushSettings(0.0))
-    receiver = receiving.create_receiver(2, BLOCK_BYTES, "decode-0", next_incarnation())
-    receiver.expect([0], [1])
-    export = receiver.export()
-    sender = sending.connect(export, sender_id="prefill-0#1", block_bytes=BLOCK_BYTES)
-    with pytest.raises(TransferError):
-        sender.push(
-            sending.new_pool(CONTENT[:BLOCK_BYTES]), moves_of((0,), (0,)), timeout_s=PATIENCE_S
-        )
-    # Nobody who comes takes over its place, and the right to clear its claim with it.
-    other = sending.connect(export, sender_id="prefill-1#1", block_bytes=BLOCK_BYTES)
-    receiver.revoke([0])
-    assert not receiver.quarantine_clear([0])
-    assert receiver.quarantine_clear([1])
-    # The device answers again: nothing is written any more, and what was held for it is let go.
-    for stream in bad.streams:
-        stream.failures.clear()
-    assert receiver.quarantine_clear([0])
-    assert all(pinned.is_closed for pinned in bad.pinned)
-    for each in (sender, other):
-        each.close()
-    receiver.close()
-
-
 def test_rooms_that_cannot_be_had_are_a_clear_error_and_none_is_kept() -> None:
     class NoRoom(FakeDevice):
         def pin(self, num_bytes: int):  # type: ignore[no-untyped-def]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from kvtransfer.tcp_frames import (
+    HELLO_HEAD_BYTES,
     TOKEN_BYTES,
     VERSION,
     WELCOME_BYTES,
@@ -94,13 +95,18 @@ def test_who_has_not_said_a_whole_hello_after_five_seconds_is_dropped(
     assert slow.recv(1) == b""
 
 
-def test_a_sender_of_another_version_is_told_so_and_not_let_in(desk: Desk) -> None:
+@pytest.mark.parametrize("num_bytes", [None, HELLO_HEAD_BYTES], ids=["whole", "its head so far"])
+def test_a_sender_of_another_version_is_told_so_and_not_let_in(
+    desk: Desk, num_bytes: int | None
+) -> None:
     hello = bytearray(pack_hello(HELLO))
     hello[8:10] = (VERSION + 1).to_bytes(2, "little")
-    newer = desk.dial(bytes(hello))
+    newer = desk.dial(bytes(hello)[:num_bytes])
     frame = b""
     while len(frame) < WELCOME_BYTES:
-        frame += newer.recv(WELCOME_BYTES - len(frame))
+        part = newer.recv(WELCOME_BYTES - len(frame))
+        assert part, "it left without a word"
+        frame += part
     assert read_welcome(frame) == (Welcome.OTHER_VERSION, 1)
     assert newer.recv(1) == b""
     assert desk.admitted.empty()

@@ -1,5 +1,6 @@
 """When a prefill worker pushes what is computed, by each setting of kv_overlap."""
 
+import math
 import random
 
 import pytest
@@ -40,6 +41,7 @@ class Worker:
         per_block_s: float = 1e-5,
         per_pass: int = PER_PASS,
         are_cores_shared: bool = False,
+        max_push_s: float = math.inf,
     ) -> None:
         settings = PrefillSettings(
             1024,
@@ -49,6 +51,7 @@ class Worker:
             prefix_caching=False,
             kv_overlap=overlap,
             are_cores_shared=are_cores_shared,
+            max_push_s=max_push_s,
         )
         self.core = PrefillCore(settings)
         self.fixed_s, self.per_block_s = fixed_s, per_block_s
@@ -163,6 +166,40 @@ def test_auto_pushes_once_where_a_push_costs_more_than_the_prompt() -> None:
 def test_auto_pushes_once_where_pushes_take_their_time_from_the_passes() -> None:
     worker = warmed(KvOverlap.AUTO, are_cores_shared=True)
     assert worker.prompt("r/0", 8 * PER_PASS) == 1
+
+
+def test_auto_lets_no_push_become_so_long_that_it_would_time_out() -> None:
+    """However little is gained: a push that times out costs the whole prompt, again and again."""
+    per_block_s, max_push_s = 1e-3, 0.04
+    worker = warmed(
+        KvOverlap.AUTO, per_block_s=per_block_s, are_cores_shared=True, max_push_s=max_push_s
+    )
+    worker.pushes.clear()
+    worker.prompt("r/0", 8 * PER_PASS)
+    of_a_pass_s = PER_PASS // BLOCK_SIZE * per_block_s
+    longest_s = max(len(push.block_ids) for push in worker.pushes) * per_block_s
+    assert longest_s < max_push_s + of_a_pass_s
+    assert len(worker.pushes) < 8
+
+
+def test_a_path_that_is_taken_already_is_not_given_more_for_the_sake_of_short_pushes() -> None:
+    """They would wait one behind the other, and time is up from when they were ordered."""
+    worker = warmed(KvOverlap.AUTO, per_block_s=1e-2, max_push_s=0.04)
+    assert worker.prompt("r/0", 8 * PER_PASS) < 8
+
+
+@modes
+def test_nothing_is_pushed_of_an_answer_that_ends_with_its_first_token(overlap: KvOverlap) -> None:
+    worker = Worker(overlap)
+    task = TaskId("r/0")
+    worker.send(StartPrefill(task, prompt_of(PER_PASS)))
+    worker.send(PushTo(task, target_of("r/0", PER_PASS // BLOCK_SIZE)))
+    _, plan = worker.core.plan(0.0)
+    assert plan is not None
+    ended = SampledOutput(plan.chunks[0].slot, 7, "x", finish_reason="stop")
+    worker.perform(worker.core.handle(StepFinished((ended,))))
+    assert worker.pushes == []
+    assert worker.core.num_tasks == 0
 
 
 def test_auto_ends_no_later_than_either_fixed_way_on_slow_and_quick_paths() -> None:

@@ -54,9 +54,35 @@ def test_of_many_pairs_the_two_that_are_most_alike_are_named() -> None:
     )
 
 
-def test_a_worker_that_tells_nothing_is_told_nothing_of() -> None:
+def test_a_worker_of_an_earlier_release_is_named() -> None:
+    # As where workers are replaced one after the other.
     silent = hello_of("decode-0", compatibility="other")
-    assert closest_difference([worker("prefill-0")], [silent]) is None
+    said = "decode-0 is of an earlier release, which does not say what it has"
+    assert closest_difference([worker("prefill-0")], [silent]) == said
+    earlier = [hello_of(f"prefill-{number}", compatibility="third") for number in range(9)]
+    assert closest_difference(earlier, [worker("decode-0")]) == (
+        "prefill-0, prefill-1, prefill-2 and 6 more are of an earlier release, which does not say "
+        "what it has"
+    )
     core = CoreUnderTest(workers=(worker("prefill-0"), silent))
-    with pytest.raises(NoWorkerAvailable, match="no two are compatible: nobody says why"):
+    with pytest.raises(NoWorkerAvailable, match=f"no two are compatible: {said}; .*one release"):
         core.ask(spec_of())
+
+
+def test_where_some_tell_something_these_are_named_beside_earlier_ones() -> None:
+    silent = hello_of("decode-1", compatibility="other")
+    told = closest_difference([worker("prefill-0")], [silent, worker("decode-0", dtype="a")])
+    assert told == "prefill-0 and decode-0 have dtype bfloat16 and a"
+
+
+def test_what_differs_is_cut_to_what_an_error_has_room_for() -> None:
+    other = worker("decode-0", dtype="y" * 400)
+    told = closest_difference([worker("prefill-0", dtype="x" * 400)], [other])
+    assert told is not None
+    assert len(told) < 400
+    assert "xxx... and yyy" in told
+
+
+def test_two_that_have_the_same_and_differ_all_the_same_are_not_explained() -> None:
+    one, other = worker("prefill-0"), worker("decode-0")
+    assert closest_difference([one], [other]) is None

@@ -37,6 +37,14 @@ def test_an_older_worker_tells_neither() -> None:
     assert decode_response(message) == older
 
 
+@pytest.mark.parametrize("trait", ["weights=a\nb", "w=\x1b[2J", "w=\u202e", "w=\U0001f600"])
+def test_what_two_workers_must_share_fits_on_a_line_and_takes_no_more_room_than_it_seems(
+    trait: str,
+) -> None:
+    with pytest.raises(ProtocolError, match="traits"):
+        decode_response(encode_worker_hello(replace(HELLO, traits=(trait,))))
+
+
 def test_what_two_workers_must_share_is_bounded() -> None:
     for traits in (("a=b",) * 65, ("",), ("x" * 600,)):
         with pytest.raises(ProtocolError, match="traits"):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from scheduling.batch_time import BatchShape, BatchTime
 from scheduling.push_pacing import (
+    MAX_LATER,
     MAX_PASSES,
     MIN_CUT_TOKENS,
     PassAhead,
@@ -172,6 +173,17 @@ def test_a_pass_is_cut_where_the_path_is_slow_and_not_where_it_is_quick() -> Non
 def test_a_short_prompt_is_never_cut() -> None:
     rest = whole_prompt(2 * MIN_CUT_TOKENS - 1)
     assert tokens_before_cut(PushPath(0.0, 1.0), MODEL, rest) == rest.end
+
+
+def test_a_prompt_is_not_cut_where_its_first_token_would_be_later_by_much() -> None:
+    """Callers wait for that one with a goal of its own, which the worker does not know."""
+    path, model = PushPath(1e-4, 2e-3), BatchTime(fixed_s=0.02, bends=((0, 1e-4),))
+    for num_tokens in (1024, 2048, 4096, 8192):
+        num_first = tokens_before_cut(path, model, whole_prompt(num_tokens))
+        in_one_s = model.seconds(BatchShape().with_chunk(0, num_tokens))
+        # What another pass costs, whatever it holds.
+        is_little = model.fixed_s <= MAX_LATER * in_one_s
+        assert (num_first < num_tokens) == is_little, num_tokens
 
 
 @given(rests(), paths)

@@ -54,11 +54,11 @@ def test_whatever_was_measured_nothing_is_negative(pushes: list[MeasuredPush]) -
 
 def test_a_path_is_unknown_until_a_push_has_ended_well() -> None:
     paths = PushPaths(are_cores_shared=False)
-    paths.ordered(PEER, 8)
+    paths.ordered(PEER, 8, 10.0)
     assert paths.path_to(PEER) is None
     paths.ended(PEER, None)
     assert paths.path_to(PEER) is None
-    paths.ordered(PEER, 8)
+    paths.ordered(PEER, 8, 10.0)
     paths.ended(PEER, pushed(8))
     assert paths.path_to(PEER) is not None
     assert paths.path_to(OTHER) is None
@@ -66,12 +66,12 @@ def test_a_path_is_unknown_until_a_push_has_ended_well() -> None:
 
 def test_a_path_is_busy_with_what_is_under_way_and_less_so_as_time_goes_by() -> None:
     paths = PushPaths(are_cores_shared=False)
-    paths.ordered(PEER, 8)
+    paths.ordered(PEER, 8, 10.0)
     paths.ended(PEER, pushed(8))
     assert paths.busy_s(PEER, 10.0) == 0.0
     seconds = pushed(8).seconds
-    paths.ordered(PEER, 8)
-    paths.ordered(PEER, 8)
+    paths.ordered(PEER, 8, 10.0)
+    paths.ordered(PEER, 8, 10.0)
     assert paths.busy_s(PEER, 10.0) == pytest.approx(2 * seconds)
     assert paths.busy_s(PEER, 10.0 + seconds / 2) == pytest.approx(1.5 * seconds)
     paths.ended(PEER, pushed(8))
@@ -81,12 +81,53 @@ def test_a_path_is_busy_with_what_is_under_way_and_less_so_as_time_goes_by() -> 
     assert paths.busy_s(OTHER, 10.0) == 0.0
 
 
+def known(sizes: tuple[int, ...] = (8,)) -> PushPaths:
+    paths = PushPaths(are_cores_shared=False)
+    for size in sizes:
+        paths.ordered(PEER, size, 0.0)
+        paths.ended(PEER, pushed(size))
+    return paths
+
+
+def test_a_push_takes_none_of_the_time_before_its_order() -> None:
+    paths = known()
+    seconds = pushed(8).seconds
+    assert paths.busy_s(PEER, 10.0) == 0.0
+    # Somebody knew the time when this one was ordered,
+    paths.ordered(PEER, 8, 10.0 + seconds)
+    assert paths.busy_s(PEER, 10.0 + seconds) == pytest.approx(seconds)
+    paths.ended(PEER, pushed(8))
+    # and nobody when this one was, at the end of a pass: it counts from the next look on.
+    paths.ordered(PEER, 8, None)
+    assert paths.busy_s(PEER, 20.0) == pytest.approx(seconds)
+    assert paths.busy_s(PEER, 20.0 + seconds / 2) == pytest.approx(seconds / 2)
+
+
+def test_a_push_that_takes_longer_than_predicted_takes_no_time_from_those_behind_it() -> None:
+    paths = known()
+    seconds = pushed(8).seconds
+    for _ in range(3):
+        paths.ordered(PEER, 8, 10.0)
+    assert paths.busy_s(PEER, 20.0) == pytest.approx(2 * seconds)
+    paths.ended(PEER, None)
+    assert paths.busy_s(PEER, 20.0) == pytest.approx(2 * seconds)
+
+
+def test_a_push_that_ended_early_leaves_no_more_than_what_is_behind_it() -> None:
+    paths = known((8, 16))
+    paths.ordered(PEER, 100, 10.0)
+    paths.ordered(PEER, 8, 10.0)
+    assert paths.busy_s(PEER, 10.0) == pytest.approx(pushed(100).seconds + pushed(8).seconds)
+    paths.ended(PEER, pushed(100))
+    assert paths.busy_s(PEER, 10.0) == pytest.approx(pushed(8).seconds)
+
+
 def test_peers_that_were_used_longest_ago_are_forgotten_but_none_with_a_push_under_way() -> None:
     paths = PushPaths(are_cores_shared=False)
-    paths.ordered(PEER, 8)
+    paths.ordered(PEER, 8, 10.0)
     for number in range(2 * MAX_PEERS):
         other = WorkerId(f"other-{number}")
-        paths.ordered(other, 8)
+        paths.ordered(other, 8, 10.0)
         paths.ended(other, pushed(8))
     assert len(paths) == MAX_PEERS
     assert paths.path_to(WorkerId("other-0")) is None

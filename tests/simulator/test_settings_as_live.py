@@ -49,12 +49,14 @@ DECODE_MAY_DIFFER = {
 PREFILL_MAY_DIFFER = {
     "is_learning": "for `tandem admin workers`",
     "are_cores_shared": "the hardware that is described has links of its own",
+    "max_push_s": "no simulated push times out",
 }
 HELLO_MAY_DIFFER = {
     "compatibility": "simulated workers all fit one another",
     "model_fingerprint": "no model is loaded in a simulation",
     "export": "KV does not travel in a simulation, but takes as long",
     "max_message_bytes": "no message is sent in a simulation",
+    "traits": "what `compatibility` is made of, for routers that say why two do not fit",
 }
 by_policy = pytest.mark.parametrize("name", NAMES)
 by_role = pytest.mark.parametrize("role", ["decode", "mixed"])

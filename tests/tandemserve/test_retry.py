@@ -1,6 +1,7 @@
 """When to try again, without a clock and without waiting."""
 
 import random
+from contextlib import suppress
 
 import pytest
 
@@ -53,6 +54,28 @@ def test_any_failure_with_a_retry_delay_is_tried_again() -> None:
 def test_a_very_long_retry_delay_is_the_callers_decision() -> None:
     with pytest.raises(QueueFull):
         attempts().delay_after(QueueFull("x", retry_after_s=31.0), 100.0)
+
+
+@pytest.mark.parametrize("asked_s", [9.0, 20.0, 600.0])
+def test_who_says_that_workers_may_be_long_in_coming_is_asked_while_patience_lasts(
+    asked_s: float,
+) -> None:
+    # One may be there sooner than it was the last time, and to ask costs nobody any work.
+    trial, now = attempts(max_retries=None, retry_for_s=10.0), 100.0
+    tried_at_s: list[float] = []
+    error = NoWorkerAvailable("x", retry_after_s=asked_s)
+    with suppress(NoWorkerAvailable):
+        while True:
+            now += trial.delay_after(error, now)
+            tried_at_s.append(now - 100.0)
+    assert 7.0 < tried_at_s[-1] <= 10.0
+    # A wait that there is time for is waited; of a longer one, only the end is not known.
+    assert tried_at_s[0] > 9.0 if asked_s < 10.0 else len(tried_at_s) >= 6
+
+
+def test_a_long_wait_for_workers_does_not_end_the_tries_before_a_deadline() -> None:
+    trial = attempts(timeout_s=5.0, max_retries=None, retry_for_s=10.0)
+    assert trial.delay_after(NoWorkerAvailable("x", retry_after_s=8.0), 100.0) <= 0.2
 
 
 def test_attempts_share_one_deadline() -> None:

@@ -25,6 +25,7 @@ from scheduling.worker_events import (
 from worker.rank_channel import RankChannel
 from worker.rank_messages import (
     MAX_MESSAGE_BYTES,
+    MAX_REASON_CHARS,
     KvExpected,
     KvHappened,
     PoolMade,
@@ -90,6 +91,13 @@ def test_every_message_arrives_as_it_was_sent(message: RankMessage) -> None:
     with pytest.raises(RankLost, match="has ended"):
         receiver.receive(None)
     receiver.close()
+
+
+def test_why_a_rank_cannot_go_on_is_one_line_whatever_it_was() -> None:
+    device = RuntimeError("CUDA error: out of order\n  see the log\n\nfor more")
+    assert RankFailed.of(device).message == "CUDA error: out of order see the log for more"
+    assert RankFailed.of(MemoryError()).message == "MemoryError"
+    assert len(RankFailed.of(RuntimeError("x" * 10**6)).message) < MAX_REASON_CHARS + 10
 
 
 def test_the_settings_of_a_worker_arrive_without_its_secrets() -> None:
