@@ -26,7 +26,9 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else (value,)
 
 
-Count = Annotated[int, Field(gt=0)]
+# No dimension of a tensor is larger, and each layer is an object of ours.
+Count = Annotated[int, Field(gt=0, le=2**31)]
+NumLayers = Annotated[int, Field(gt=0, le=10_000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[tuple[TokenId, ...], BeforeValidator(_as_tuple)]
@@ -65,7 +67,7 @@ class ConfigJson(JsonSchema):
     vocab_size: Count
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: NumLayers
     num_attention_heads: Count
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
@@ -267,7 +269,7 @@ class Gemma3Json(Gemma2Json):
     vocab_size: Count = 262_208
     hidden_size: Count = 2304
     intermediate_size: Count = 9216
-    num_hidden_layers: Count = 26
+    num_hidden_layers: NumLayers = 26
     num_attention_heads: Count = 8
     max_position_embeddings: Count = 131_072
     final_logit_softcapping: Positive | None = None

@@ -152,6 +152,8 @@ def test_generation_config_decides_where_a_sequence_ends_and_how_it_samples(
         ({"hidden_size": "32"}, "hidden_size"),
         ({"hidden_size": 0}, "hidden_size"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers"),
+        ({"vocab_size": 10**30}, "vocab_size"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"hidden_size": 34}, "num_attention_heads"),
         ({"head_dim": 7}, "head_dim"),
