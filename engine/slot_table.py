@@ -38,7 +38,7 @@ class SlotTable:
         self.tokens = np.zeros((rows, _FIRST_WIDTH), np.int64)
         self.num_tokens = np.zeros(rows, np.int64)
         self.num_prompt_tokens = np.zeros(rows, np.int64)
-        # Behind num_tokens, tokens that are being sampled; their places hold token 0.
+        # Behind num_tokens, tokens that are being sampled; any token may stand in their places.
         self.num_ahead = np.zeros(rows, np.int64)
         # [slot, index]; beyond num_blocks the sequence's own first block is repeated.
         self.blocks = np.zeros((rows, max(1, _FIRST_WIDTH // block_size)), np.int64)
@@ -141,15 +141,16 @@ class SlotTable:
 
     def expect(self, slots: Int64Array) -> None:
         """One more token of each is being sampled; `arrived` brings it, or `give_up` forgets it."""
-        lengths = self.num_tokens[slots] + self.num_ahead[slots]
-        self._widen_tokens(int(lengths.max()) + 1)
-        self.tokens[slots, lengths] = 0
-        self.num_ahead[slots] += 1
+        num_ahead = self.num_ahead[slots] + 1
+        self._widen_tokens(int((self.num_tokens[slots] + num_ahead).max()))
+        self.num_ahead[slots] = num_ahead
 
     def arrived(self, slots: Int64Array, token_ids: Int64Array) -> None:
-        """The token of each that was expected first."""
-        self.give_up(slots)
-        self.append(slots, token_ids)
+        """The token of each that was expected first; there is room for it."""
+        lengths = self.num_tokens[slots]
+        self.tokens[slots, lengths] = token_ids
+        self.num_tokens[slots] = lengths + 1
+        self.num_ahead[slots] -= 1
 
     def give_up(self, slots: Int64Array) -> None:
         """A token of each that was expected counts for nothing."""

@@ -201,7 +201,11 @@ class TcpDoor:
             for slot in ended:
                 self._claims.clear(slot)
         for each in arrivals:
-            each.close()
+            try:
+                each.close()
+            except Exception:
+                # Whoever asks goes on: a door, or the engine.
+                log.exception("kv_link_not_closed")
 
     def _is_free(self, slot: int) -> bool:
         """Also without a sender a slot is not free where a copy on a device is stuck."""

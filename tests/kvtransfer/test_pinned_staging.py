@@ -1,14 +1,14 @@
 """Blocks of a device by way of pinned rooms: bounded, overlapping, and nothing left behind."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from kvtransfer.batches import PushSettings, TaggedBlocks
-from kvtransfer.device import ByteRun, CopyStream, DeviceMemory, KvSource
-from kvtransfer.device_testing import FakeDevice, FakePool, FakeStream
+from kvtransfer.device import DeviceMemory, KvSource
+from kvtransfer.device_testing import FakeDevice
 from kvtransfer.doors import OnDevice, PoolOwner
 from kvtransfer.errors import (
     CopyStuck,
