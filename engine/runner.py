@@ -54,7 +54,7 @@ class PendingStep(Protocol):
     """A pass that was ordered. It uses the slots and blocks of its plan until one of these ends."""
 
     def result(self) -> StepResult:
-        """Wait for its tokens and append them to the histories. Once; the first begun goes first.
+        """Wait for its end, and append its tokens to the histories. Once; the first begun first.
 
         Raises: LogitsNotFinite, with nothing appended; discard what was begun after it.
         """
