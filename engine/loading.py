@@ -13,6 +13,8 @@ from engine.model_folder import ModelFolder, open_model_folder
 from engine.model_folder_errors import UnsupportedModelOption
 from engine.models.decoder import Decoder
 from engine.models.model import Model
+from engine.models.row_kernels_choice import RowKernelsName, choose_row_kernels
+from engine.models.with_row_kernels import with_row_kernels
 from engine.native.choice import KernelChoice, choose_kernels
 from engine.parallel_fit import require_fit
 from engine.tensor_parallel import RankExchange, config_of_rank, share_of
@@ -39,14 +41,17 @@ def load_model(
     kernels: KernelChoice = "auto",
     exchange: RankExchange | None = None,
     progress: LoadingProgress = UNWATCHED,
+    row_kernels: RowKernelsName = "auto",
 ) -> Decoder:
     """Load a folder for computation in `dtype`: "float32", "bfloat16" or "float16".
 
     `kernels`: whether compiled ones compute what they can; never on a GPU, nor in float16.
     `exchange`: between the ranks of a worker, of which this process is to have its share of the
-    model. Set the number of torch threads before.
+    model. `row_kernels`: the same question for a GPU (engine/models/row_kernels.py). Set the number
+    of torch threads before.
     Raises: a leaf of ModelFolderError, DeviceUnavailable, NoCommonRowCount, KernelsNotBuilt,
-        KernelsNotLoaded, TensorParallelUnfit, ValueError for an unknown dtype.
+        KernelsNotLoaded, RowKernelsUnavailable, TensorParallelUnfit, ValueError for an unknown
+        dtype.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; use one of {sorted(_DTYPES)}")
@@ -55,6 +60,7 @@ def load_model(
     is_compiled = target.type == "cpu" and dtype != "float16"
     progress.phase("preparing kernels")
     compiled = choose_kernels(kernels) if is_compiled else None
+    rows = choose_row_kernels(row_kernels, _DTYPES[dtype], target)
     config, share = _own_config(checked), share_of(exchange)
     require_fit(config, share.size)
     progress.phase("loading weights")
@@ -62,7 +68,8 @@ def load_model(
         config, checked.weight_files, _DTYPES[dtype], target, compiled, exchange, progress
     )
     progress.phase("trying numbers of rows")
-    return Decoder(config_of_rank(config, share), weights)
+    own = config_of_rank(config, share)
+    return Decoder(own, weights if rows is None else with_row_kernels(own, weights, rows))
 
 
 def load_any_model(
@@ -72,13 +79,14 @@ def load_any_model(
     kernels: KernelChoice = "auto",
     exchange: RankExchange | None = None,
     progress: LoadingProgress = UNWATCHED,
+    row_kernels: RowKernelsName = "auto",
 ) -> Model:
     """As `load_model`; families that it does not know are the transformers library's.
 
     Those are not cut among ranks. Raises: as `load_model`; LibraryMissing.
     """
     if exchange is not None or isinstance(folder.config, ModelConfig):
-        return load_model(folder, dtype, device, kernels, exchange, progress)
+        return load_model(folder, dtype, device, kernels, exchange, progress, row_kernels)
     progress.phase("importing transformers")
     # Imported where it is needed: it takes seconds, and few models need it.
     from engine.other.model import load_transformers_model

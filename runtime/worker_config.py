@@ -44,6 +44,12 @@ class WorkerConfig(ProcessConfig):
         "flashinfer as well, where all workers that exchange KV need it then, and a token may "
         "depend on what is beside it in a batch",
     )
+    row_kernels: Literal["auto", "torch", "flashinfer"] = Field(
+        "auto",
+        description="on a GPU, what computes norms, gates and the rotation of heads; auto: "
+        "flashinfer where it is installed and dtype has 16 bits, else torch. Workers that exchange "
+        "KV need the same",
+    )
     cuda_graphs: bool = Field(
         True,
         description="on a GPU, record the work between attentions once for passes of up to "

@@ -45,16 +45,29 @@ class Kernel:
 
 
 def compile_kernels(kernels: list[Kernel], out: Path) -> None:
-    """Write `out`/NAME/NAME.so of each, and of what joins two parts; about a minute each."""
+    """Write `out`/NAME/NAME.so of each; about a minute each.
+
+    And of what joins two parts, and of what engine/models/flashinfer_rows.py calls.
+    """
     modules = importlib.import_module("flashinfer.jit.attention.modules")
     specs = [_spec_of(modules, kernel) for kernel in kernels]
     specs.append(importlib.import_module("flashinfer.jit.cascade").gen_cascade_module())
+    specs.extend(_row_specs())
     for spec in specs:
         spec.build(verbose=False)
         target = out / spec.name / f"{spec.name}.so"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(spec.jit_library_path, target)
         print(f"{target.name}: {target.stat().st_size / 1e6:.1f} MB", flush=True)
+
+
+def _row_specs() -> list[Any]:
+    """Norms, rotation and gates; each is for all sizes, and for both dtypes."""
+    norm, rope, activation = (
+        importlib.import_module(f"flashinfer.jit.{part}") for part in ("norm", "rope", "activation")
+    )
+    gates = [activation.gen_act_and_mul_module(name) for name in ("silu", "gelu_tanh")]
+    return [norm.gen_norm_module(), rope.gen_rope_module(), *gates]
 
 
 # FlashInfer has no types.

@@ -17,6 +17,7 @@ from engine.model_folder import ModelFolder, open_model_folder
 from engine.model_folder_errors import ModelFolderError
 from engine.models.decoder import Decoder
 from engine.models.model import Model
+from engine.models.row_kernels_choice import RowKernelsUnavailable
 from engine.native.library import KernelsNotBuilt, KernelsNotLoaded
 from engine.parallel_fit import TensorParallelUnfit
 from engine.row_tiles import NoCommonRowCount
@@ -60,6 +61,7 @@ def engine_errors_in_one_line() -> Iterator[None]:
         KernelsNotBuilt,
         KernelsNotLoaded,
         NoCommonRowCount,
+        RowKernelsUnavailable,
         TensorParallelUnfit,
         TooLittleDeviceMemory,
     ) as error:
@@ -100,7 +102,9 @@ def load_engine(
         dtype = resolve_dtype(config.dtype, folder.config.torch_dtype, config.device)
         # The kernels are for CPUs, FlashInfer is not.
         kernels = "torch" if config.attention == "flashinfer" else config.attention
-        model = load_any_model(folder, dtype, device, kernels, exchange, progress)
+        model = load_any_model(
+            folder, dtype, device, kernels, exchange, progress, config.row_kernels
+        )
         if config.device == "cuda" and config.cuda_graphs and isinstance(model, Decoder):
             progress.phase("recording passes")
             # Before memory is measured: graphs keep some.

@@ -20,6 +20,7 @@ def require_available(config: WorkerConfig) -> None:
     # The libraries are loaded here and not above: it takes seconds.
     from engine.attention.choice import require_flashinfer
     from engine.loading import checked_device
+    from engine.models.row_kernels_choice import require_row_kernels
     from worker.engine_loading import device_of_rank, engine_errors_in_one_line
     from worker.transports import transports_of
 
@@ -28,6 +29,8 @@ def require_available(config: WorkerConfig) -> None:
             device = checked_device(device_of_rank(config.device, rank))
             if config.attention == "flashinfer":
                 require_flashinfer(device)
+            if config.row_kernels == "flashinfer":
+                require_row_kernels(device)
     for rank in range(config.tensor_parallel_size):
         transports_of(config, rank)
 

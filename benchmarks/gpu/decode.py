@@ -1,4 +1,7 @@
-"""Decode steps beside the time to read weights and KV once, with recorded layers and without."""
+"""Decode steps beside the time to read weights and KV once, with recorded layers and without.
+
+Where a worker has row kernels (engine/models/row_kernels.py), recorded layers also without them.
+"""
 
 import statistics
 from collections.abc import Iterator
@@ -53,6 +56,9 @@ def measure_decode(setup: EngineSetup, journal: Journal) -> None:
         journal.skip("recorded layers", "CUDA graphs need a CUDA device")
     else:
         runners = {"recorded": setup.runner(largest, captured), **runners}
+        if setup.has_row_kernels:
+            by_torch = setup.captured_model(largest, "torch")
+            runners["recorded, torch's rows"] = setup.runner(largest, by_torch)
     journal.note(**setup.facts())
     for batch, context in grid.cells():
         name = f"batch {batch}, context {context}"

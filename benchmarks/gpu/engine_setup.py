@@ -23,6 +23,8 @@ from engine.model_config import ModelConfig
 from engine.model_runner import ModelRunner
 from engine.models.captured_layers import Capture
 from engine.models.decoder import Decoder
+from engine.models.row_kernels_choice import RowKernelsName, choose_row_kernels
+from engine.models.with_row_kernels import with_row_kernels
 from engine.native.choice import choose_kernels
 from engine.random_weights_testing import make_random_decoder
 from engine.testing import family_config
@@ -92,11 +94,28 @@ class EngineSetup:
 
     @cached_property
     def model(self) -> Decoder:
-        """Its layers are ordered kernel by kernel."""
+        """Its layers are ordered kernel by kernel, with a worker's own row kernels."""
+        return self._with_row_kernels("auto")
+
+    @cached_property
+    def _torch_rows(self) -> Decoder:
         options = self.options
         kernels = None if options.is_cuda or options.attention == "torch" else choose_kernels()
         device = torch.device(options.device)
         return make_random_decoder(config_of(options.shape), options.dtype, device, kernels=kernels)
+
+    @property
+    def has_row_kernels(self) -> bool:
+        """Whether a worker has others than torch's here."""
+        return self.model.weights.row_kernels is not None
+
+    def _with_row_kernels(self, name: RowKernelsName) -> Decoder:
+        """Over the same matrices."""
+        model = self._torch_rows
+        rows = choose_row_kernels(name, model.dtype, model.device)
+        if rows is None:
+            return model
+        return Decoder(model.config, with_row_kernels(model.config, model.weights, rows))
 
     @cached_property
     def layout(self) -> KvLayout:
@@ -135,14 +154,15 @@ class EngineSetup:
         """An empty one over the pool."""
         return ModelRunner(model or self.model, self.pool, max_num_seqs, self.attention)
 
-    def captured_model(self, max_rows: int) -> Decoder | None:
+    def captured_model(self, max_rows: int, row_kernels: RowKernelsName = "auto") -> Decoder | None:
         """Over the same weights, with its layers recorded; None where nothing records."""
         capture = self._capture
         if capture is None and self.options.is_cuda:
             capture = CudaCapture(self.model.device)
         if capture is None:
             return None
-        model = Decoder(self.model.config, self.model.weights)
+        weights = self._with_row_kernels(row_kernels).weights
+        model = Decoder(self.model.config, weights)
         model.capture(max_rows, capture)
         return model
 
@@ -165,6 +185,7 @@ class EngineSetup:
             "shape": self.options.shape,
             "dtype": self.options.dtype_name,
             "attention": self.attention.arithmetic,
+            "arithmetic": self.model.arithmetic,
             "weight_bytes": self.weight_bytes(),
             "kv_bytes_per_token": self.layout.block_bytes // BLOCK_SIZE,
             "pool_tokens": self.pool.num_blocks * BLOCK_SIZE,

@@ -40,7 +40,7 @@ class StepAttention(Protocol):
         """Write key and value into the pool, then attend.
 
         Shapes: query [num_tokens, num_heads, head_dim]; key, value [num_tokens, num_kv_heads,
-            head_dim]; result like query, float32.
+            head_dim], float32 or the model's dtype; result like query, float32.
         """
         ...
 

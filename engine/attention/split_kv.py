@@ -98,7 +98,7 @@ class SplitKvStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         write_new(self._pool, layer, self._new_rows, key, value)
         settings = self._layers[layer]
-        scaled = (query * settings.scale).view(-1, self._geometry.layout.head_dim)
+        scaled = (query.float() * settings.scale).view(-1, self._geometry.layout.head_dim)
         plans = self._plans[settings.sliding_window]
         parts = [self._attend_tiles(layer, plan, scaled) for plan in plans]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(query.shape)

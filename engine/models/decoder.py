@@ -25,6 +25,7 @@ from engine.models.heads import HeadCounts
 from engine.models.layer_pass import LayerPass, PassParts
 from engine.models.rope import build_rope_table
 from engine.models.step_rows import StepRows
+from engine.models.with_row_kernels import turns_of
 from engine.row_tiles import RowTiles
 
 
@@ -55,6 +56,7 @@ class Decoder:
             HeadCounts(config.num_heads, config.num_kv_heads, config.head_dim),
             tables,
             rope_indices=tuple(ropes.index(rope) for rope in config.layer_ropes),
+            turns=turns_of(weights, tables, config.head_dim),
         )
         self._compiled = compile_layers(
             config, weights, [tables[index] for index in self._parts.rope_indices]
@@ -80,6 +82,8 @@ class Decoder:
         """Names the order of summation of every product, and the kernels for everything else."""
         kernels, exchange = self.weights.kernels, self.weights.exchange
         others = "torch" if kernels is None else kernels.digest
+        if self.weights.row_kernels is not None:
+            others = self.weights.row_kernels.name
         if exchange is not None and exchange.reduce == "sum":
             # Sums of another number of parts have other bits.
             others += f"-sum{exchange.size}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.linear import Linear
 from engine.models.mlp import Mlp
 from engine.models.norm import RmsNorm
+from engine.models.row_kernels import RowKernels
 from engine.native.library import KernelLibrary
 from engine.outside_exchange import OutsideExchange
 
@@ -46,6 +47,10 @@ class DecoderWeights:
     lm_head: Linear
     # What the parts compute with; None: with torch.
     kernels: KernelLibrary | None = None
+    # What rows go through between products; None: torch, or `kernels`.
+    row_kernels: RowKernels | None = None
+    # Whether heads stay in the model's dtype and are rotated by `row_kernels`.
+    turns_heads: bool = False
     # Between the ranks that the model is cut among; None: it is whole.
     exchange: OutsideExchange | None = None
 

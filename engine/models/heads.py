@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.models.decoder_weights import LayerWeights
 from engine.models.rope import RopeTable, rotate
+from engine.models.row_kernels import TurnHeads
 from engine.native.library import KernelLibrary
 from engine.native.rows import HeadTurn, turn_heads
 
@@ -62,3 +63,24 @@ class StepHeads:
             turning = torch.cat((layer.query_norm(query), layer.key_norm(key)), dim=1)
         rotated = rotate(turning, self._rotation)
         return rotated[:, :num_heads], rotated[:, num_heads:], value
+
+
+class TurnedHeads:
+    """As `StepHeads`, rotated by row kernels: all in the model's dtype."""
+
+    def __init__(self, counts: HeadCounts, turn: TurnHeads, positions: Tensor) -> None:
+        """`positions` [num_tokens] int64."""
+        self._counts = counts
+        self._turn = turn
+        self._positions = positions
+
+    def of(self, fused: Tensor, layer: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
+        """See `StepHeads.of`; `fused` may be overwritten."""
+        num_rows, num_heads = fused.shape[0], self._counts.num_heads
+        num_rotated = num_heads + self._counts.num_kv_heads
+        heads = fused.view(num_rows, -1, self._counts.head_dim)
+        query, key = heads[:, :num_heads], heads[:, num_heads:num_rotated]
+        if layer.query_norm and layer.key_norm:
+            query, key = layer.query_norm(query), layer.key_norm(key)
+        self._turn(self._positions, query.view(num_rows, -1), key.view(num_rows, -1))
+        return query, key, heads[:, num_rotated:]

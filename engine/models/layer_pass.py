@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from engine.models.decoder_weights import DecoderWeights
-from engine.models.heads import HeadCounts, StepHeads
+from engine.models.heads import HeadCounts, StepHeads, TurnedHeads
 from engine.models.rope import RopeTable
+from engine.models.row_kernels import TurnHeads
 from engine.models.step_rows import StepRows
 
 
@@ -23,6 +24,8 @@ class PassParts:
     rope_tables: tuple[RopeTable, ...]
     # Which of them each layer rotates with.
     rope_indices: tuple[int, ...]
+    # One for each table where heads stay in the model's dtype; else none.
+    turns: tuple[TurnHeads, ...] = ()
 
 
 class LayerPass:
@@ -35,13 +38,21 @@ class LayerPass:
         self._hidden = hidden
         # What the part before gives is added to `hidden` together with the norm that follows.
         self._out: Tensor | None = None
-        self._heads = [
-            StepHeads(parts.head_counts, table, positions, parts.weights.kernels)
-            for table in parts.rope_tables
-        ]
+        counts = parts.head_counts
+        self._heads: list[StepHeads] | list[TurnedHeads]
+        if parts.turns:
+            self._heads = [TurnedHeads(counts, turn, positions) for turn in parts.turns]
+        else:
+            self._heads = [
+                StepHeads(counts, table, positions, parts.weights.kernels)
+                for table in parts.rope_tables
+            ]
 
     def heads_of(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value, float32 [num_rows, heads, head_dim] each, of one layer."""
+        """Query, key and value, [num_rows, heads, head_dim] each, of one layer.
+
+        In float32; in the model's dtype where row kernels rotate them.
+        """
         layer, step = self._parts.weights.layers[index], self._step
         norm, out = layer.input_norm, self._out
         normed = norm(self._hidden) if out is None else norm.of_sum(self._hidden, out)

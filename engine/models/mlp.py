@@ -6,6 +6,7 @@ so its bits do not depend on who else visits them.
 """
 
 from collections.abc import Iterable
+from copy import copy
 from itertools import accumulate
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from engine.linear import Linear
 from engine.model_config import Activation
-from engine.models.gated import choose_gated
+from engine.models.gated import Gated, choose_gated
 from engine.models.step_rows import StepRows
 from engine.native.library import KernelLibrary
 from engine.tensor_parallel import RankExchange
@@ -47,6 +48,12 @@ class DenseMlp:
     def gated(self, rows: Tensor, step: StepRows) -> Tensor:
         """[bounds[-1], intermediate_size] what `down` is to be multiplied with."""
         return self._gated(self.gate_up(rows, step.bounds))
+
+    def with_gated(self, gated: Gated) -> "DenseMlp":
+        """Over the same matrices, with another kernel for the same function."""
+        other = copy(self)
+        other._gated = gated
+        return other
 
 
 class MixtureMlp:
@@ -94,6 +101,12 @@ class MixtureMlp:
             total = total + by_token[:, index]
         out = total.to(rows.dtype)
         return step.pad(out if self._adder is None else self._adder.all_sum(out))
+
+    def with_experts(self, experts: tuple[DenseMlp, ...]) -> "MixtureMlp":
+        """With as many others, between which the same router chooses."""
+        other = copy(self)
+        other.experts = experts
+        return other
 
     def _choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and experts, both [num_tokens, num_experts_per_token], by rising expert."""

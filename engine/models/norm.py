@@ -36,7 +36,10 @@ class RmsNorm:
         return F.rms_norm(rows.float(), self.weight.shape, self.weight, self.eps).to(rows.dtype)
 
     def of_sum(self, rows: Tensor, added: Tensor) -> Tensor:
-        """Add to the rows, in place, and normalise them; both [n, width], contiguous."""
+        """Add to the rows, in place, and normalise them; both [n, width], contiguous.
+
+        What was added may be overwritten too: a subclass leaves its result there.
+        """
         if self._kernels is not None:
             return normalise(self._kernels, rows, self.weight, self.eps, added)
         return self(rows.add_(added))
