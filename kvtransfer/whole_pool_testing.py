@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvtransfer.batches import PushSettings
+from kvtransfer.device import read_bytes
 from kvtransfer.protocol import BlockMoves, KvReceiver, KvSender, PushReceipt
 from kvtransfer.testing import PATIENCE_S, patterned_pool
 from runtime.clock import MonotonicClock
@@ -48,7 +49,7 @@ def num_right_blocks(receiver: KvReceiver, moves: BlockMoves) -> int:
     ):
         if receiver.poll([dst], [tag]).is_complete:
             num_arrived += 1
-            arrived = receiver.buffer()[dst * BLOCK_BYTES : (dst + 1) * BLOCK_BYTES]
+            arrived = read_bytes(receiver.memory(), dst * BLOCK_BYTES, BLOCK_BYTES)
             assert arrived == SOURCE[src * BLOCK_BYTES : (src + 1) * BLOCK_BYTES]
     return num_arrived
 

@@ -9,32 +9,38 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from kvtransfer.batches import PushSettings
 from kvtransfer.device import read_bytes, write_bytes
 from kvtransfer.device_testing import FakeDevice
 from kvtransfer.errors import PeerGone, TransferTimeout
-from kvtransfer.protocol import BlockMoves, KvReceiver, Transport
+from kvtransfer.protocol import KvReceiver, Transport
 from kvtransfer.sender_process_testing import PushRefused, SenderProcess, SenderSpec
 from kvtransfer.staged_tcp import StagedTcpTransport
 from kvtransfer.tcp import TcpTransport
 from kvtransfer.tcp_door import DoorSettings
-from kvtransfer.testing import PATIENCE_S, next_incarnation, patterned_pool
+from kvtransfer.testing import PATIENCE_S, next_incarnation
+from kvtransfer.whole_pool_testing import (
+    ALL,
+    BATCH,
+    BLOCK_BYTES,
+    NUM_BLOCKS,
+    SEED,
+    SOURCE,
+    num_right_blocks,
+    reversed_moves,
+    wait_for,
+)
 from runtime.clock import MonotonicClock
 from scheduling.kv_export import KvExport
 
-BLOCK_BYTES, NUM_BLOCKS, SEED = 16 << 10, 64, 3
-ALL = tuple(range(NUM_BLOCKS))
-SOURCE = patterned_pool(NUM_BLOCKS, BLOCK_BYTES, SEED)
 OWN = b"\xa5" * (NUM_BLOCKS * BLOCK_BYTES)
-BATCH_BLOCKS = 8
-BATCH = PushSettings(checksum_fraction=1.0, max_batch_bytes=BATCH_BLOCKS * BLOCK_BYTES)
 # A receiver gives up what does not go on.
 STALLED_S = 1.0
+BATCH_BLOCKS = BATCH.max_batch_bytes // BLOCK_BYTES
 
 
 def make_staged() -> Transport:
@@ -70,31 +76,6 @@ def sender_of(receiver: KvReceiver, transport: Transport, **spec: object) -> Sen
         is_staged=is_staged,
     )
     return SenderProcess(replace(made, **spec))  # type: ignore[arg-type]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    clock = MonotonicClock()
-    deadline_at_s = clock.now() + PATIENCE_S
-    while not condition():
-        assert clock.now() < deadline_at_s, "the condition did not come true in time"
-
-
-def reversed_moves(generation: int = 1) -> BlockMoves:
-    """Scattered on purpose: every block is a copy of its own."""
-    return BlockMoves("r/0", ALL, ALL[::-1], (generation,) * NUM_BLOCKS)
-
-
-def num_right_blocks(receiver: KvReceiver, moves: BlockMoves) -> int:
-    """How many blocks have arrived; each of them holds the sender's bytes."""
-    num_arrived = 0
-    for src, dst, tag in zip(
-        moves.src_block_ids, moves.dst_block_ids, moves.generations, strict=True
-    ):
-        if receiver.poll([dst], [tag]).is_complete:
-            num_arrived += 1
-            arrived = read_bytes(receiver.memory(), dst * BLOCK_BYTES, BLOCK_BYTES)
-            assert arrived == SOURCE[src * BLOCK_BYTES : (src + 1) * BLOCK_BYTES]
-    return num_arrived
 
 
 def take_all_back(receiver: KvReceiver) -> None:
